@@ -1,0 +1,28 @@
+"""The axis glossary: every public tensor's axes are among these names, and no others."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Axis = Literal[
+    "batch",
+    "step",
+    "entity",
+    "feature",
+    "head",
+    "query",
+    "key",
+    "d_head",
+    "d_model",
+    "neuron",
+    "channel",
+    "height",
+    "width",
+    "action",
+    "episode",
+    "pair",
+    "site",
+    "condition",
+    "seed",
+]
+AXES: tuple[Axis, ...] = get_args(Axis)

@@ -1,0 +1,97 @@
+"""Errors that say what was given, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlmechError(Exception):
+    """The root of all errors of this package.
+
+    Args:
+        problem: One sentence: what is wrong.
+        given: What the caller gave.
+        expected: What would have been right.
+        fix: How to mend it.
+    """
+
+    def __init__(self, problem: str, *, given: object, expected: object, fix: str) -> None:
+        super().__init__(problem)
+        self.problem, self.given, self.expected, self.fix = problem, str(given), str(expected), fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  given: {self.given}   expected: {self.expected}\n  fix: {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.problem, self.given, self.expected, self.fix)
+
+
+def _rebuild(cls: type[RlmechError], problem: str, given: str, expected: str, fix: str) -> RlmechError:
+    return cls(problem, given=given, expected=expected, fix=fix)
+
+
+class SiteError(RlmechError, LookupError):
+    """A hook point, or a position on one, that the policy does not have."""
+
+
+class HookError(RlmechError, RuntimeError):
+    """A hook that returned what cannot stand in for the activation, or that never fired."""
+
+
+class ObservationError(RlmechError, ValueError):
+    """An observation of the wrong structure, shape, dtype or value."""
+
+
+class ParityError(RlmechError, RuntimeError):
+    """The hooked policy does not compute what the original module computes."""
+
+
+class EngineError(RlmechError, RuntimeError):
+    """Something needs the traced graph and the policy runs on the eager engine."""
+
+
+class AttentionError(RlmechError, LookupError):
+    """An attention structure that was not found, or failed its numerical check."""
+
+
+class CacheError(RlmechError, ValueError):
+    """A cache that cannot be stacked, saved, loaded, or was changed in place."""
+
+
+class EditError(RlmechError, ValueError):
+    """An edit whose value does not fit its site."""
+
+
+class MetricError(RlmechError, ValueError):
+    """A metric that does not fit the policy, or returned the wrong shape or NaN."""
+
+
+class CheckpointError(RlmechError, ValueError):
+    """A checkpoint that is damaged, unsafe, or does not fit its configuration."""
+
+
+class ConfigError(RlmechError, ValueError):
+    """A configuration that is missing, malformed or contradictory."""
+
+
+class EnvironmentFitError(RlmechError, ValueError):
+    """An environment whose spaces do not fit the policy."""
+
+
+class RecordingError(RlmechError, ValueError):
+    """A recording that exists already, is incomplete, or cannot be read."""
+
+
+class MissingPackageError(RlmechError, ImportError):
+    """An optional package that is not installed."""
+
+
+def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
+    """The names most like a given one, the best first.
+
+    Example:
+        >>> nearest("hook_patern", ["hook_pattern", "hook_z"])
+        ['hook_pattern']
+    """
+    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.5)
