@@ -1,0 +1,102 @@
+"""rlmech: mechanistic interpretability for reinforcement-learning policies.
+
+Everything public stands here, flat. What needs a heavy package (Stable-Baselines3, highway-env, plotly, xarray) is
+imported when it is first used, so that `import rlmech` costs little more than `import torch`.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from rlmech.core.cache import ActivationCache
+from rlmech.core.edit import Edit, Site, mean_ablation, patch, resample_ablation, steer, zero_ablation
+from rlmech.core.hook_point import HookPoint
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import RlmechError
+from rlmech.spec import FeatureSpec, PolicySpec
+
+if TYPE_CHECKING:
+    from rlmech import plot, zoo
+    from rlmech.adapters.load import load
+    from rlmech.adapters.native import save_policy
+    from rlmech.circuits.factored_matrix import FactoredMatrix
+    from rlmech.circuits.qk_ov import ov_circuit, qk_circuit
+    from rlmech.interventions.metrics import Metric, action_flip, action_gap, action_score, policy_kl, state_value
+    from rlmech.interventions.patching import ablation_sweep, activation_patching
+    from rlmech.plot.report import report
+    from rlmech.rollouts.env import make_env
+    from rlmech.rollouts.record import record
+    from rlmech.rollouts.recording import Recording
+
+__version__ = version("rlmech")
+
+_LAZY = {
+    "FactoredMatrix": "rlmech.circuits.factored_matrix",
+    "Metric": "rlmech.interventions.metrics",
+    "Recording": "rlmech.rollouts.recording",
+    "ablation_sweep": "rlmech.interventions.patching",
+    "action_flip": "rlmech.interventions.metrics",
+    "action_gap": "rlmech.interventions.metrics",
+    "action_score": "rlmech.interventions.metrics",
+    "activation_patching": "rlmech.interventions.patching",
+    "load": "rlmech.adapters.load",
+    "make_env": "rlmech.rollouts.env",
+    "ov_circuit": "rlmech.circuits.qk_ov",
+    "policy_kl": "rlmech.interventions.metrics",
+    "qk_circuit": "rlmech.circuits.qk_ov",
+    "record": "rlmech.rollouts.record",
+    "report": "rlmech.plot.report",
+    "save_policy": "rlmech.adapters.native",
+    "state_value": "rlmech.interventions.metrics",
+}
+_MODULES = {"plot", "zoo"}
+
+__all__ = [
+    "ActivationCache",
+    "Edit",
+    "FactoredMatrix",
+    "FeatureSpec",
+    "HookPoint",
+    "HookedPolicy",
+    "Metric",
+    "PolicySpec",
+    "Recording",
+    "RlmechError",
+    "Site",
+    "ablation_sweep",
+    "action_flip",
+    "action_gap",
+    "action_score",
+    "activation_patching",
+    "load",
+    "make_env",
+    "mean_ablation",
+    "ov_circuit",
+    "patch",
+    "plot",
+    "policy_kl",
+    "qk_circuit",
+    "record",
+    "report",
+    "resample_ablation",
+    "save_policy",
+    "state_value",
+    "steer",
+    "zero_ablation",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"rlmech.{name}")
+    else:
+        raise AttributeError(f"module 'rlmech' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -59,6 +59,10 @@ class CacheError(RlmechError, ValueError):
     """A cache that cannot be stacked, saved, loaded, or was changed in place."""
 
 
+class ShapeError(RlmechError, ValueError):
+    """Matrices whose shapes do not go together."""
+
+
 class EditError(RlmechError, ValueError):
     """An edit whose value does not fit its site."""
 

@@ -1,7 +1,8 @@
 """What the numbers of an observation and of an action mean: entities, features with units and ranges, actions.
 
 A normalised feature u in [-1, 1] stands for low + (u + 1) / 2 * (high - low) in its unit. Pure data: nothing here
-imports an environment; `rlmech.rollouts.env.spec_of` reads a spec from a live one.
+imports an environment; `spec_from_config` reads the configuration that highway-env and rl-agents keep as JSON,
+`rlmech.rollouts.env.spec_of` a live environment.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class PolicySpec:
         features: The features along the observation's last axis; empty for images.
         actions: Names of the actions, in the order of the scores.
         presence: Name of the feature that says whether an entity is there (below 0.5: absent), or None.
+        relative: Whether x, y, vx and vy of the entities after the first are relative to the first one's.
         env_id: Gymnasium id of the environment, or None.
         env_config: The environment's configuration as JSON values.
 
@@ -81,6 +83,7 @@ class PolicySpec:
     features: tuple[FeatureSpec, ...] = ()
     actions: tuple[str, ...] = ()
     presence: str | None = None
+    relative: bool = False
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
 
@@ -130,6 +133,95 @@ class PolicySpec:
             features=tuple(FeatureSpec(**feature) for feature in values["features"]),
             actions=tuple(values["actions"]),
             presence=values["presence"],
+            relative=bool(values.get("relative", False)),
             env_id=values["env_id"],
             env_config=dict(values["env_config"]),
         )
+
+
+_UNITS = {
+    "x": "m",
+    "y": "m",
+    "vx": "m/s",
+    "vy": "m/s",
+    "heading": "rad",
+    "long_off": "m",
+    "lat_off": "m",
+    "ang_off": "rad",
+}
+_DEFAULT_FEATURES = ("presence", "x", "y", "vx", "vy")
+_DEFAULT_VEHICLES = 5
+_MAX_SPEED, _LANE_WIDTH = 40.0, 4.0  # m/s and m: highway-env's constants, from which its default ranges follow
+_ENTITY_OBSERVATIONS = ("Kinematics", "ExitObservation")
+_META_ACTIONS = {
+    (True, True): ("LANE_LEFT", "IDLE", "LANE_RIGHT", "FASTER", "SLOWER"),
+    (True, False): ("SLOWER", "IDLE", "FASTER"),
+    (False, True): ("LANE_LEFT", "IDLE", "LANE_RIGHT"),
+}
+
+
+def spec_from_config(config: Mapping[str, Any], *, n_lanes: int | None = None) -> PolicySpec:
+    """Read a spec from a highway-env configuration, e.g. the `env.json` beside an rl-agents checkpoint.
+
+    What the configuration leaves out takes highway-env's defaults for the observation or action named; where it names
+    none, or one that is not made of entities, that part of the spec is empty.
+
+    Args:
+        config: The configuration; `id` is the environment's, `import_module` is never followed.
+        n_lanes: Lanes of the ego's road, on which the default range of y depends; `lanes_count` by default.
+
+    Example:
+        >>> spec = spec_from_config({"observation": {"type": "Kinematics", "features_range": {"x": [-100, 100]}}})
+        >>> [feature.label for feature in spec.features]
+        ['presence', 'x [m]', 'y', 'vx [m/s]', 'vy [m/s]']
+    """
+    observation, action = config.get("observation") or {}, config.get("action") or {}
+    environment = {key: value for key, value in config.items() if key not in ("id", "import_module")}
+    entities: tuple[str, ...] = ()
+    features: tuple[FeatureSpec, ...] = ()
+    if observation.get("type") in _ENTITY_OBSERVATIONS:
+        others = int(observation.get("vehicles_count", _DEFAULT_VEHICLES)) - 1
+        entities = ("ego", *(f"vehicle_{i + 1}" for i in range(others)))
+        features = _features(observation, n_lanes or config.get("lanes_count"))
+    return PolicySpec(
+        entities=entities,
+        features=features,
+        actions=_action_names(action),
+        presence="presence" if any(feature.name == "presence" for feature in features) else None,
+        relative=bool(features) and not observation.get("absolute", False),
+        env_id=config.get("id"),
+        env_config=environment,
+    )
+
+
+def _features(observation: Mapping[str, Any], n_lanes: int | None) -> tuple[FeatureSpec, ...]:
+    names = observation.get("features") or _DEFAULT_FEATURES
+    if not observation.get("normalize", True):
+        return tuple(FeatureSpec(name=name, unit=_UNITS.get(name, "")) for name in names)
+    ranges: Mapping[str, Any] = observation.get("features_range") or {
+        "x": (-5 * _MAX_SPEED, 5 * _MAX_SPEED),
+        "y": None if n_lanes is None else (-_LANE_WIDTH * n_lanes, _LANE_WIDTH * n_lanes),
+        "vx": (-2 * _MAX_SPEED, 2 * _MAX_SPEED),
+        "vy": (-2 * _MAX_SPEED, 2 * _MAX_SPEED),
+    }
+    return tuple(_feature(name, ranges) for name in names)
+
+
+def _feature(name: str, ranges: Mapping[str, Any]) -> FeatureSpec:
+    if name not in ranges:  # highway-env leaves it as it is
+        return FeatureSpec(name=name, unit=_UNITS.get(name, ""))
+    if ranges[name] is None:  # normalised by a range that the configuration does not tell
+        return FeatureSpec(name=name)
+    low, high = ranges[name]
+    return FeatureSpec(name=name, unit=_UNITS.get(name, ""), low=float(low), high=float(high))
+
+
+def _action_names(action: Mapping[str, Any]) -> tuple[str, ...]:
+    along, across = bool(action.get("longitudinal", True)), bool(action.get("lateral", True))
+    match action.get("type"):
+        case "DiscreteMetaAction":
+            return _META_ACTIONS.get((along, across), ())
+        case "ContinuousAction":
+            return ("acceleration",) * along + ("steering",) * across
+        case _:
+            return ()

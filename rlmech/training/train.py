@@ -1,81 +1,203 @@
-"""Train a policy with Stable-Baselines3 on highway-env, so that the run can be stopped and taken up again.
+"""Train a policy with Stable-Baselines3 so that the run can be stopped at any moment and taken up again.
 
-A run directory holds `config.json`, `checkpoints/step_N.zip`, `resume/` (model, replay buffer, curve) and `curve.csv`
-(one row an episode: step, return, length, crashed, arrived). Cost: the environment's stepping, mostly.
+A run directory holds `config.json`, `curve.csv` (a row an episode), `checkpoints/step_N.zip` and `resume/step_N/`
+(model and replay buffer, written beside and renamed). Resuming starts a new episode; the curve is cut back to step N.
+Cost: the environment's stepping (84 % on highway-fast-v0).
 """
 
 from __future__ import annotations
 
 import csv
+import inspect
 import json
-from dataclasses import asdict
+import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import highway_env
+import stable_baselines3
 import torch
-from stable_baselines3 import A2C, DQN, PPO
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from rlmech.errors import ConfigError, nearest
+from rlmech.rollouts.env import make_env
 from rlmech.training.config import TrainConfig
 
-gym.register_envs(highway_env)
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"DQN": DQN, "PPO": PPO, "A2C": A2C}
 RESUME_EVERY = 5000
+CURVE_COLUMNS = ("step", "return", "length", "crashed", "arrived")
+
+
+def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, progress: bool = True) -> Path:
+    """Train, or take up a run where it was stopped.
+
+    Args:
+        config: The configuration, or the path of its TOML file.
+        run: The run's directory; `runs/<name>` by default. One that holds a run of the same configuration is resumed.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The run's directory, with the last checkpoint at `total_steps`.
+
+    Raises:
+        ConfigError: The configuration is malformed, or the directory holds a run of another one.
+
+    Example:
+        >>> from rlmech.training import train
+        >>> train("experiments/00_train_the_zoo/highway_dqn_mlp.toml", "runs/highway")  # doctest: +SKIP
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.load(config)
+    run = Path("runs") / config.name.replace("-", "_") if run is None else Path(run)
+    _claim(run, config)
+    torch.set_num_threads(1)
+    model, step = _resumed_or_new(run, config)
+    if step < config.total_steps:
+        with _progress_bar(config, step, progress) as bar:
+            recorder = _RunRecorder(run, config, bar)
+            model.learn(config.total_steps - step, callback=recorder, reset_num_timesteps=step == 0)
+            recorder.save_resume()
+    return run
+
+
+def _claim(run: Path, config: TrainConfig) -> None:
+    """Make the run's directory, or check that it is this configuration's."""
+    path = run / "config.json"
+    if path.exists():
+        there = TrainConfig.from_json(json.loads(path.read_text()))
+        if there != config:
+            ours, theirs = config.to_json(), there.to_json()
+            differ = [key for key in ours if ours[key] != theirs[key]]
+            raise ConfigError(
+                "The run's directory holds a run of another configuration.",
+                given=f"{run}, where {', '.join(f'{key}={theirs[key]!r}' for key in differ)}",
+                expected=", ".join(f"{key}={ours[key]!r}" for key in differ),
+                fix="name another directory with --run, or remove this one",
+            )
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def _resumed_or_new(run: Path, config: TrainConfig) -> tuple[BaseAlgorithm, int]:
+    env = make_env(config.env_id, config=config.env_config)
+    algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, config.algorithm)
+    saved = sorted((run / "resume").glob("step_*"))
+    if saved:
+        model = algorithm.load(saved[-1] / "model.zip", env=env)
+        if isinstance(model, OffPolicyAlgorithm):
+            model.load_replay_buffer(saved[-1] / "buffer.pkl")
+        model.set_random_seed(config.seed + model.num_timesteps)
+        _cut_curve(run / "curve.csv", model.num_timesteps)
+        return model, model.num_timesteps
+    (run / "curve.csv").write_text(",".join(CURVE_COLUMNS) + "\n")
+    kwargs = _algorithm_kwargs(config, algorithm)
+    model = algorithm(env=env, seed=config.seed, policy_kwargs=_policy_kwargs(config), **kwargs)
+    model.save(run / "checkpoints" / "step_0000000.zip")
+    return model, 0
+
+
+def _algorithm_kwargs(config: TrainConfig, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
+    kwargs = dict(config.algorithm_kwargs)
+    known = [name for name in inspect.signature(algorithm).parameters if name not in ("env", "seed", "policy_kwargs")]
+    for key in kwargs:
+        if key not in known:
+            close = nearest(key, known)
+            raise ConfigError(
+                f"{config.algorithm} takes no argument {key!r}.",
+                given=repr(key),
+                expected=f"one of {known}",
+                fix=f"did you mean {close[0]!r}?" if close else "take one of those expected",
+            )
+    rate = kwargs.get("learning_rate")
+    if isinstance(rate, dict):
+        start, end = float(rate["start"]), float(rate["end"])
+        kwargs["learning_rate"] = lambda remaining: end + (start - end) * remaining
+    return kwargs
+
+
+def _policy_kwargs(config: TrainConfig) -> dict[str, Any]:
+    kwargs = dict(config.policy_kwargs)
+    extractor = kwargs.get("features_extractor_class")
+    if extractor is None:
+        return kwargs
+    if extractor != "EgoAttentionExtractor":
+        raise ConfigError(
+            f"There is no features extractor {extractor!r}.",
+            given=repr(extractor),
+            expected="'EgoAttentionExtractor'",
+            fix="leave features_extractor_class out, or name that one",
+        )
+    from rlmech.nets import EgoAttentionExtractor
+
+    return {**kwargs, "features_extractor_class": EgoAttentionExtractor}
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Forget the episodes that ended after the step at which the run is taken up."""
+    header, *rows = path.read_text().splitlines()
+    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    path.write_text("\n".join([header, *kept]) + "\n")
+
+
+def _progress_bar(config: TrainConfig, step: int, progress: bool) -> AbstractContextManager[Progress | None]:  # noqa: FBT001
+    if not progress:
+        return nullcontext()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[recent]}"),
+    )
+    bar.add_task(config.name, total=config.total_steps, completed=step, recent="")
+    return bar
 
 
 class _RunRecorder(BaseCallback):
     """Writes the training curve, the checkpoints and, now and then, what a resumed run needs."""
 
-    def __init__(self, run: Path, config: TrainConfig) -> None:
+    def __init__(self, run: Path, config: TrainConfig, bar: Progress | None) -> None:
         super().__init__()
-        self.run, self.config = run, config
-        self.marks = [round(config.total_steps * (i + 1) / config.n_checkpoints) for i in range(config.n_checkpoints)]
-        self.arrived = False
+        self.run, self.config, self.bar = run, config, bar
+        self.recent: list[float] = []
 
     def _on_step(self) -> bool:
-        env = self.training_env.envs[0].unwrapped
         for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
-            if not done:
-                continue
-            episode = info["episode"]
-            row = [self.num_timesteps, episode["r"], episode["l"], int(info["crashed"])]
-            with (self.run / "curve.csv").open("a", newline="") as file:
-                csv.writer(file).writerow(row)
-        if self.num_timesteps in self.marks:
+            if done:
+                self._end_episode(info)
+        if self.num_timesteps in self.config.checkpoint_steps:
             self.model.save(self.run / "checkpoints" / f"step_{self.num_timesteps:07d}.zip")
         if self.num_timesteps % RESUME_EVERY == 0:
-            self._save_resume()
-        del env
+            self.save_resume()
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.num_timesteps)
         return True
 
-    def _save_resume(self) -> None:
-        self.model.save(self.run / "resume.zip")
+    def _end_episode(self, info: dict[str, Any]) -> None:
+        episode = info["episode"]
+        arrived = info.get("rewards", {}).get("arrived_reward")
+        row = [self.num_timesteps, episode["r"], episode["l"], int(info.get("crashed", False))]
+        with (self.run / "curve.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([*row, "" if arrived is None else int(arrived)])
+        self.recent = [*self.recent[-99:], episode["r"]]
+        if self.bar is not None:
+            mean = sum(self.recent) / len(self.recent)
+            self.bar.update(self.bar.task_ids[0], recent=f"return of the last {len(self.recent)} episodes {mean:.2f}")
+
+    def save_resume(self) -> None:
+        """Keep the model and its replay buffer; only a complete copy takes the name that a resumed run looks for."""
+        folder = self.run / "resume"
+        part, whole = folder / ".part", folder / f"step_{self.num_timesteps:07d}"
+        if whole.exists():
+            return
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        self.model.save(part / "model.zip")
         if isinstance(self.model, OffPolicyAlgorithm):
-            self.model.save_replay_buffer(self.run / "resume_buffer.pkl")
-
-
-def train(config: TrainConfig, run: Path) -> None:
-    torch.set_num_threads(1)
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(asdict(config), indent=2))
-    env = gym.make(config.env_id, config=config.env_config)
-    kwargs: dict[str, Any] = dict(config.policy_kwargs)
-    if kwargs.get("features_extractor_class") == "EgoAttentionExtractor":
-        from rlmech.nets import EgoAttentionExtractor
-
-        kwargs["features_extractor_class"] = EgoAttentionExtractor
-    model = ALGORITHMS[config.algorithm](
-        env=env, seed=config.seed, policy_kwargs=kwargs, verbose=0, **config.algorithm_kwargs
-    )
-    model.save(run / "checkpoints" / "step_0000000.zip")
-    model.learn(config.total_steps, callback=_RunRecorder(run, config), log_interval=None)
-
-
-if __name__ == "__main__":
-    import sys
-
-    train(TrainConfig.load(sys.argv[1]), Path(sys.argv[2]))
+            self.model.save_replay_buffer(part / "buffer.pkl")
+        part.rename(whole)
+        for old in folder.glob("step_*"):
+            if old != whole:
+                shutil.rmtree(old)

@@ -1,0 +1,116 @@
+"""What an environment or its configuration tells about a policy: names and units, and the spaces.
+
+The environment is taken by duck type (`unwrapped.config`, as highway-env's): none is imported, none is stepped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rlmech.errors import EnvironmentFitError
+from rlmech.spec import PolicySpec, spec_from_config
+
+
+def read_spec(env: Any, env_config: Mapping[str, Any] | None) -> PolicySpec:
+    """The spec that a configuration gives, or a live environment's own; empty where there is neither."""
+    config = environment_config(env) if env_config is None else dict(env_config)
+    return PolicySpec() if config is None else spec_from_config(config)
+
+
+def environment_config(env: Any) -> dict[str, Any] | None:
+    """The configuration of a live environment as JSON values, with its `id`; None where it has none."""
+    env = single_environment(env)
+    config = getattr(getattr(env, "unwrapped", None), "config", None)
+    if not isinstance(config, Mapping):
+        return None
+    made = getattr(env, "spec", None)
+    values = {"id": made.id} if made is not None else {}
+    return json.loads(json.dumps(dict(config) | values, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def single_environment(env: Any) -> Any:
+    """The first environment of a vectorised one that holds them in this process; any other as it is."""
+    inner = getattr(getattr(env, "unwrapped", env), "envs", None)
+    return inner[0] if inner else env
+
+
+def observation_space_of(env: Any) -> spaces.Space[Any] | None:
+    """The observation space of an environment; of a multi-agent one, the first agent's."""
+    return _first(getattr(env, "observation_space", None))
+
+
+def action_space_of(env: Any) -> spaces.Space[Any] | None:
+    """The action space of an environment; of a multi-agent one, the first agent's."""
+    return _first(getattr(env, "action_space", None))
+
+
+def _first(space: Any) -> Any:
+    return space.spaces[0] if isinstance(space, spaces.Tuple) else space
+
+
+def check_spec(spec: PolicySpec, *, shape: tuple[int, ...] | None, n_actions: int | None) -> None:
+    """Check that an environment's names are those of the policy's axes.
+
+    Args:
+        spec: What the environment tells.
+        shape: Shape of one observation of the policy; None where it is no single array.
+        n_actions: Actions that the policy scores; None where they are not counted.
+
+    Raises:
+        EnvironmentFitError: They are not.
+    """
+    named = (len(spec.entities), len(spec.features))
+    if spec.entities and spec.features and shape is not None and int(np.prod(shape)) != int(np.prod(named)):
+        raise EnvironmentFitError(
+            "The environment's observations are not those of the policy.",
+            given=f"{named[0]} entities x {named[1]} features in the environment",
+            expected=f"observations of shape {list(shape)}",
+            fix="give the configuration of the environment that the policy was trained in",
+        )
+    if spec.actions and n_actions is not None and len(spec.actions) != n_actions:
+        raise EnvironmentFitError(
+            "The environment's actions are not those of the policy.",
+            given=f"{len(spec.actions)} actions in the environment: {', '.join(spec.actions)}",
+            expected=f"{n_actions} actions",
+            fix="give the configuration of the environment that the policy was trained in",
+        )
+
+
+def check_spaces(env: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Check that an environment has the policy's spaces: kind, shape, number of actions.
+
+    Raises:
+        EnvironmentFitError: It has others.
+    """
+    given = observation_space_of(env), action_space_of(env)
+    for what, own, theirs in zip(("observations", "actions"), (observation_space, action_space), given, strict=True):
+        if theirs is not None and _signature(own) != _signature(theirs):
+            raise EnvironmentFitError(
+                f"The environment's {what} are not those of the policy.",
+                given=f"{theirs} in the environment",
+                expected=f"{own}",
+                fix="give the environment that the policy was trained in, with the same wrappers",
+            )
+
+
+def _signature(space: spaces.Space[Any]) -> tuple[Any, ...]:
+    match space:
+        case spaces.Discrete():
+            return ("Discrete", int(space.n))
+        case spaces.MultiDiscrete():
+            return ("MultiDiscrete", *space.nvec.tolist())
+        case spaces.Dict():
+            return ("Dict", *((key, _signature(sub)) for key, sub in sorted(space.spaces.items())))
+        case spaces.Box() if len(space.shape) == 3 and space.dtype == np.uint8:  # an image, channels first or last
+            return ("Box", *sorted(space.shape))
+        case _:
+            return (type(space).__name__, *(space.shape or ()))

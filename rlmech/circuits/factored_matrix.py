@@ -1,0 +1,329 @@
+"""A product of two matrices kept factored: the circuits of attention heads are wide and of low rank.
+
+    M = A B,   A [*leading ldim mdim],   B [*leading mdim rdim]
+
+Singular values cost O((ldim + rdim) mdim^2) and eigenvalues O(mdim^3) instead of the product's cubes. Semantics are
+those of TransformerLens 4; an index out of range is an error here. Gradients flow through all of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from einops import einsum
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rlmech.errors import ShapeError
+
+
+@final
+class FactoredMatrix:
+    """The matrix `A @ B`, or a batch of them, without multiplying out.
+
+    Args:
+        A: `[*leading ldim mdim]`.
+        B: `[*leading mdim rdim]`; leading dimensions broadcast against A's.
+
+    Raises:
+        ShapeError: The inner dimensions differ, or the leading ones do not broadcast.
+
+    Source:
+        TransformerLens 4, `FactoredMatrix`; Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*.
+
+    Example:
+        >>> import torch
+        >>> from rlmech.circuits.factored_matrix import FactoredMatrix
+        >>> M = FactoredMatrix(torch.eye(64)[:, :2], torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> M, M.norm()
+        (FactoredMatrix(shape=[64, 2], mdim=2), tensor(5.))
+    """
+
+    __array_ufunc__ = None  # numpy would otherwise try to multiply it element by element
+
+    def __init__(self, A: Float[Tensor, ...], B: Float[Tensor, ...]) -> None:
+        if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
+            raise ShapeError(
+                "The factors do not match on their inner dimension.",
+                given=f"A {list(A.shape)}, B {list(B.shape)}",
+                expected="A [... ldim mdim] and B [... mdim rdim]",
+                fix="transpose one of them",
+            )
+        try:
+            leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        except RuntimeError as error:
+            raise ShapeError(
+                "The factors' leading dimensions do not broadcast.",
+                given=f"A {list(A.shape)}, B {list(B.shape)}",
+                expected="leading dimensions that are equal, or 1, or absent",
+                fix="unsqueeze one of them where the dimensions should line up",
+            ) from error
+        self._A = A.expand(*leading, *A.shape[-2:])
+        self._B = B.expand(*leading, *B.shape[-2:])
+
+    @property
+    def A(self) -> Float[Tensor, "*leading ldim mdim"]:
+        """The left factor."""
+        return self._A
+
+    @property
+    def B(self) -> Float[Tensor, "*leading mdim rdim"]:
+        """The right factor."""
+        return self._B
+
+    @property
+    def pair(self) -> tuple[Float[Tensor, "*leading ldim mdim"], Float[Tensor, "*leading mdim rdim"]]:
+        """Both factors."""
+        return self._A, self._B
+
+    @property
+    def ldim(self) -> int:
+        """Rows of the product."""
+        return self._A.shape[-2]
+
+    @property
+    def mdim(self) -> int:
+        """The inner dimension, which bounds the rank."""
+        return self._A.shape[-1]
+
+    @property
+    def rdim(self) -> int:
+        """Columns of the product."""
+        return self._B.shape[-1]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the product, `[*leading ldim rdim]`."""
+        return torch.Size((*self._A.shape[:-1], self.rdim))
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the product."""
+        return self._A.ndim
+
+    @property
+    def has_leading_dims(self) -> bool:
+        """Whether it is a batch of matrices."""
+        return self.ndim > 2
+
+    @property
+    def AB(self) -> Float[Tensor, "*leading ldim rdim"]:
+        """The product, multiplied out."""
+        return self._A @ self._B
+
+    @property
+    def BA(self) -> Float[Tensor, "*leading mdim mdim"]:
+        """The product the other way round.
+
+        Raises:
+            ShapeError: The matrix is not square.
+        """
+        if self.ldim != self.rdim:
+            raise ShapeError(
+                "B @ A exists only where the matrix is square.",
+                given=f"shape {list(self.shape)}",
+                expected="ldim == rdim",
+                fix="use AB, or svd() in place of eigenvalues",
+            )
+        return self._B @ self._A
+
+    @property
+    def T(self) -> FactoredMatrix:
+        """The transpose, B^T A^T."""
+        return FactoredMatrix(self._B.transpose(-1, -2), self._A.transpose(-1, -2))
+
+    @cached_property
+    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        left, left_triangle = torch.linalg.qr(self._A)
+        right, right_triangle = torch.linalg.qr(self._B.transpose(-1, -2))
+        inner_u, s, inner_vh = torch.linalg.svd(left_triangle @ right_triangle.transpose(-1, -2), full_matrices=False)
+        u, v = left @ inner_u, right @ inner_vh.transpose(-1, -2)
+        largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
+        sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+        return u * sign, s, v * sign
+
+    def svd(
+        self,
+    ) -> tuple[
+        Float[Tensor, "*leading ldim rank"], Float[Tensor, "*leading rank"], Float[Tensor, "*leading rdim rank"]
+    ]:
+        """Singular value decomposition, U diag(S) V^T, with rank = min(ldim, mdim, rdim).
+
+        Returns:
+            U, S in falling order, and V: V itself, not its transpose. Each pair of vectors is signed so that the
+            largest entry of the left one is positive. Computed once: factors changed in place afterwards are not seen.
+        """
+        return self._svd
+
+    @property
+    def U(self) -> Float[Tensor, "*leading ldim rank"]:
+        """Left singular vectors, one per column."""
+        return self._svd[0]
+
+    @property
+    def S(self) -> Float[Tensor, "*leading rank"]:
+        """Singular values, the largest first."""
+        return self._svd[1]
+
+    @property
+    def V(self) -> Float[Tensor, "*leading rdim rank"]:
+        """Right singular vectors, one per column (not transposed)."""
+        return self._svd[2]
+
+    @property
+    def eigenvalues(self) -> Complex[Tensor, "*leading mdim"]:
+        """Eigenvalues of the square matrix, from B A, which shares all those that are not zero.
+
+        Half precision is computed in float32.
+
+        Raises:
+            ShapeError: The matrix is not square.
+        """
+        inner = self.BA
+        return torch.linalg.eigvals(inner.float() if inner.dtype in (torch.float16, torch.bfloat16) else inner)
+
+    def norm(self) -> Float[Tensor, "*leading"]:
+        """Frobenius norm, the root of the sum of squared singular values."""
+        return torch.linalg.vector_norm(self.S, dim=-1)
+
+    def collapse_l(self) -> Float[Tensor, "*leading rank rdim"]:
+        """diag(S) V^T: the matrix without its left orthogonal factor."""
+        return einsum(self.S, self.V, "... rank, ... rdim rank -> ... rank rdim")
+
+    def collapse_r(self) -> Float[Tensor, "*leading ldim rank"]:
+        """U diag(S): the matrix without its right orthogonal factor."""
+        return einsum(self.U, self.S, "... ldim rank, ... rank -> ... ldim rank")
+
+    def make_even(self) -> FactoredMatrix:
+        """The same matrix as (U sqrt(S)) (sqrt(S) V^T): factors of equal size, with orthogonal columns and rows."""
+        root = self.S.sqrt()
+        return FactoredMatrix(
+            einsum(self.U, root, "... ldim rank, ... rank -> ... ldim rank"),
+            einsum(root, self.V, "... rank, ... rdim rank -> ... rank rdim"),
+        )
+
+    def get_corner(self, k: int = 3) -> Float[Tensor, ...]:
+        """The first k entries along every dimension of the product, without computing the rest."""
+        leading = (slice(k),) * (self.ndim - 2)
+        return self._A[(*leading, slice(k))] @ self._B[(*leading, slice(None), slice(k))]
+
+    def unsqueeze(self, k: int) -> FactoredMatrix:
+        """Add a leading dimension of size 1 at position k.
+
+        Raises:
+            ShapeError: k is not a place among the leading dimensions.
+        """
+        place = k + self.ndim + 1 if k < 0 else k
+        if not 0 <= place <= self.ndim - 2:
+            raise ShapeError(
+                "A dimension can be added among the leading ones only.",
+                given=f"unsqueeze({k}) of shape {list(self.shape)}",
+                expected=f"0 to {self.ndim - 2}, or {-self.ndim - 1} to -3",
+                fix="unsqueeze A or B themselves to add a row or a column dimension",
+            )
+        return FactoredMatrix(self._A.unsqueeze(place), self._B.unsqueeze(place))
+
+    def __getitem__(self, index: Any) -> FactoredMatrix:
+        """Index leading dimensions, then rows, then columns; a number on rows or columns keeps them as one."""
+        parts = _expand_ellipsis(index if isinstance(index, tuple) else (index,), self.ndim)
+        n_leading = _position(parts, self.ndim - 2)
+        rows, columns = (*parts[n_leading:], slice(None), slice(None))[:2]
+        if len(parts) - n_leading > 2 or rows is None or columns is None:
+            raise ShapeError(
+                "The index does not fit the matrix.",
+                given=f"{len(parts)} indices for shape {list(self.shape)}",
+                expected=f"at most {self.ndim}, and None among the leading ones only",
+                fix="index the leading dimensions, then rows, then columns",
+            )
+        left, right = self._A[tuple(parts[:n_leading])], self._B[tuple(parts[:n_leading])]
+        return FactoredMatrix(left[..., _keeping(rows, self.ldim), :], right[..., _keeping(columns, self.rdim)])
+
+    def __matmul__(self, other: FactoredMatrix | Tensor) -> FactoredMatrix | Tensor:
+        """Multiply from the right: a matrix stays factored over the smaller inner dimension, a vector is applied."""
+        if isinstance(other, FactoredMatrix):
+            return self._times(other.A)._times(other.B)
+        if other.ndim == 1 and other.shape[0] == self.rdim:
+            return (self._A @ (self._B @ other[:, None]))[..., 0]
+        return self._times(other)
+
+    def _times(self, matrix: Tensor) -> FactoredMatrix:
+        if matrix.ndim < 2 or matrix.shape[-2] != self.rdim:
+            given = f"{list(self.shape)} @ {list(matrix.shape)}"
+            raise _mismatch(given, f"[{self.rdim}] or [... {self.rdim} columns] on the right")
+        if self.rdim > self.mdim:
+            return FactoredMatrix(self._A, self._B @ matrix)
+        return FactoredMatrix(self.AB, matrix)
+
+    def __rmatmul__(self, other: Tensor) -> FactoredMatrix | Tensor:
+        """Multiply from the left: a matrix stays factored over the smaller inner dimension, a vector is applied."""
+        if other.ndim == 0 or other.shape[-1] != self.ldim:
+            given = f"{list(other.shape)} @ {list(self.shape)}"
+            raise _mismatch(given, f"[{self.ldim}] or [... rows {self.ldim}] on the left")
+        if other.ndim == 1:
+            return (other[None, :] @ self._A @ self._B)[..., 0, :]
+        if self.ldim > self.mdim:
+            return FactoredMatrix(other @ self._A, self._B)
+        return FactoredMatrix(other, self.AB)
+
+    def __mul__(self, scalar: float | Tensor) -> FactoredMatrix:
+        """Scale; for a matrix product write `@`."""
+        if isinstance(scalar, Tensor):
+            if scalar.numel() != 1:
+                raise ShapeError(
+                    "Only a scalar multiplies a FactoredMatrix with *.",
+                    given=f"a tensor of shape {list(scalar.shape)}",
+                    expected="a number, or a tensor with one element",
+                    fix="for the matrix product write @",
+                )
+            scalar = scalar.reshape(())
+        return FactoredMatrix(self._A * scalar, self._B)
+
+    def __rmul__(self, scalar: float | Tensor) -> FactoredMatrix:
+        return self * scalar
+
+    def __repr__(self) -> str:
+        return f"FactoredMatrix(shape={list(self.shape)}, mdim={self.mdim})"
+
+
+def _mismatch(given: str, expected: str) -> ShapeError:
+    return ShapeError(
+        "The shapes do not match on the inner dimension.", given=given, expected=expected, fix="transpose one of them"
+    )
+
+
+def _expand_ellipsis(parts: tuple[Any, ...], ndim: int) -> list[Any]:
+    places = [place for place, part in enumerate(parts) if part is Ellipsis]
+    if not places:
+        return list(parts)
+    taken = sum(_consumes(part) for part in parts if part is not Ellipsis)
+    return [*parts[: places[0]], *[slice(None)] * (ndim - taken), *parts[places[0] + 1 :]]
+
+
+def _consumes(part: Any) -> int:
+    """How many dimensions an index stands for."""
+    if part is None:
+        return 0
+    return part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else 1
+
+
+def _position(parts: list[Any], n_dims: int) -> int:
+    """How many of the indices stand for the first n_dims dimensions; None among them included."""
+    place = 0
+    while place < len(parts) and (n_dims > 0 or parts[place] is None):
+        n_dims -= _consumes(parts[place])
+        place += 1
+    return place
+
+
+def _keeping(part: Any, size: int) -> Any:
+    """A number as a slice of one; any other index as it is."""
+    try:
+        number = operator.index(part)
+    except TypeError:
+        return part
+    if not -size <= number < size:
+        raise IndexError(f"index {number} is out of range for a dimension of size {size}")
+    return slice(number % size, number % size + 1)

@@ -1,0 +1,203 @@
+"""Activations as affine functions of their own entity's features, on the linear region that a state lies in.
+
+    q, k, v of entity i  =  [x_i; 1] M_i,      scores  =  attn_out G + rest
+
+A ReLU embedding is linear wherever its gates stand still, so its Jacobian there is the exact map and what remains is
+its bias. Both premises are checked on the given states: no other entity enters, and the second derivative vanishes.
+Cost: one backward pass per column of the activation, all states and entities at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import einsum, rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlmech.core.hook_point import HookPoint
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import AttentionError
+
+GATES = ("relu", "relu_", "leaky_relu", "leaky_relu_", "threshold", "hardtanh", "hardtanh_", "relu6")
+"""Names of the ATen operations that `ungated_maps` takes away."""
+
+_CHECK_SEED = 0
+_TOLERANCE = 1e-4
+
+
+def gated_maps(
+    policy: HookedPolicy, obs: Float[Tensor, "batch entity feature"], names: Sequence[str]
+) -> dict[str, Float[Tensor, "batch position feature_and_bias head d_head"]]:
+    """The maps from each entity's features, and a last row of ones, to queries, keys or values, on given states.
+
+    Args:
+        policy: The policy.
+        obs: States; each has its own gates.
+        names: Hook points with axes `batch entity|query head d_head`.
+
+    Returns:
+        By name, M with value[b, i] = [x[b, i]; 1] M[b, i]. A single query is the ego's, entity 0.
+
+    Raises:
+        AttentionError: An activation depends on other entities too, or not piecewise linearly.
+
+    Exact on the given states, for piecewise linear embeddings.
+    """
+    states = obs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        activations = _capture(policy, states, names)
+        return {name: _own_map(policy, name, states, value) for name, value in activations.items()}
+
+
+def downstream_maps(
+    policy: HookedPolicy, obs: Float[Tensor, "batch entity feature"], name: str
+) -> Float[Tensor, "batch query d_model action"]:
+    """The gradient of each action's score with respect to an activation, on given states.
+
+    Raises:
+        AttentionError: The scores do not depend on the activation piecewise linearly.
+
+    Exact on the given states where everything after the activation is piecewise linear, which is checked.
+    """
+    with torch.enable_grad():
+        states = obs.detach().clone().requires_grad_()
+        held: dict[str, Tensor] = {}
+        scores = policy.run_with_hooks(states, fwd_hooks=[(name, _keep_in(held))])
+        value = held[name]
+        columns = [
+            torch.autograd.grad(scores[:, action].sum(), value, create_graph=True)[0]
+            for action in range(scores.shape[-1])
+        ]
+        gradient = torch.stack(columns, dim=-1)
+        if not _is_constant(gradient, value):
+            raise _not_piecewise_linear(policy, f"the scores as functions of {name!r}")
+        return gradient.detach()
+
+
+def ungated_maps(
+    policy: HookedPolicy, names: Sequence[str]
+) -> dict[str, Float[Tensor, "1 position feature_and_bias head d_head"]]:
+    """The same maps with every gate held open: the plain product of the weights, which is no state's own map."""
+    observation, like = policy.hook_dict["hook_obs"], next(policy.module.parameters())
+    n_features = observation.size("feature")
+    probes = torch.eye(n_features + 1)[:, :n_features].to(like)  # each feature alone, and none of them
+    states = repeat(probes, "probe feature -> probe entity feature", entity=observation.size("entity"))
+    with torch.no_grad(), _OpenGates():
+        activations = _capture(policy, states, names)
+    return {name: _from_probes(value)[None] for name, value in activations.items()}
+
+
+def ungated_downstream(policy: HookedPolicy, name: str) -> Float[Tensor, "1 query d_model action"]:
+    """The same gradient with every gate held open: the plain product of the output layers' weights."""
+    point, observation = policy.hook_dict[name], policy.hook_dict["hook_obs"]
+    n_queries, size = point.size("query"), point.size("query") * point.size("d_model")
+    like = next(policy.module.parameters())
+    probes = rearrange(
+        torch.eye(size + 1)[:, :size].to(like), "probe (query d_model) -> probe query d_model", query=n_queries
+    )
+    states = torch.zeros(size + 1, observation.size("entity"), observation.size("feature")).to(like)
+    with torch.no_grad(), _OpenGates():
+        scores = policy.run_with_hooks(states, fwd_hooks=[(name, lambda value, hook: probes)])
+    slope = scores[:-1] - scores[-1]
+    return rearrange(slope, "(query d_model) action -> 1 query d_model action", query=n_queries)
+
+
+def _from_probes(value: Float[Tensor, "probe position head d_head"]) -> Tensor:
+    slope = value[:-1] - value[-1]
+    return rearrange([*slope, value[-1]], "feature position head d_head -> position feature head d_head")
+
+
+def _own_map(policy: HookedPolicy, name: str, states: Tensor, value: Tensor) -> Tensor:
+    n_positions, n_heads = value.shape[1:3]
+    flat = rearrange(value, "batch position head d_head -> batch position (head d_head)")
+    columns = reduce(flat, "batch position column -> column", "sum")
+    rows = [torch.autograd.grad(column, states, retain_graph=True)[0] for column in columns]
+    slope = torch.stack(rows, dim=-1)
+    _check_piecewise_linear(policy, name, states, columns)
+    if n_positions == 1:
+        others = slope[:, 1:].abs().sum()
+        slope = slope[:, :1]
+        mixes = bool(others > 0)
+    else:
+        mixes = n_positions != states.shape[1] or _mixes_entities(states, flat, slope)
+    if mixes:
+        raise AttentionError(
+            f"{name!r} does not belong to one entity: features of other entities enter it.",
+            given=f"{type(policy.module).__name__}, {name!r}",
+            expected="an activation that each entity's own features determine",
+            fix="take space='model', or a block before which entities do not mix",
+        )
+    own = states[:, :n_positions].detach()
+    offset = flat.detach() - einsum(
+        own, slope, "batch position feature, batch position feature column -> batch position column"
+    )
+    return rearrange(
+        torch.cat((slope, offset[:, :, None, :]), dim=2),
+        "batch position feature (head d_head) -> batch position feature head d_head",
+        head=n_heads,
+    )
+
+
+def _mixes_entities(states: Tensor, flat: Tensor, slope: Tensor) -> bool:
+    """Whether entity j enters entity i's activation, from one backward pass with a random weight for each entity."""
+    generator = torch.Generator().manual_seed(_CHECK_SEED)
+    weight = torch.randn(flat.shape[1], generator=generator).to(flat)
+    column = torch.randn(flat.shape[2], generator=generator).to(flat)
+    mixed = einsum(flat, weight, column, "batch entity column, entity, column ->")
+    (gradient,) = torch.autograd.grad(mixed, states, retain_graph=True)
+    own = einsum(slope, weight, column, "batch entity feature column, entity, column -> batch entity feature")
+    return bool((gradient - own).abs().amax() > _TOLERANCE * own.abs().amax())
+
+
+def _check_piecewise_linear(policy: HookedPolicy, name: str, states: Tensor, columns: Tensor) -> None:
+    weight = torch.randn(columns.shape[0], generator=torch.Generator().manual_seed(_CHECK_SEED)).to(columns)
+    (gradient,) = torch.autograd.grad((columns * weight).sum(), states, create_graph=True)
+    if not _is_constant(gradient, states):
+        raise _not_piecewise_linear(policy, repr(name))
+
+
+def _is_constant(gradient: Tensor, variable: Tensor) -> bool:
+    """Whether a gradient's own derivative vanishes, in one random direction."""
+    if not gradient.requires_grad:
+        return True
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(_CHECK_SEED)).to(gradient)
+    along = (gradient * direction).sum()
+    (curvature,) = torch.autograd.grad(along, variable, materialize_grads=True, retain_graph=True)
+    return not bool(curvature.any())
+
+
+def _not_piecewise_linear(policy: HookedPolicy, what: str) -> AttentionError:
+    return AttentionError(
+        f"There are no gates to fix: {what} bend between them (tanh, a softmax, a norm).",
+        given=type(policy.module).__name__,
+        expected="linear layers and ReLU-like activations only",
+        fix="take space='model', or a local linear approximation from autograd, and call it one",
+    )
+
+
+def _keep_in(held: dict[str, Tensor]) -> Any:
+    def keep(tensor: Tensor, hook: HookPoint) -> Tensor:
+        held[hook.name] = tensor
+        return tensor
+
+    return keep
+
+
+def _capture(policy: HookedPolicy, states: Tensor, names: Sequence[str]) -> Mapping[str, Tensor]:
+    """Activations that are still attached to the autograd graph; a cache's need not be."""
+    held: dict[str, Tensor] = {}
+    policy.run_with_hooks(states, fwd_hooks=[(name, _keep_in(held)) for name in names])
+    return held
+
+
+class _OpenGates(TorchDispatchMode):
+    """Lets through whatever comes to a gate."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in GATES:
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,79 @@
+"""Names for the axes of a circuit, and the attributes that say how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from rlmech.core.attention import AttentionBlock
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import AttentionError
+
+BIAS = "bias"
+"""Label of the feature that is 1 in every state: its row or column of a circuit is the biases'."""
+
+
+def choose_block(policy: HookedPolicy, path: str | None) -> AttentionBlock:
+    """The attention block at a path, or the only one.
+
+    Raises:
+        AttentionError: No such block, none at all, or several and none named.
+    """
+    if path is not None:
+        return policy.attention[path]
+    paths = list(policy.attention)
+    if len(paths) == 1:
+        return policy.attention[paths[0]]
+    raise AttentionError(
+        f"{type(policy.module).__name__} has {len(paths)} attention blocks."
+        if paths
+        else "The policy has no attention.",
+        given="block=None",
+        expected=f"one of {paths}" if paths else "a policy with attention",
+        fix=f"name one: block={paths[0]!r}" if paths else "use local_affine for policies without attention",
+    )
+
+
+def labelled(policy: HookedPolicy, values: Float[Tensor, "*axes"], dims: Sequence[str]) -> xr.DataArray:
+    """A tensor with named dimensions and the spec's names as coordinates; `feature_<side>` takes the features'."""
+    coords: dict[str, Any] = {}
+    for dim, size in zip(dims, values.shape, strict=True):
+        axis = dim.partition("_")[0] if dim.startswith("feature_") else dim
+        names = _names(policy, axis)
+        if axis == "feature" and len(names) + 1 == size:
+            coords[dim] = [*names, BIAS]
+        elif axis == "query" and size <= len(names):
+            coords[dim] = list(names[:size])
+        elif len(names) == size:
+            coords[dim] = list(names)
+        elif dim != "batch":
+            coords[dim] = np.arange(size)
+    return xr.DataArray(values.detach().cpu().numpy(), dims=tuple(dims), coords=coords)
+
+
+def provenance(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:
+    """What is needed to read a result and to make it again."""
+    return {
+        "block": block.path,
+        "scale": block.scale,
+        "output_kind": policy.output_kind,
+        "policy": policy.fingerprint,
+        "rlmech": version("rlmech"),
+        **more,
+    }
+
+
+def _names(policy: HookedPolicy, axis: str) -> tuple[str, ...]:
+    if axis == "query":
+        return policy.spec.names("entity")
+    names = policy.spec.names(axis)
+    if axis == "feature" and not names:
+        n_features = policy.hook_dict["hook_obs"].shape[-1] or 0
+        return tuple(f"feature_{place}" for place in range(n_features))
+    return names

@@ -1,0 +1,1 @@
+"""The graph of a policy, its hook points, programs, caches and edits."""

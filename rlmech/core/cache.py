@@ -1,0 +1,185 @@
+"""The activations of one forward pass: a read-only mapping from hook names to labelled tensors.
+
+Tensors are the values as they were when the pass ended; one that somebody changes in place afterwards is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlmech.axes import Axis
+from rlmech.errors import CacheError, SiteError, nearest
+
+FORMAT = "rlmech.cache/1"
+
+
+class ActivationCache(Mapping[str, Tensor]):
+    """What a forward pass computed, by hook name.
+
+    Args:
+        values: Tensors by hook name, the batch first.
+        axes: Axis names of each.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(3, 4))
+        >>> scores, cache = policy.run_with_cache(torch.rand(8, 4))
+        >>> cache["hook_q_values"].shape, cache.axes("hook_q_values")
+        (torch.Size([8, 2]), ('batch', 'action'))
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], *, axes: Mapping[str, tuple[Axis, ...]]) -> None:
+        self._values = dict(values)
+        self._axes = axes
+        self._versions = [_version(value) for value in self._values.values()]
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            value = self._values[name]
+        except KeyError:
+            raise self._missing(name) from None
+        if _version(value) != (was := self._versions[list(self._values).index(name)]):
+            raise CacheError(
+                f"The cached value of {name!r}, or one that shares its memory, was changed in place.",
+                given=f"version {_version(value)}",
+                expected=f"version {was}",
+                fix="work on cache[name].clone(); an edit belongs into policy.edited([...])",
+            )
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"ActivationCache of {len(self)} activations, batch {self.batch_size}: {', '.join(self)}"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch."""
+        return next(iter(self._values.values())).shape[0] if self._values else 0
+
+    def axes(self, name: str) -> tuple[Axis, ...]:
+        """Axis names of an activation.
+
+        Raises:
+            SiteError: Nothing of that name is cached.
+        """
+        if name not in self._values:
+            raise self._missing(name)
+        return self._axes[name]
+
+    def to(self, device: str | torch.device) -> ActivationCache:
+        """A cache with the same values on another device."""
+        return self._with({name: self[name].to(device) for name in self})
+
+    def detach(self) -> ActivationCache:
+        """A cache with the same values cut off from the autograd graph."""
+        return self._with({name: self[name].detach() for name in self})
+
+    def select(self, rows: slice | list[int] | Tensor) -> ActivationCache:
+        """A cache of some rows of the batch; one index would lose the batch axis, so give a slice or a list."""
+        if isinstance(rows, int):
+            raise CacheError(
+                "A single row would lose the batch axis.",
+                given=rows,
+                expected="a slice, a list or an index tensor",
+                fix=f"cache.select(slice({rows}, {rows + 1}))",
+            )
+        return self._with({name: self[name][rows] for name in self})
+
+    def stack(self, names: Iterable[str] | None = None) -> Tensor:
+        """Activations of one shape, stacked along a new first axis, `site`.
+
+        Raises:
+            CacheError: Their shapes differ.
+        """
+        names = list(self) if names is None else list(names)
+        shapes = {name: tuple(self[name].shape) for name in names}
+        if not names or len(set(shapes.values())) > 1:
+            raise CacheError(
+                "Only activations of one shape can be stacked.",
+                given=shapes,
+                expected="at least one name, and the same shape for all",
+                fix="choose names of one kind, e.g. those of one attention block",
+            )
+        return torch.stack([self[name] for name in names])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the cache to a safetensors file, in one step, replacing a file of that name."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        meta = {
+            "format": FORMAT,
+            "axes": json.dumps({name: list(self._axes[name]) for name in self}),
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file({name: self[name].detach().cpu().contiguous().clone() for name in self}, partial, metadata=meta)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationCache:
+        """Read a cache that `save` wrote; nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            CacheError: It is no cache, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(path)
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                meta: dict[str, Any] = file.metadata() or {}
+                if meta.get("format") != FORMAT:
+                    raise CacheError(
+                        f"{path} is no activation cache.",
+                        given=f"format {meta.get('format')!r}",
+                        expected=f"format {FORMAT!r}",
+                        fix="give a file that ActivationCache.save wrote",
+                    )
+                axes = {name: tuple(names) for name, names in json.loads(meta["axes"]).items()}
+                values = {name: file.get_tensor(name) for name in axes}
+        except (SafetensorError, OSError) as error:
+            raise CacheError(
+                f"{path} cannot be read.",
+                given=str(error),
+                expected="a whole safetensors file",
+                fix="save the cache again",
+            ) from error
+        return cls(values, axes=axes)
+
+    def _with(self, values: Mapping[str, Tensor]) -> ActivationCache:
+        return ActivationCache(values, axes=self._axes)
+
+    def _missing(self, name: str) -> SiteError:
+        close = nearest(name, self._values)
+        return SiteError(
+            f"The cache holds no {name!r}.",
+            given=repr(name),
+            expected=f"one of {len(self)} names" + (f", e.g. {close[0]!r}" if close else ""),
+            fix=f"did you mean {close[0]!r}?" if close else f"ask for it: run_with_cache(obs, names={name!r})",
+        )
+
+
+def _version(value: Tensor) -> int:
+    try:
+        return value._version  # noqa: SLF001  # torch's own counter of in-place changes
+    except RuntimeError:  # tensors made in inference mode keep none
+        return 0

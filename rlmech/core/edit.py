@@ -1,0 +1,333 @@
+"""Sites and edits: frozen values that say where in a policy something is changed, and to what.
+
+One edit serves a single forward pass, a sweep or a whole episode. Exact: an edit sets what it names and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from rlmech.axes import AXES
+from rlmech.core.hook_point import HookPoint
+from rlmech.errors import EditError, SiteError, nearest
+
+Choice = int | str | tuple[int | str, ...]
+Index = tuple[Any, ...]
+EditKind = Literal["zero", "mean", "resample", "patch", "steer"]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Site:
+    """A place in a policy: a hook name, and which positions along its axes.
+
+    Args:
+        name: Hook name.
+        selection: By axis name, a position, the spec's name of one (`entity="vehicle_3"`), or several of them.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.Site("attention_layer.hook_z", head=2)
+        Site('attention_layer.hook_z', head=2)
+    """
+
+    name: str
+    selection: tuple[tuple[str, Choice], ...]
+
+    def __init__(self, name: str, **selection: int | str | Iterable[int | str]) -> None:
+        for axis in selection:
+            if axis not in AXES or axis == "batch":
+                close = nearest(axis, AXES)
+                raise SiteError(
+                    f"A site cannot be selected by {axis!r}.",
+                    given=f"{axis}={selection[axis]!r}",
+                    expected=f"an axis of the hook point, one of {', '.join(AXES[1:])}",
+                    fix=f"did you mean {close[0]}=…?" if close else "policy.hook_dict[name].axes lists its axes",
+                )
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "selection", tuple((axis, _choice(axis, value)) for axis, value in selection.items()))
+
+    def __repr__(self) -> str:
+        return f"Site({', '.join([repr(self.name), *(f'{axis}={choice!r}' for axis, choice in self.selection)])})"
+
+    def positions(self, point: HookPoint) -> dict[str, tuple[int, ...]]:
+        """Selected positions by axis, as numbers.
+
+        Raises:
+            SiteError: The point has no such axis, position or name.
+        """
+        return {axis: _positions(point, axis, choice) for axis, choice in self.selection}
+
+    def index(self, point: HookPoint) -> Index:
+        """An index into the point's tensor that keeps all its axes, for reading and for assignment."""
+        chosen = self.positions(point)
+        several = sum(len(positions) > 1 for positions in chosen.values()) > 1
+        index: list[Any] = []
+        for place, axis in enumerate(point.axes):
+            positions = chosen.get(axis)
+            if positions is None and not several:
+                index.append(slice(None))
+            elif positions is not None and len(positions) == 1 and not several:
+                index.append(slice(positions[0], positions[0] + 1))
+            elif positions is not None and not several:
+                index.append(list(positions))
+            else:
+                index.append((place, positions))
+        return tuple(index) if not several else _OpenMesh(tuple(index))  # type: ignore[return-value]
+
+    def block_shape(self, point: HookPoint) -> tuple[int, ...]:
+        """Sizes of what is selected, without the batch and without axes at a single position."""
+        chosen = self.positions(point)
+        single = {axis for axis, choice in self.selection if not isinstance(choice, tuple)}
+        return tuple(
+            len(chosen[axis]) if axis in chosen else point.size(axis) for axis in point.axes[1:] if axis not in single
+        )
+
+
+class _OpenMesh(tuple[Any, ...]):
+    """Selections along several axes at once: their outer product."""
+
+    __slots__ = ()
+
+    def on(self, value: Tensor) -> tuple[Tensor, ...]:
+        chosen = [torch.arange(value.shape[place]) if p is None else torch.tensor(p) for place, p in self]
+        return torch.meshgrid(*chosen, indexing="ij")
+
+
+def read(value: Tensor, index: Index) -> Tensor:
+    """What an index selects."""
+    return value[index.on(value)] if isinstance(index, _OpenMesh) else value[index]
+
+
+def write(value: Tensor, index: Index, new: Tensor | float) -> Tensor:
+    """The tensor with the selected part set, in place."""
+    value[index.on(value) if isinstance(index, _OpenMesh) else index] = new
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Edit:
+    """What to do at a site; made by `zero_ablation`, `mean_ablation`, `resample_ablation`, `patch` and `steer`.
+
+    Attributes:
+        site: Where.
+        kind: What: `zero`, `mean`, `resample`, `patch` or `steer`.
+        value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
+        coefficient: Factor of a steering direction.
+        seed: Seed of the rows that a resample ablation draws.
+    """
+
+    site: Site
+    kind: EditKind
+    value: Shaped[Tensor, "..."] | None = field(default=None, repr=False)
+    coefficient: float = 1.0
+    seed: int = 0
+
+    def bind(self, point: HookPoint) -> Callable[..., Tensor]:
+        """The hook function of this edit on a point; draws go on from call to call.
+
+        Raises:
+            SiteError: The selection does not fit the point.
+            EditError: The value does not fit the selection.
+        """
+        index = self.site.index(point)
+        match self.kind:
+            case "zero":
+                return lambda tensor, hook: write(tensor, index, 0)
+            case "steer":
+                return self._steering(point, index)
+            case _:
+                self._check_value(point)
+                return self._replacing(index)
+
+    def _replacing(self, index: Index) -> Callable[..., Tensor]:
+        value = self.value
+        assert value is not None  # noqa: S101  # checked by bind
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def replace(tensor: Tensor, hook: HookPoint) -> Tensor:
+            n = tensor.shape[0]
+            if self.kind == "mean":
+                new = value.expand(n, *value.shape[1:])
+            elif self.kind == "resample":
+                new = value[torch.randint(len(value), (n,), generator=generator)]
+            elif len(value) == n:
+                new = value
+            else:
+                raise EditError(
+                    f"A patch at {hook.name!r} has another number of rows than the batch.",
+                    given=f"{len(value)} source rows for a batch of {n}",
+                    expected="as many source rows as the batch has, in its order",
+                    fix=f"to put one row everywhere, repeat it: source.select([row] * {n})",
+                )
+            return write(tensor, index, read(new.to(tensor), index))
+
+        return replace
+
+    def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
+        direction, wanted = self.value, self.site.block_shape(point)
+        assert direction is not None  # noqa: S101  # steer always gives one
+        if tuple(direction.shape) != wanted:
+            raise EditError(
+                f"The steering direction does not fit {self.site}.",
+                given=f"a direction of shape {list(direction.shape)}",
+                expected=f"shape {list(wanted)}, axes {' '.join(point.axes[1:])} less those at a single position",
+                fix="give a direction of that shape, or select the positions that it is for",
+            )
+        chosen = self.site.positions(point)
+        kept = [len(chosen[axis]) if axis in chosen else point.size(axis) for axis in point.axes[1:]]
+        shift = direction.reshape(1, *kept) * self.coefficient
+
+        def steer(tensor: Tensor, hook: HookPoint) -> Tensor:
+            return write(tensor, index, read(tensor, index) + shift.to(tensor))
+
+        return steer
+
+    def _check_value(self, point: HookPoint) -> None:
+        value = self.value
+        shape = () if value is None else tuple(value.shape[1:])
+        if value is None or shape != tuple(size for size in point.shape[1:]):
+            raise EditError(
+                f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy.",
+                given=f"rows of shape {list(shape)}",
+                expected=f"rows of shape {list(point.shape[1:])}, axes {' '.join(point.axes[1:])}",
+                fix="take the reference or source cache from this policy",
+            )
+
+
+def zero_ablation(site: Site | str) -> Edit:
+    """Set the site to zero.
+
+    Zero is off-distribution for most activations: prefer mean or resample ablation, and do not take one for another.
+    """
+    return Edit(site=_site(site), kind="zero")
+
+
+def mean_ablation(site: Site | str, *, reference: Mapping[str, Tensor]) -> Edit:
+    """Set the site to its mean over a reference batch.
+
+    Args:
+        site: Where.
+        reference: A cache of reference observations that holds the site's hook point.
+
+    Raises:
+        SiteError: The reference lacks the hook point.
+        EditError: The point holds truth values, which have no mean.
+    """
+    site = _site(site)
+    value = reference[site.name].detach()
+    if not value.is_floating_point():
+        raise EditError(
+            f"There is no mean of {site.name!r}.",
+            given=f"dtype {value.dtype}",
+            expected="a floating-point activation",
+            fix="use resample_ablation or patch, which put values in that occur",
+        )
+    return Edit(site=site, kind="mean", value=_rows(site, value).mean(0, keepdim=True))
+
+
+def resample_ablation(site: Site | str, *, reference: Mapping[str, Tensor], seed: int = 0) -> Edit:
+    """Set the site, row by row, to its value in a random row of a reference batch.
+
+    Args:
+        site: Where.
+        reference: A cache of reference observations that holds the site's hook point.
+        seed: Seed of the draws, which go on from call to call within one `policy.edited`.
+    """
+    site = _site(site)
+    return Edit(site=site, kind="resample", value=_rows(site, reference[site.name].detach()), seed=seed)
+
+
+def patch(site: Site | str, *, source: Mapping[str, Tensor]) -> Edit:
+    """Set the site to its value in another run, row by row.
+
+    Args:
+        site: Where.
+        source: A cache of the other run, with as many rows as the batch that will be patched.
+    """
+    site = _site(site)
+    return Edit(site=site, kind="patch", value=source[site.name])
+
+
+def steer(site: Site | str, direction: Tensor, coefficient: float = 1.0) -> Edit:
+    """Add a direction, times a coefficient, to the site.
+
+    Args:
+        site: Where.
+        direction: Of the selected shape, without the batch and without axes at a single position.
+        coefficient: Factor of the direction.
+    """
+    return Edit(site=_site(site), kind="steer", value=torch.as_tensor(direction).detach(), coefficient=coefficient)
+
+
+def _rows(site: Site, value: Tensor) -> Tensor:
+    if value.shape[0] == 0:
+        raise EditError(
+            f"The reference for {site} is empty.",
+            given="0 rows",
+            expected="at least one row",
+            fix="run the policy with cache on some observations and give that cache",
+        )
+    return value
+
+
+def _site(site: Site | str) -> Site:
+    return Site(site) if isinstance(site, str) else site
+
+
+def _choice(axis: str, value: int | str | Iterable[int | str]) -> Choice:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, slice):
+        raise SiteError(
+            "A site is selected by positions, not by a slice.",
+            given=f"{axis}={value}",
+            expected="a number, a name, or several of them",
+            fix=f"{axis}=range(…)",
+        )
+    if isinstance(value, Iterable):
+        several = tuple(item if isinstance(item, str) else int(item) for item in value)
+        if not several:
+            raise SiteError(
+                f"Nothing is selected along {axis!r}.", given="[]", expected="at least one position", fix="leave it out"
+            )
+        return several
+    return int(value)
+
+
+def _positions(point: HookPoint, axis: str, choice: Choice) -> tuple[int, ...]:
+    if axis not in point.axes:
+        raise SiteError(
+            f"{point.name!r} has no axis {axis!r}.",
+            given=f"{axis}={choice!r}",
+            expected=f"one of {', '.join(point.axes[1:])}",
+            fix="choose a hook point with that axis; policy.hook_dict lists the axes of each",
+        )
+    return tuple(_position(point, axis, item) for item in (choice if isinstance(choice, tuple) else (choice,)))
+
+
+def _position(point: HookPoint, axis: str, item: int | str) -> int:
+    labels, size = point.labels.get(axis, ()), point.size(axis)
+    if isinstance(item, str):
+        if item in labels:
+            return labels.index(item)
+        close = nearest(item, labels)
+        raise SiteError(
+            f"{point.name!r} has no {axis} named {item!r}.",
+            given=f"{axis}={item!r}",
+            expected=f"one of {', '.join(labels)}" if labels else f"a number from 0 to {size - 1}",
+            fix=f"did you mean {close[0]!r}?" if close else f"give the position, {axis}=0 … {size - 1}",
+        )
+    if not -size <= item < size:
+        raise SiteError(
+            f"{point.name!r} has no {axis} {item}.",
+            given=f"{axis}={item}",
+            expected=f"0 to {size - 1}",
+            fix=f"choose one of its {size}",
+        )
+    return item % size

@@ -1,0 +1,187 @@
+"""The graph engine: runs a policy as generated programs, one per set of points that a call hooks or reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlmech.core.attention import PROBE_BATCH, AttentionBlock, AttentionBlocks, Found, Role, find_attention, verify
+from rlmech.core.graph import Graph, Node, trace
+from rlmech.core.hook_point import HookPoint, HookRegistry
+from rlmech.core.layout import Layout
+from rlmech.core.observation import ObservationFormat
+from rlmech.core.points import OutputKind, Point, name_points, strip_root
+from rlmech.core.program import Program, compile_program
+
+EngineName = Literal["graph", "eager"]
+
+
+class Engine(Protocol):
+    """What runs a policy: the points it offers, and forward passes that hook and read them."""
+
+    name: EngineName
+    reason: str
+    points: Mapping[str, Point]
+    attention: AttentionBlocks
+
+    def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
+        """The scores, with nothing hooked."""
+        ...
+
+    def run(
+        self,
+        arrays: tuple[Tensor, ...],
+        names: tuple[str, ...],
+        registry: HookRegistry,
+        hook_dict: Mapping[str, HookPoint],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scores and the named activations in canonical axes, with the registry's functions applied."""
+        ...
+
+
+class GraphEngine:
+    """Programs over the traced graph.
+
+    Args:
+        module: The network, in eval mode.
+        observation: Its observation format.
+        root: Module path that falls away in names.
+        output_kind: What the scores are.
+
+    Raises:
+        NotTraceable: There is no graph.
+    """
+
+    name: EngineName = "graph"
+    reason = "the module was exported"
+
+    def __init__(
+        self, module: nn.Module, observation: ObservationFormat, *, root: str, output_kind: OutputKind
+    ) -> None:
+        samples = observation.samples(3)
+        example = dict(zip(observation.shapes, samples, strict=True)) if observation.is_dict else samples[0]
+        self.graph: Graph = trace(module, example)
+        self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
+        self.points: Mapping[str, Point] = name_points(
+            self.graph, module, root=root, blocks=found, output_kind=output_kind
+        )
+        self._programs: dict[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = {}
+        self._readers: dict[tuple[str, ...], tuple[Program, tuple[tuple[str, Layout], ...]]] = {}
+        self._scores = self.points[next(name for name, p in self.points.items() if p.kind == "output")].address
+        self._plain = self.program(returned=(self._scores.node,))
+        self._plain_layout = self._scores.layout.is_identity
+
+    def program(
+        self, *, returned: Sequence[Node], given: Sequence[Node] = (), hooked: Sequence[Node] = ()
+    ) -> Program:
+        """The program for a set of nodes, compiled when first asked for."""
+        key = (tuple(returned), tuple(given), tuple(hooked))
+        if key not in self._programs:
+            self._programs[key] = compile_program(self.graph, returned=returned, given=given, hooked=hooked)
+        return self._programs[key]
+
+    def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
+        """The scores, with nothing hooked."""
+        scores = self._plain(arrays, (), ())[0]
+        return scores if self._plain_layout else self._scores.layout.show(scores)
+
+    def run(
+        self,
+        arrays: tuple[Tensor, ...],
+        names: tuple[str, ...],
+        registry: HookRegistry,
+        hook_dict: Mapping[str, HookPoint],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scores and the named activations in canonical axes, with the registry's functions applied."""
+        if registry.is_idle:
+            return self._read(arrays, names)
+        active = registry.active()
+        by_node: dict[Node, list[str]] = {}
+        for name in self.points:
+            if name in active:
+                by_node.setdefault(self.points[name].address.node, []).append(name)
+        interceptors = [self._interceptor(on_node, registry, hook_dict) for on_node in by_node.values()]
+        program = self.program(returned=self._returned(names), hooked=tuple(by_node))
+        *values, scores = program(arrays, (), interceptors)
+        shown = {name: self.points[name].address.layout.show(value) for name, value in zip(names, values, strict=True)}
+        return self._scores.layout.show(scores), shown
+
+    def _read(self, arrays: tuple[Tensor, ...], names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same with nothing hooked: what it takes per call is looked up, not worked out."""
+        reader = self._readers.get(names)
+        if reader is None:
+            layouts = ((name, self.points[name].address.layout) for name in names)
+            rearranged = tuple((name, layout) for name, layout in layouts if not layout.is_identity)
+            reader = self._readers[names] = (self.program(returned=self._returned(names)), rearranged)
+        program, rearranged = reader
+        values = program(arrays, (), ())
+        shown = dict(zip(names, values, strict=False))  # the scores stand last, without a name
+        for name, layout in rearranged:
+            shown[name] = layout.show(shown[name])
+        return self._scores.layout.show(values[-1]), shown
+
+    def _returned(self, names: tuple[str, ...]) -> tuple[Node, ...]:
+        return (*(self.points[name].address.node for name in names), self._scores.node)
+
+    def retype(self, old: torch.dtype, new: torch.dtype) -> None:
+        """Let operations that name the policy's float dtype, and the graph's constants, follow a change of it."""
+        for node in self.graph.nodes:
+            node.args = tuple(new if value is old else value for value in node.args)
+            node.kwargs = {key: new if value is old else value for key, value in node.kwargs.items()}
+        for key, constant in self.graph.constants.items():
+            self.graph.constants[key] = constant.to(new) if constant.dtype is old else constant
+        self._forget()
+
+    def move(self, device: torch.device) -> None:
+        """Let the graph's constants, and operations that name a device, follow the parameters."""
+        for key, constant in self.graph.constants.items():
+            self.graph.constants[key] = constant.to(device)
+        for node in self.graph.nodes:
+            node.args = tuple(device if isinstance(value, torch.device) else value for value in node.args)
+            node.kwargs = {
+                key: device if isinstance(value, torch.device) else value for key, value in node.kwargs.items()
+            }
+        self._forget()
+
+    def _forget(self) -> None:
+        self._programs.clear()
+        self._readers.clear()
+        self._plain = self.program(returned=(self._scores.node,))
+
+    def _interceptor(
+        self, names: Sequence[str], registry: HookRegistry, hook_dict: Mapping[str, HookPoint]
+    ) -> Callable[[Tensor], Tensor]:
+        def intercept(value: Tensor) -> Tensor:
+            for name in names:
+                layout = self.points[name].address.layout
+                value = layout.restore(registry.intercept(hook_dict[name], layout.show(value)))
+            return value
+
+        return intercept
+
+
+def _verified(
+    graph: Graph, observation: tuple[Tensor, ...], root: str
+) -> tuple[AttentionBlocks, dict[str, Found]]:
+    """The attention blocks that pass their numerical check, by path, and why the others do not."""
+    kept: dict[str, Found] = {}
+    reasons: dict[str, str] = {}
+    with torch.no_grad():
+        for block in find_attention(graph):
+            path = strip_root(block.scope, root)
+            taken = sum(1 for other in (*kept, *reasons) if other == path or other.startswith(f"{path}.attention_"))
+            if taken:
+                path = f"{path}.attention_{taken}".lstrip(".")
+            reason = verify(graph, block, observation)
+            if reason is None:
+                kept[path] = block
+            else:
+                reasons[path] = reason
+    blocks: dict[str, AttentionBlock] = {}
+    for path, block in kept.items():
+        names: dict[Role, str] = {role: f"{path}.hook_{role}".lstrip(".") for role in block.addresses}
+        blocks[path] = AttentionBlock(graph, block, path=path, names=names)
+    return AttentionBlocks(blocks, reasons), kept

@@ -1,0 +1,276 @@
+"""The policy as an explicit graph: values, the operations that make them, and the module each one stands in.
+
+`trace` exports a module once (`torch.export`, functionalised, symbolic batch) and keeps its own parameters: a parameter
+is read through its owner's dict at call time, so training, `load_state_dict` and `.to` go on underneath. Cost: 0.1-1 s.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+
+Size = int
+"""A size: n >= 0 is fixed; -k stands for k times the batch size."""
+
+IDENTITIES = {"lift_fresh_copy", "alias", "lift", "detach_", "dropout", "feature_dropout", "alpha_dropout"}
+HARMLESS_MUTATIONS = {"detach_"}
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One value of the graph.
+
+    Attributes:
+        index: Position in `Graph.nodes`.
+        op: `input`, `parameter`, `constant`, or the operation's plain name (`linear`, `relu`, `softmax`...).
+        call: What computes it: an ATen overload or a Python operator; None for leaves.
+        args: Positional arguments, nodes among them, possibly nested in lists and tuples.
+        kwargs: Keyword arguments, likewise.
+        scope: Path of the module call it stands in, `name@1` for a module's second call.
+        shape: Sizes; None for what is not a tensor.
+        dtype: Dtype of a tensor, else None.
+        owner: For a parameter or buffer: the dict that holds it. For an input: its key.
+    """
+
+    index: int
+    op: str
+    call: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    scope: str = ""
+    shape: tuple[Size, ...] | None = None
+    dtype: torch.dtype | None = None
+    owner: Any = None
+
+    def __repr__(self) -> str:
+        return f"%{self.index}:{self.op}"
+
+    def inputs(self) -> Iterator[Node]:
+        """The nodes among the arguments."""
+        yield from _nodes_in((self.args, tuple(self.kwargs.values())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A second definition of a node, used when one of `triggers` is replaced by a hook."""
+
+    triggers: frozenset[Node]
+    definition: Node
+
+
+@dataclass(slots=True, kw_only=True)
+class Graph:
+    """All values of one forward pass, in an order in which they can be computed.
+
+    Attributes:
+        nodes: The nodes; synthetic ones (per-head results, decomposed attention) come last.
+        inputs: The observation, one node per array of it.
+        outputs: What the module returns, in order.
+        constants: Tensors made inside `forward`.
+        alternatives: Second definitions; see `Alternative`.
+    """
+
+    nodes: list[Node]
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    constants: dict[str, Tensor]
+    alternatives: dict[Node, Alternative] = field(default_factory=dict)
+
+    def add(self, op: str, call: Callable[..., Any], *args: Any, like: Node, shape: tuple[Size, ...]) -> Node:
+        """Append a synthetic node that stands in the scope of `like`."""
+        node = Node(len(self.nodes), op, call, args, {}, like.scope, shape, like.dtype)
+        self.nodes.append(node)
+        return node
+
+    def users(self) -> dict[Node, list[Node]]:
+        """For each node, those that read it."""
+        users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in node.inputs():
+                users[source].append(node)
+        return users
+
+
+class NotTraceable(Exception):
+    """The module cannot be exported; the message says why."""
+
+
+def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
+    """Export a module in eval mode into a graph over its own parameters.
+
+    Args:
+        module: The module; `module(example)` must work.
+        example: An observation batch of at least two rows, or a dict of such.
+
+    Raises:
+        NotTraceable: The module's control flow depends on data, or it keeps random or batch-coupling state.
+    """
+    exported = _export(module, example)
+    if any(_mutates(node) for node in exported.graph.nodes):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = exported.run_decompositions({})
+    return _Reader(module, exported, example).read()
+
+
+def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            argument = example if isinstance(example, Tensor) else dict(example)
+            return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:  # export fails in many ways; all of them mean that there is no graph
+        raise NotTraceable(str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _mutates(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema and schema.is_mutable) and _plain_name(node.target) not in HARMLESS_MUTATIONS
+
+
+class _Reader:
+    """Turns an exported program into a `Graph`."""
+
+    def __init__(self, module: nn.Module, exported: ExportedProgram, example: Tensor | Mapping[str, Tensor]) -> None:
+        self.module, self.exported = module, exported
+        self.specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        self.keys = [""] if isinstance(example, Tensor) else list(example)
+        self.map: dict[torch.fx.Node, Any] = {}
+        self.graph = Graph(nodes=[], inputs=(), outputs=(), constants={})
+
+    def read(self) -> Graph:
+        graph = self.graph
+        for source in self.exported.graph.nodes:
+            match source.op:
+                case "placeholder":
+                    self.map[source] = self._leaf(source)
+                case "call_function":
+                    self.map[source] = self._operation(source)
+                case "output":
+                    outputs = self._convert(source.args[0])
+                case _:
+                    raise NotTraceable(f"the exported graph holds a {source.op} node, {source.target}")
+        graph.inputs = tuple(node for node in graph.nodes if node.op == "input")
+        mutated = len(self.exported.graph_signature.output_specs) - len(self.exported.graph_signature.user_outputs)
+        if mutated:
+            raise NotTraceable("the module changes its own buffers in forward")
+        if any(not isinstance(node, Node) for node in outputs):
+            raise NotTraceable("the module returns something that does not depend on its input")
+        graph.outputs = tuple(outputs)
+        return graph
+
+    def _leaf(self, source: torch.fx.Node) -> Node:
+        spec = self.specs[source.name]
+        shape, dtype = _shape(source.meta["val"])
+        node = Node(len(self.graph.nodes), "input", shape=shape, dtype=dtype)
+        match spec.kind:
+            case InputKind.USER_INPUT:
+                node.owner = self.keys[sum(1 for other in self.graph.nodes if other.op == "input")]
+            case InputKind.PARAMETER | InputKind.BUFFER:
+                target = str(spec.target)
+                path, _, name = target.rpartition(".")
+                owner = self.module.get_submodule(path)
+                node.op = "parameter"
+                node.owner = owner._parameters if spec.kind is InputKind.PARAMETER else owner._buffers  # noqa: SLF001
+                node.args, node.scope = (name,), target
+            case InputKind.CONSTANT_TENSOR:
+                node.op, node.args = "constant", (str(spec.target),)
+                constant = self.exported.constants[str(spec.target)]
+                self.graph.constants[str(spec.target)] = constant.detach().clone()  # type: ignore[union-attr]
+            case _:
+                raise NotTraceable(f"the module takes a {spec.kind} that cannot be carried")
+        self.graph.nodes.append(node)
+        return node
+
+    def _operation(self, source: torch.fx.Node) -> Any:
+        name = _plain_name(source.target)
+        if name in {"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_assert_tensor_metadata"}:
+            return None
+        args, kwargs = self._convert(source.args), self._convert(dict(source.kwargs))
+        if name in {"dropout", "feature_dropout", "alpha_dropout"} and args[2] and args[1] > 0:
+            raise NotTraceable(
+                f"there is dropout alive in eval mode (p={args[1]}) in {_scope(source) or 'the root'}: "
+                "it is made inside forward, so eval() cannot switch it off"
+            )
+        if name in IDENTITIES or _whole_slice(name, args) or _same_dtype(name, source, args):
+            return args[0]
+        shape, dtype = _shape(source.meta.get("val"))
+        call = source.target
+        assert callable(call)  # noqa: S101  # fx's own invariant for call_function
+        node = Node(len(self.graph.nodes), name, call, args, kwargs, _scope(source), shape, dtype)
+        self.graph.nodes.append(node)
+        return node
+
+    def _convert(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return self.map[value]
+        if isinstance(value, tuple | list):
+            return type(value)(self._convert(item) for item in value) if type(value) in (tuple, list) else tuple(
+                self._convert(item) for item in value
+            )
+        if isinstance(value, Mapping):
+            return {key: self._convert(item) for key, item in value.items()}
+        return value
+
+
+def _plain_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        return target._schema.name.rpartition("::")[2]  # noqa: SLF001
+    return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
+
+
+def _scope(source: torch.fx.Node) -> str:
+    stack = source.meta.get("nn_module_stack") or {}
+    key = next(reversed(stack), "")
+    return key.removeprefix("L__self__") if key.startswith("L__self__") else ""
+
+
+def _whole_slice(name: str, args: tuple[Any, ...]) -> bool:
+    return name == "slice" and len(args) == 4 and args[2] in (0, None) and args[3] == 2**63 - 1
+
+
+def _same_dtype(name: str, source: torch.fx.Node, args: tuple[Any, ...]) -> bool:
+    if name not in {"to", "_to_copy"} or not isinstance(args[0], Node):
+        return False
+    return source.meta["val"].dtype == args[0].dtype and "memory_format" not in source.kwargs
+
+
+def _shape(value: Any) -> tuple[tuple[Size, ...] | None, torch.dtype | None]:
+    if not isinstance(value, Tensor):
+        return None, None
+    return tuple(_size(size) for size in value.shape), value.dtype
+
+
+def _size(size: int | torch.SymInt) -> Size:
+    if isinstance(size, int):
+        return size
+    expression = sympy.sympify(size.node.expr)
+    if expression.is_Integer:
+        return int(expression)
+    symbols = list(expression.free_symbols)
+    ratio = sympy.simplify(expression / symbols[0]) if len(symbols) == 1 else None
+    if ratio is None or not ratio.is_Integer:
+        raise NotTraceable(f"a tensor has the size {expression}, which is no multiple of the batch size")
+    return -int(ratio)
+
+
+def _nodes_in(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _nodes_in(item)

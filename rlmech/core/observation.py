@@ -1,0 +1,146 @@
+"""Observations: what a policy takes, checked and turned into the tensors that its graph reads.
+
+NaN is found by comparing the observation with itself, half a microsecond for a single one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlmech.errors import ObservationError
+
+Observation = np.ndarray | Tensor | Mapping[str, Any]
+SMALL = 2048
+
+
+class ObservationFormat:
+    """Structure, shapes and dtypes of a policy's observations, taken from an example.
+
+    Args:
+        example: A batch of observations: an array or tensor, or a dict of them.
+    """
+
+    def __init__(self, example: Observation) -> None:
+        self.is_dict = isinstance(example, Mapping)
+        arrays = {str(key): value for key, value in example.items()} if isinstance(example, Mapping) else {"": example}
+        if not arrays:
+            raise self._misfit("an empty dict", "at least one array")
+        self.example = {key: _as_tensor(key, value) for key, value in arrays.items()}
+        for key, value in self.example.items():
+            if value.ndim == 0 or value.shape[0] == 0:
+                raise self._misfit(f"an example{_of(key)} of shape {list(value.shape)}", "a batch of at least one row")
+        self.shapes = {key: value.shape[1:] for key, value in self.example.items()}
+        self.dtypes = {key: value.dtype for key, value in self.example.items()}
+        self._shape = self.shapes.get("", torch.Size())
+        self._rank = len(self._shape) + 1
+
+    def coerce(self, obs: Observation, module: nn.Module) -> tuple[Tensor, ...]:
+        """The observation's tensors, checked: structure, shape, dtype and NaN.
+
+        Args:
+            obs: A batch of observations.
+            module: The policy's network, whose device and float dtype floats are taken to.
+
+        Raises:
+            ObservationError: It is not what the policy takes.
+        """
+        if type(obs) is Tensor and obs.dtype is self.dtypes.get("") and obs.shape[1:] == self._shape:
+            if obs.ndim == self._rank and not _has_nan(obs):
+                return (obs,)
+        if isinstance(obs, Mapping) != self.is_dict:
+            raise self._misfit(f"a {type(obs).__name__}", "a dict of arrays" if self.is_dict else "an array or a tensor")
+        if isinstance(obs, Mapping):
+            if set(obs) != set(self.shapes):
+                raise self._misfit(f"keys {sorted(map(str, obs))}", f"keys {sorted(self.shapes)}")
+            tensors = tuple(self._coerce_one(key, obs[key], module) for key in self.shapes)
+            if len({tensor.shape[0] for tensor in tensors}) > 1:
+                raise self._misfit(f"batch sizes {[tensor.shape[0] for tensor in tensors]}", "one batch size")
+            return tensors
+        return (self._coerce_one("", obs, module),)
+
+    def retype(self, dtype: torch.dtype) -> None:
+        """Take floats of another precision from now on."""
+        self.dtypes = {key: dtype if old.is_floating_point else old for key, old in self.dtypes.items()}
+        self.example = {key: value.to(self.dtypes[key]) for key, value in self.example.items()}
+
+    def is_single(self, obs: Observation) -> bool:
+        """Whether this is one observation without a batch axis."""
+        key = next(iter(self.shapes))
+        value = obs[key] if isinstance(obs, Mapping) else obs
+        return tuple(np.shape(value)) == tuple(self.shapes[key])
+
+    def samples(self, n: int) -> tuple[Tensor, ...]:
+        """Observations like the example: its rows, repeated, with a little noise where they are floats."""
+        generator = torch.Generator().manual_seed(0)
+        rows = {key: value[torch.arange(n) % value.shape[0]].clone() for key, value in self.example.items()}
+        for value in rows.values():
+            if value.is_floating_point() and n:
+                noise = torch.randn(value.shape, generator=generator, dtype=torch.float64) * 0.1
+                value += noise.to(value)
+        return tuple(rows.values())
+
+    def _coerce_one(self, key: str, value: Any, module: nn.Module) -> Tensor:
+        tensor, dtype, shape = _as_tensor(key, value), self.dtypes[key], self.shapes[key]
+        if tensor.shape[1:] != shape or tensor.ndim != len(shape) + 1:
+            hint = "add a batch axis: obs[None]" if tensor.shape == shape else "give observations of the policy's shape"
+            raise self._misfit(f"shape {list(tensor.shape)}{_of(key)}", f"[batch{''.join(f' {n}' for n in shape)}]", hint)
+        if tensor.dtype != dtype:
+            if not (tensor.is_floating_point() and dtype.is_floating_point) and not _lossless(tensor.dtype, dtype):
+                raise self._misfit(f"dtype {_name(tensor.dtype)}{_of(key)}", f"dtype {_name(dtype)}")
+            tensor = tensor.to(dtype)
+        parameter = next(module.parameters(), None)
+        if parameter is not None and tensor.device != parameter.device:
+            tensor = tensor.to(parameter.device)
+        if _has_nan(tensor):
+            rows = torch.isnan(tensor).reshape(tensor.shape[0], -1).any(1).nonzero().reshape(-1).tolist()
+            raise self._misfit(
+                f"NaN{_of(key)} in rows {rows[:5]}{'…' if len(rows) > 5 else ''}", "numbers", "drop or mend these rows"
+            )
+        return tensor
+
+    @staticmethod
+    def _misfit(given: str, expected: str, fix: str = "give observations like those the policy was trained on") -> ObservationError:
+        return ObservationError(
+            "The observation is not what the policy takes.", given=given, expected=expected, fix=fix
+        )
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise ObservationError(
+            "The observation is not what the policy takes.",
+            given=f"an array of dtype {array.dtype}{_of(key)}",
+            expected="numbers",
+            fix="give a numpy array or a tensor of numbers",
+        )
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return False
+    if tensor.numel() <= SMALL:
+        return not torch.equal(tensor, tensor)
+    return bool(torch.isnan(tensor.detach().sum())) and bool(torch.isnan(tensor).any())
+
+
+def _lossless(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Integers of another width are the same integers; anything else would change what the numbers mean."""
+    integer = not (given.is_floating_point or wanted.is_floating_point) and torch.bool not in (given, wanted)
+    return integer and torch.iinfo(given).bits <= torch.iinfo(wanted).bits
+
+
+def _of(key: str) -> str:
+    return f" in {key!r}" if key else ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

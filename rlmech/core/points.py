@@ -1,0 +1,285 @@
+"""Names, axes and addresses of all hook points of a graph.
+
+`<path>.hook_out` for leaf layers, `<path>.<op>_<k>.hook_out` for functional ones, TransformerLens's names for attention,
+`hook_obs` and the output heads. A module called again is `<path>@1`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from rlmech.axes import Axis
+from rlmech.core.attention import Found, Role
+from rlmech.core.graph import Graph, Node
+from rlmech.core.hook_point import Kind
+from rlmech.core.layout import Layout
+from rlmech.core.program import Address
+from rlmech.errors import ConfigError
+
+OutputKind = Literal["q_values", "logits", "mean_action"]
+
+OPERATIONS: dict[str, Kind] = {
+    **dict.fromkeys(("linear", "addmm"), "linear"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"), "convolution"),
+    **dict.fromkeys(
+        (
+            "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "prelu", "rrelu",
+            "relu6", "hardtanh", "hardsigmoid", "hardswish", "softplus", "softsign", "log_sigmoid", "tanhshrink",
+            "softshrink", "hardshrink", "threshold", "softmax", "_softmax", "log_softmax", "_log_softmax", "glu",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(
+        ("batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "native_layer_norm", "group_norm",
+         "native_group_norm", "instance_norm", "rms_norm"),
+        "norm",
+    ),
+    **dict.fromkeys(
+        ("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
+         "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
+        "pool",
+    ),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "recurrent"),
+    "embedding": "layer",
+}  # fmt: skip
+ROLE_KINDS: dict[Role, Kind] = {
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "mask": "mask",
+    "attn_scores": "scores",
+    "pattern": "pattern",
+    "z": "z",
+    "result": "result",
+    "attn_out": "attn_out",
+}
+ROLE_AXES: dict[Role, tuple[Axis, ...]] = {
+    "q": ("batch", "entity", "head", "d_head"),
+    "k": ("batch", "entity", "head", "d_head"),
+    "v": ("batch", "entity", "head", "d_head"),
+    "attn_scores": ("batch", "head", "query", "key"),
+    "pattern": ("batch", "head", "query", "key"),
+    "z": ("batch", "query", "head", "d_head"),
+    "result": ("batch", "query", "head", "d_model"),
+    "attn_out": ("batch", "query", "d_model"),
+}
+OBSERVATION_AXES: dict[int, tuple[Axis, ...]] = {
+    1: ("batch",),
+    2: ("batch", "feature"),
+    3: ("batch", "entity", "feature"),
+    4: ("batch", "channel", "height", "width"),
+    5: ("batch", "step", "channel", "height", "width"),
+}
+SCORES_NAME: dict[OutputKind, str] = {
+    "q_values": "hook_q_values",
+    "logits": "hook_logits",
+    "mean_action": "hook_mean_action",
+}
+SPATIAL = {"convolution", "pool"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A hook point before it is bound to a policy."""
+
+    name: str
+    kind: Kind
+    axes: tuple[Axis, ...]
+    address: Address
+
+
+def name_points(
+    graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found], output_kind: OutputKind
+) -> dict[str, Point]:
+    """All hook points of a graph, in the order in which they are computed, the outputs last."""
+    return _Namer(graph, module, root=root).name(blocks, output_kind)
+
+
+def strip_root(path: str, root: str) -> str:
+    """A module path as seen from the network's root."""
+    return path[len(root) :].lstrip(".") if root and (path == root or path.startswith(f"{root}.")) else path
+
+
+class _Namer:
+    def __init__(self, graph: Graph, module: nn.Module, *, root: str) -> None:
+        self.graph, self.module, self.root = graph, module, root
+        self.recurrent = any(OPERATIONS.get(node.op) == "recurrent" for node in graph.nodes)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.points: dict[str, Point] = {}
+
+    def name(self, blocks: dict[str, Found], output_kind: OutputKind) -> dict[str, Point]:
+        in_attention = {node for block in blocks.values() for node in (block.softmax, block.pattern.node)}
+        by_node: dict[Node, list[Point]] = {}
+        for point in (*self._observation(), *self._layers(in_attention), *self._attention(blocks)):
+            by_node.setdefault(point.address.node, []).append(point)
+        for node in self.graph.nodes:
+            for point in by_node.get(node, ()):
+                self.points[point.name] = point
+        for point in self._outputs(output_kind):
+            self.points[point.name] = point
+        return self.points
+
+    def _observation(self) -> list[Point]:
+        points: list[Point] = []
+        for node in self.graph.inputs:
+            name = f"hook_obs.{node.owner}" if node.owner else "hook_obs"
+            shape = node.shape or ()
+            axes = OBSERVATION_AXES.get(len(shape))
+            if axes is None:
+                raise ConfigError(
+                    "The observation has more axes than any that has a name.",
+                    given=f"{len(shape)} axes",
+                    expected="batch and at most step, channel, height, width",
+                    fix="flatten some of them inside the module",
+                )
+            if self.recurrent and len(shape) == 3:
+                axes = ("batch", "step", "feature")
+            points.append(
+                Point(name=name, kind="observation", axes=axes, address=Address(node=node, layout=Layout.plain(shape)))
+            )
+        return points
+
+    def _layers(self, in_attention: set[Node]) -> list[Point]:
+        points: list[Point] = []
+        last_in_scope = {node.scope: node for node in self.graph.nodes if node.shape is not None}
+        for node in self.graph.nodes:
+            kind = OPERATIONS.get(node.op)
+            if kind is None or node in in_attention or not _has_input(node):
+                continue
+            shown = self._first_output(node)
+            if shown is None or not _has_batch(shown):
+                continue
+            points.append(self._layer(node, shown, kind))
+        named = {point.address.node for point in points}
+        for scope, node in last_in_scope.items():
+            if self._own_leaf(scope) and node not in named and _has_input(node) and _has_batch(node):
+                name = f"{strip_root(scope, self.root)}.hook_out"
+                address = Address(node=node, layout=Layout.plain(node.shape or ()))
+                points.append(Point(name=name, kind="layer", axes=self._axes(node, address.layout), address=address))
+        return points
+
+    def _layer(self, node: Node, shown: Node, kind: Kind) -> Point:
+        path = strip_root(node.scope, self.root)
+        if self._builtin_leaf(node.scope) and not self.counts[path, ""]:
+            self.counts[path, ""] += 1
+            name = f"{path}.hook_out"
+        else:
+            op = node.op.lstrip("_")
+            name = f"{path}.{op}_{self.counts[path, op]}.hook_out".lstrip(".")
+            self.counts[path, op] += 1
+        layout = Layout.plain(shown.shape or ())
+        return Point(name=name, kind=kind, axes=self._axes(shown, layout), address=Address(node=shown, layout=layout))
+
+    def _first_output(self, node: Node) -> Node | None:
+        if node.shape is not None:
+            return node
+        for other in self.graph.nodes:
+            if other.op == "getitem" and other.args[0] is node and other.args[1] == 0:
+                return other
+        return None
+
+    def _axes(self, node: Node, layout: Layout) -> tuple[Axis, ...]:
+        rank = len(layout.canonical_shape)
+        if rank == 3 and self._is_spatial(node):
+            return ("batch", "channel", "width")
+        middle: Axis = "step" if self.recurrent else "entity"
+        by_rank: dict[int, tuple[Axis, ...]] = {
+            1: ("batch",),
+            2: ("batch", "neuron"),
+            3: ("batch", middle, "neuron"),
+            4: ("batch", "channel", "height", "width"),
+            5: ("batch", "step", "channel", "height", "width"),
+        }
+        if rank not in by_rank:
+            raise ConfigError(
+                f"An activation in {node.scope or 'the root'!r} has more axes than any that has a name.",
+                given=f"{rank} axes",
+                expected="at most 5",
+                fix="flatten some of them inside the module",
+            )
+        return by_rank[rank]
+
+    def _is_spatial(self, node: Node) -> bool:
+        while True:
+            kind = OPERATIONS.get(node.op)
+            if kind in SPATIAL:
+                return True
+            if kind not in ("activation", "norm") and node.op != "getitem":
+                return False
+            node = node.args[0]
+
+    def _attention(self, blocks: dict[str, Found]) -> list[Point]:
+        points: list[Point] = []
+        for path, block in blocks.items():
+            prefix = f"{path}." if path else ""
+            for role, address in block.addresses.items():
+                axes = block.mask[1] if role == "mask" and block.mask else ROLE_AXES[role]
+                points.append(
+                    Point(name=f"{prefix}hook_{role}", kind=ROLE_KINDS[role], axes=axes, address=address)  # type: ignore[arg-type]
+                )
+        return points
+
+    def _outputs(self, output_kind: OutputKind) -> list[Point]:
+        scores, *rest = self.graph.outputs
+        shape = scores.shape or ()
+        if len(shape) < 2 or shape[0] != -1 or len(shape) > 3:
+            raise ConfigError(
+                "The module does not return action scores.",
+                given=f"an output of {len(shape)} axes" if shape else "an output that is no tensor",
+                expected="a tensor [batch action], or a tuple that starts with it",
+                fix="wrap the module in one whose forward returns the scores, and the state value second if there is one",
+            )
+        axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "entity", "action")
+        address = Address(node=scores, layout=Layout.plain(shape))
+        points = [Point(name=SCORES_NAME[output_kind], kind="output", axes=axes, address=address)]
+        if rest and rest[0].shape in ((-1,), (-1, 1)):
+            layout = Layout(shape=rest[0].shape or (), split=(-1,), order=(0,))
+            points.append(
+                Point(name="hook_value", kind="output", axes=("batch",), address=Address(node=rest[0], layout=layout))
+            )
+        return points
+
+    def _module(self, scope: str) -> nn.Module | None:
+        path = ".".join(part.partition("@")[0] for part in scope.split("."))
+        try:
+            return self.module.get_submodule(path)
+        except AttributeError:
+            return None
+
+    def _builtin_leaf(self, scope: str) -> bool:
+        module = self._module(scope)
+        return bool(scope) and module is not None and _is_leaf(module) and type(module).__module__.startswith("torch.nn")
+
+    def _own_leaf(self, scope: str) -> bool:
+        module = self._module(scope)
+        return (
+            bool(scope)
+            and module is not None
+            and _is_leaf(module)
+            and not type(module).__module__.startswith("torch.nn")
+        )
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _has_batch(node: Node) -> bool:
+    return bool(node.shape) and sum(size < 0 for size in node.shape or ()) == 1
+
+
+def _has_input(node: Node) -> bool:
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        if current.op == "input":
+            return True
+        for source in current.inputs():
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return False

@@ -1,0 +1,33 @@
+"""Results as figures: heat maps, attention, the road, episodes, and one page that holds them all.
+
+Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
+show in a notebook, and `build_report` puts them into one self-contained HTML page.
+"""
+
+from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
+from rlmech.plot.episode import q_values, scores
+from rlmech.plot.heatmap import circuit, heatmap, sweep
+from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, build_report
+from rlmech.plot.scene import scene
+from rlmech.plot.svg import SvgFigure
+from rlmech.plot.viewer import episodes
+
+__all__ = [
+    "AttentionFigure",
+    "Figure",
+    "Frame",
+    "Panel",
+    "Section",
+    "Steps",
+    "SvgFigure",
+    "attention",
+    "build_report",
+    "circuit",
+    "episodes",
+    "heatmap",
+    "q_values",
+    "recorded_pattern",
+    "scene",
+    "scores",
+    "sweep",
+]

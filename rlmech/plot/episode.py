@@ -1,0 +1,184 @@
+"""Scores along an episode: what the policy thought of each action at every step, and what it did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from rlmech.errors import RecordingError
+from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
+from rlmech.plot.svg import SvgFigure, tag, text
+
+if TYPE_CHECKING:
+    from rlmech.rollouts.recording import Recording
+
+SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}
+
+
+def q_values(
+    recording: Recording, *, episode: int, output_kind: str = "q_values", title: str | None = None
+) -> go.Figure:
+    """Draw the action scores along one episode.
+
+    A marker stands on the action that was taken; a vertical line where it differs from the step before.
+
+    Args:
+        recording: Any recording.
+        episode: Number of the episode in it.
+        output_kind: What the scores are: `q_values`, `logits` or `mean_action`.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure, scores over steps.
+
+    Raises:
+        RecordingError: No such episode.
+    """
+    rows = _rows(recording, episode)
+    steps = recording.steps["step"].to_numpy()[rows]
+    scores = np.asarray(recording.scores)[rows]
+    taken = np.asarray(recording.actions)[rows].astype(int)
+    names = action_names(recording, scores.shape[1])
+    figure = go.Figure()
+    for change in np.flatnonzero(np.diff(taken)) + 1:
+        figure.add_vline(x=float(steps[change]), line={"color": MUTED, "width": 1, "dash": "dot"})
+    for action, name in enumerate(names):
+        chosen = taken == action
+        figure.add_trace(
+            go.Scatter(
+                x=steps,
+                y=scores[:, action],
+                mode="lines",
+                name=name,
+                legendgroup=name,
+                line={"color": action_colour(action), "width": 2},
+                hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
+            )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=steps[chosen],
+                y=scores[chosen, action],
+                mode="markers",
+                name=f"{name} taken",
+                legendgroup=name,
+                showlegend=False,
+                hoverinfo="skip",
+                marker={"color": action_colour(action), "size": 11, "line": {"color": "#ffffff", "width": 2}},
+            )
+        )
+    _mark_crash(figure, recording, episode)
+    figure.update_layout(
+        template=TEMPLATE,
+        title_text=title,
+        height=320,
+        hovermode="x unified",
+        margin={"t": 48 + (30 if title else 0), "b": 48, "l": 56, "r": 16},
+        legend={"y": 1.02, "x": 0.0, "font": {"size": 12}},
+    )
+    figure.update_xaxes(
+        title_text="step", dtick=1 if len(steps) <= 40 else None, range=[steps[0] - 0.4, steps[-1] + 0.6]
+    )
+    figure.update_yaxes(title_text=SCORES.get(output_kind, "score"), zeroline=False)
+    return figure
+
+
+def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str = "Q-value") -> SvgFigure:
+    """Draw one state's action scores as bars, the taken action in full colour.
+
+    Args:
+        values: Scores `[action]`.
+        names: Names of the actions.
+        taken: Position of the action taken.
+        label: What the scores are.
+    """
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    span, left, right, top = (high - low) or 1.0, 8.0, 58.0, 34.0
+    width = 330.0
+    reach = width - left - right
+
+    def at(value: float) -> float:
+        return left + (value - low) / span * reach
+
+    parts = text(label, x=left, y=16, font_size=12, fill=MUTED)
+    for action, name in enumerate(names):
+        y, value = top + action * 44, float(values[action])
+        chosen = action == taken
+        parts += text(
+            f"{name}{'  ◀ taken' if chosen else ''}",
+            x=left,
+            y=y + 9,
+            font_size=12,
+            fill=INK,
+            font_weight="700" if chosen else "400",
+        )
+        parts += tag(
+            "rect",
+            x=min(at(0.0), at(value)),
+            y=y + 14,
+            width=max(abs(at(value) - at(0.0)), 1.0),
+            height=13,
+            rx=2,
+            fill=action_colour(action),
+            fill_opacity=1.0 if chosen else 0.45,
+        )
+        parts += text(_written(value), x=max(at(value), at(0.0)) + 6, y=y + 25, font_size=12, fill=INK)
+    bottom = top + len(names) * 44
+    parts += tag("line", x1=at(0.0), y1=top + 10, x2=at(0.0), y2=bottom - 10, stroke=RULE, stroke_width=1)
+    return SvgFigure(
+        svg=tag(
+            "svg",
+            parts,
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {width} {bottom:.0f}",
+            width=width,
+            height=bottom,
+            font_family=FONT,
+            role="img",
+            aria_label=f"{label} of each action",
+        )
+    )
+
+
+def action_names(recording: Recording, n_actions: int) -> tuple[str, ...]:
+    """The actions' names, or their numbers where the recording's spec has none."""
+    names = recording.spec.actions
+    return names if len(names) == n_actions else tuple(f"action {action}" for action in range(n_actions))
+
+
+def _written(value: float) -> str:
+    written = f"{value:.2f}"
+    return "0.00" if float(written) == 0 else written.replace("-", MINUS)
+
+
+def _rows(recording: Recording, episode: int) -> np.ndarray:
+    rows = np.flatnonzero(recording.steps["episode"].to_numpy() == episode)
+    if rows.size == 0:
+        raise RecordingError(
+            f"The recording has no episode {episode}.",
+            given=episode,
+            expected=f"one of {sorted(recording.steps['episode'].unique().tolist())}",
+            fix="recording.steps lists them all",
+        )
+    return rows
+
+
+def _mark_crash(figure: go.Figure, recording: Recording, episode: int) -> None:
+    table: Any = recording.steps
+    if "crashed" not in table:
+        return
+    crashed = np.asarray(table[(table["episode"] == episode) & table["crashed"].astype(bool)]["step"])
+    if crashed.size:
+        figure.add_vline(x=float(crashed.min()) + 0.5, line={"color": CRASHED, "width": 2})
+        figure.add_annotation(
+            x=float(crashed.min()) + 0.5,
+            y=1.0,
+            yref="paper",
+            yanchor="top",
+            xanchor="right",
+            showarrow=False,
+            text="crash ",
+            font={"size": 11, "color": CRASHED},
+        )

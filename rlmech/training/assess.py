@@ -1,0 +1,177 @@
+"""From a finished run to its card: choose a checkpoint, evaluate it beside baselines, write down what came out.
+
+The checkpoint of the highest mean return on the validation seeds is chosen; what is published is measured on the
+evaluation seeds, which neither training nor the choice has met. Episodes are kept as CSV files under `validation/` and
+`evaluation/` in the run's directory, so that an assessment that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import stable_baselines3
+from rich.console import Console
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from rlmech.rollouts.env import make_env, spec_of
+from rlmech.training.config import TrainConfig
+from rlmech.training.evaluate import Actor, Predicts, baseline_actors, evaluate, paired_difference, summarise
+from rlmech.zoo.card import POLICY, Card, Evaluation
+
+PACKAGES = ("rlmech", "torch", "stable-baselines3", "gymnasium", "highway-env", "numpy")
+CURVE_BINS = 40
+
+
+def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Card:
+    """Choose a checkpoint of a run, evaluate it and write `card.json`.
+
+    Args:
+        config: The run's configuration.
+        run: The run's directory, with its checkpoints and its curve.
+        progress: Whether to tell what is evaluated and draw progress bars.
+
+    Returns:
+        The card.
+    """
+    run = Path(run)
+    ladder = _validate(config, run, progress=progress)
+    chosen = max(ladder[1:], key=lambda rung: rung["return"]["mean"])["step"]
+    evaluations = _evaluate_everywhere(config, run, chosen, progress=progress)
+    card = Card(
+        name=config.name,
+        about=_about(config, chosen, evaluations[0]),
+        step=chosen,
+        chosen_by=(
+            f"highest mean return of {len(ladder) - 1} checkpoints over the {config.validation_episodes} validation seeds "
+            f"from {config.validation_first_seed}"
+        ),
+        config=config.to_json(),
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        n_parameters=_n_parameters(load_checkpoint(config, run, chosen)),
+        curve=_binned_curve(run / "curve.csv"),
+        evaluations=evaluations,
+        ladder=ladder,
+    )
+    card.save(run / "card.json")
+    return card
+
+
+def load_checkpoint(config: TrainConfig, run: Path, step: int) -> BaseAlgorithm:
+    """A checkpoint of a run, opened by Stable-Baselines3 itself."""
+    algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, config.algorithm)
+    return algorithm.load(run / "checkpoints" / f"step_{step:07d}.zip", device="cpu")
+
+
+def _validate(config: TrainConfig, run: Path, *, progress: bool) -> list[dict[str, Any]]:
+    """What the validation seeds say of every checkpoint, the untrained network first."""
+    env = make_env(config.env_id, config=_home_config(config))
+    ladder: list[dict[str, Any]] = []
+    for step in (0, *config.checkpoint_steps):
+        _tell(f"validation: step {step}", progress=progress)
+        table = evaluate(
+            load_checkpoint(config, run, step),
+            env,
+            seeds=config.validation_seeds,
+            path=run / "validation" / f"step_{step:07d}.csv",
+            progress=progress,
+        )
+        ladder.append({"step": step, **summarise(table)})
+    return ladder
+
+
+def _evaluate_everywhere(config: TrainConfig, run: Path, chosen: int, *, progress: bool) -> list[Evaluation]:
+    """In the environment of the training beside all baselines, elsewhere beside its best constant action."""
+    policy, untrained = load_checkpoint(config, run, chosen), load_checkpoint(config, run, 0)
+    home_config, seeds = _home_config(config), config.evaluation_seeds
+    names = spec_of(make_env(config.env_id, config=home_config)).actions
+    drivers: dict[str, Actor | Predicts] = {f"{POLICY} {chosen}": policy, "untrained": untrained}
+    drivers |= baseline_actors(make_env(config.env_id, config=home_config), names)
+    places = [(config.env_id, home_config, len(seeds))]
+    places += [(place["id"], place.get("config", {}), place["n_episodes"]) for place in config.also_on]
+    evaluations: list[Evaluation] = []
+    for i, (env_id, env_config, n) in enumerate(places):
+        env = make_env(env_id, config=env_config)
+        folder = run / "evaluation" / f"{i}_{env_id}"
+        tables: dict[str, pd.DataFrame] = {}
+        for name, actor in drivers.items():
+            _tell(f"evaluation on {env_id}: {name}", progress=progress)
+            path = folder / f"{name.replace(' ', '_')}.csv"
+            tables[name.split(" ")[0] if actor is policy else name] = evaluate(
+                actor, env, seeds=seeds[:n], path=path, progress=progress
+            )
+        evaluations.append(_evaluation(env_id, env_config, seeds.start, tables))
+        best = evaluations[0].best_constant
+        drivers = {name: actor for name, actor in drivers.items() if actor is policy or name == best}
+    return evaluations
+
+
+def _evaluation(env_id: str, env_config: dict[str, Any], first: int, tables: dict[str, pd.DataFrame]) -> Evaluation:
+    constants = [name for name in tables if name.startswith("always ")]
+    best = max(constants, key=lambda name: tables[name]["return"].mean())
+    columns = [c for c in ("return", "crashed") if not tables[POLICY][c].isna().any()]
+    return Evaluation(
+        env_id=env_id,
+        env_config=env_config,
+        first_seed=first,
+        drivers={name: summarise(table) for name, table in tables.items()},
+        best_constant=best,
+        difference={column: paired_difference(tables[POLICY], tables[best], column) for column in columns},
+    )
+
+
+def _about(config: TrainConfig, step: int, home: Evaluation) -> str:
+    """The configuration's own words, and what the evaluation says."""
+    policy, constant, by = home.drivers[POLICY], home.drivers[home.best_constant], home.difference["return"]
+    verdict = "clearly better" if by["low"] > 0 else "worse" if by["high"] < 0 else "not distinguishable"
+    sentences = [
+        config.about.strip(),
+        f"Trained with {config.algorithm} for {step:,} environment steps.",
+        f"Over {policy['n']} unseen seeds of {home.env_id} its mean return is {_interval(policy['return'])}",
+    ]
+    if "crashed" in policy:
+        sentences[-1] += f", its crash rate {_interval(policy['crashed'])}"
+    if "arrived" in policy:
+        sentences[-1] += f", its arrival rate {_interval(policy['arrived'])}"
+    sentences[-1] += "."
+    sentences.append(
+        f"The best constant action, {home.best_constant}, returns {_interval(constant['return'])}; paired by seed the policy "
+        f"returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals."
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _home_config(config: TrainConfig) -> dict[str, Any]:
+    return config.env_config if config.evaluation_config is None else config.evaluation_config
+
+
+def _n_parameters(model: Any) -> int:
+    network = getattr(model, "q_net", model.policy)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _binned_curve(path: Path) -> list[dict[str, float]]:
+    """Means over the episodes that ended in each of `CURVE_BINS` equal spans of steps."""
+    with path.open() as file:
+        headed = file.read(4) == "step"
+    curve = pd.read_csv(path, header=0 if headed else None).iloc[:, :4]
+    curve.columns = pd.Index(["step", "return", "length", "crashed"])
+    ends = np.linspace(0, curve["step"].max(), CURVE_BINS + 1)[1:]
+    places = np.minimum(np.searchsorted(ends, curve["step"]), CURVE_BINS - 1)
+    bins: list[dict[str, float]] = []
+    for place, group in curve.groupby(places):
+        means = {name: round(float(group[name].mean()), 4) for name in ("return", "length", "crashed")}
+        bins.append({"step": float(ends[int(str(place))]), "episodes": len(group), **means})
+    return bins
+
+
+def _tell(what: str, *, progress: bool) -> None:
+    if progress:
+        Console().print(what)

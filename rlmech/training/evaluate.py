@@ -1,0 +1,176 @@
+"""How well a policy drives, on seeds it was not trained on, beside what any driver must beat.
+
+Rates carry Wilson's 95 % interval, means a percentile bootstrap over episodes; policies are compared on the same seeds.
+Cost: the environment's stepping; rows are appended as they come, so that a killed evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+from gymnasium import spaces
+from rich.progress import track
+
+from rlmech.errors import ConfigError
+from rlmech.rollouts.episode import Decide, run_episode, summary
+
+COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")
+RATES = ("crashed", "arrived")
+N_BOOTSTRAP = 10_000
+
+Actor = Callable[[int], Decide]
+"""From an episode's seed to the function that drives it."""
+
+
+class Predicts(Protocol):
+    """A policy with Stable-Baselines3's `predict`."""
+
+    def predict(self, observation: Any, /, *, deterministic: bool = ...) -> tuple[Any, Any]:
+        """Choose an action; the second value is a recurrent policy's state."""
+        ...
+
+
+def policy_actor(policy: Predicts) -> Actor:
+    """Drive by a policy's best action."""
+    return lambda _: lambda observation: policy.predict(observation, deterministic=True)[0]
+
+
+def constant_actor(action: int) -> Actor:
+    """Always do the same."""
+    return lambda _: lambda _: action
+
+
+def random_actor(n_actions: int) -> Actor:
+    """Do anything, each action as likely as another; an episode's actions follow from its seed."""
+
+    def begin(seed: int) -> Decide:
+        generator = np.random.default_rng([seed, 1])
+        return lambda _: int(generator.integers(n_actions))
+
+    return begin
+
+
+def baseline_actors(env: gym.Env, action_names: Iterable[str]) -> dict[str, Actor]:
+    """Random and each constant action, by name."""
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise ConfigError(
+            "Baselines are defined for discrete actions.",
+            given=env.action_space,
+            expected="a Discrete action space",
+            fix="evaluate the policy alone",
+        )
+    n = int(env.action_space.n)
+    names = list(action_names) or [str(i) for i in range(n)]
+    return {"random": random_actor(n)} | {f"always {name}": constant_actor(i) for i, name in enumerate(names)}
+
+
+def evaluate(
+    actor: Actor | Predicts,
+    env: gym.Env,
+    *,
+    seeds: Iterable[int],
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Run one episode for each seed.
+
+    Args:
+        actor: A policy, or a function from a seed to the function that drives its episode.
+        env: The environment.
+        seeds: Seeds of the episodes.
+        path: CSV file to append rows to; seeds already in it are not run again.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        One row a seed, in the order of `seeds`: return, length in steps, crashed, arrived, mean speed in m/s; what the
+        environment does not tell is NaN.
+    """
+    begin = policy_actor(cast(Predicts, actor)) if hasattr(actor, "predict") else cast(Actor, actor)
+    wanted = list(seeds)
+    rows = {} if path is None else _rows_in(Path(path))
+    for seed in track([s for s in wanted if s not in rows], "episodes", disable=not progress):
+        row = {"seed": seed, **summary(list(run_episode(env, begin(seed), seed=seed)))}
+        rows[seed] = {name: float(row.get(name, math.nan)) for name in COLUMNS}
+        if path is not None:
+            _append(Path(path), rows[seed])
+    frame = pd.DataFrame([rows[seed] for seed in wanted], columns=list(COLUMNS))
+    return frame.astype({"seed": int, "length": int})
+
+
+def summarise(frame: pd.DataFrame) -> dict[str, dict[str, float] | int]:
+    """Mean and 95 % interval of every column of an evaluation that the environment tells.
+
+    Returns:
+        `n` and, for each of return, length, crashed, arrived, speed: `mean`, `low`, `high`.
+    """
+    result: dict[str, dict[str, float] | int] = {"n": len(frame)}
+    for name in COLUMNS[1:]:
+        values = frame[name].to_numpy(dtype=float)
+        if not np.isnan(values).any():
+            low, high = wilson(float(values.mean()), len(values)) if name in RATES else bootstrap(values)
+            result[name] = {"mean": float(values.mean()), "low": low, "high": high}
+    return result
+
+
+def paired_difference(better: pd.DataFrame, worse: pd.DataFrame, column: str = "return") -> dict[str, float]:
+    """Mean difference of a column over the seeds that both evaluations have, with its 95 % bootstrap interval."""
+    both = better.merge(worse, on="seed", suffixes=("_a", "_b"))
+    values = (both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(dtype=float)
+    low, high = bootstrap(values)
+    return {"n": len(values), "mean": float(values.mean()), "low": low, "high": high}
+
+
+def bootstrap(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval, 95 %, of a mean.
+
+    Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13.
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(len(values), size=(N_BOOTSTRAP, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def wilson(rate: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval, 95 %, of a rate out of n.
+
+    Source: Wilson 1927, *Probable Inference, the Law of Succession, and Statistical Inference*.
+
+    Example:
+        >>> low, high = wilson(0.0, 100)
+        >>> low, round(high, 3)
+        (0.0, 0.037)
+    """
+    z = 1.959963984540054
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _rows_in(path: Path) -> dict[int, dict[str, float]]:
+    """Rows of finished episodes; a last line that a kill cut short is cut off."""
+    if not path.exists():
+        return {}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    rows = list(csv.DictReader(whole.splitlines()))
+    return {int(float(row["seed"])): {name: float(row[name]) for name in COLUMNS} for row in rows}
+
+
+def _append(path: Path, row: Mapping[str, float]) -> None:
+    new = not path.exists() or path.stat().st_size == 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
