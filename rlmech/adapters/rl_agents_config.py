@@ -160,11 +160,10 @@ def completed(model: Mapping[str, Any]) -> Config:
             if close
             else "wrap the network itself: HookedPolicy(module, example_obs)",
         )
-    config = merged(DEFAULTS[kind], model) | {"type": kind}
+    config: Config = merged(DEFAULTS[kind], model) | {"type": kind}
     for part in PARTS:
         if part in DEFAULTS[kind] and config[part]:
-            below: Config = config[part]
-            config[part] = completed(below)
+            config[part] = completed(config[part])
     _check_values(config, kind)
     return config
 

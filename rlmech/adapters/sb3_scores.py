@@ -92,7 +92,7 @@ def scores_module(policy: BasePolicy) -> tuple[nn.Module, OutputKind, str]:
     match policy:
         case DQNPolicy():
             return policy.q_net, "q_values", ""
-        case ActorCriticPolicy():
+        case ActorCriticPolicy() if not hasattr(policy, "lstm_actor"):
             return ActorCriticScores(policy), _scores_of(policy.action_space), "policy"
         case SACPolicy() | TD3Policy():
             return ContinuousScores(policy.actor, policy.critic), "mean_action", ""
@@ -100,7 +100,7 @@ def scores_module(policy: BasePolicy) -> tuple[nn.Module, OutputKind, str]:
             raise CheckpointError(
                 f"A {type(policy).__name__} is not a kind of policy that rlmech knows how to score actions with.",
                 given=f"{type(policy).__module__}.{type(policy).__name__}",
-                expected="a policy of DQN, PPO, A2C, SAC, TD3 or DDPG",
+                expected="a policy of DQN, PPO, A2C, SAC, TD3 or DDPG, without memory",
                 fix="wrap the network that scores the actions: HookedPolicy(module, example_obs)",
             )
 

@@ -179,7 +179,8 @@ def _present(policy: HookedPolicy, obs: Tensor, block: AttentionBlock) -> xr.Dat
     name = block.names.get("mask")
     if name is None:
         return xr.DataArray(everything.numpy(), dims=("batch", "entity"))
-    _, cache = policy.run_with_cache(obs, names=name)
+    with torch.no_grad():
+        _, cache = policy.run_with_cache(obs, names=name)
     hidden = xr.DataArray(cache[name].detach().cpu().numpy(), dims=cache.axes(name))
     hidden = hidden.all([axis for axis in hidden.dims if axis not in ("batch", "key")]).rename(key="entity")
     return ~hidden & xr.DataArray(everything.numpy(), dims=("batch", "entity"))

@@ -81,34 +81,54 @@ def downstream_maps(
 def ungated_maps(
     policy: HookedPolicy, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "1 position feature_and_bias head d_head"]]:
-    """The same maps with every gate held open: the plain product of the weights, which is no state's own map."""
-    observation, like = policy.hook_dict["hook_obs"], next(policy.module.parameters())
-    n_features = observation.size("feature")
-    probes = torch.eye(n_features + 1)[:, :n_features].to(like)  # each feature alone, and none of them
-    states = repeat(probes, "probe feature -> probe entity feature", entity=observation.size("entity"))
+    """The same maps with every gate held open: the plain product of the weights, which is no state's own map.
+
+    Raises:
+        AttentionError: Other entities enter, or something that is not a gate bends the activation.
+    """
+    observation = policy.hook_dict["hook_obs"]
+    n_entities, n_features = observation.size("entity"), observation.size("feature")
+    probes = repeat(_probes(policy, n_features), "probe feature -> probe entity feature", entity=n_entities)
+    random = torch.randn(n_entities, n_features, generator=torch.Generator().manual_seed(_CHECK_SEED)).to(probes)
     with torch.no_grad(), _OpenGates():
-        activations = _capture(policy, states, names)
-    return {name: _from_probes(value)[None] for name, value in activations.items()}
+        activations = _capture(policy, torch.cat((probes, random[None])), names)
+    maps: dict[str, Tensor] = {}
+    for name, value in activations.items():
+        slope, offset = rearrange(value[:-2] - value[-2], "feature position ... -> position feature ..."), value[-2]
+        own = random[: slope.shape[0]]
+        again = offset + einsum(own, slope, "position feature, position feature head d_head -> position head d_head")
+        _check_affine(policy, name, value[-1], again)
+        maps[name] = torch.cat((slope, offset[:, None]), dim=1)[None]
+    return maps
 
 
 def ungated_downstream(policy: HookedPolicy, name: str) -> Float[Tensor, "1 query d_model action"]:
-    """The same gradient with every gate held open: the plain product of the output layers' weights."""
+    """The same gradient with every gate held open: the plain product of the output layers' weights.
+
+    Raises:
+        AttentionError: Something that is not a gate bends the scores.
+    """
     point, observation = policy.hook_dict[name], policy.hook_dict["hook_obs"]
     n_queries, size = point.size("query"), point.size("query") * point.size("d_model")
-    like = next(policy.module.parameters())
-    probes = rearrange(
-        torch.eye(size + 1)[:, :size].to(like), "probe (query d_model) -> probe query d_model", query=n_queries
-    )
-    states = torch.zeros(size + 1, observation.size("entity"), observation.size("feature")).to(like)
+    probes = _probes(policy, size)
+    random = torch.randn(size, generator=torch.Generator().manual_seed(_CHECK_SEED)).to(probes)
+    values = rearrange([*probes, random], "probe (query d_model) -> probe query d_model", query=n_queries)
+    states = torch.zeros(size + 2, observation.size("entity"), observation.size("feature")).to(probes)
     with torch.no_grad(), _OpenGates():
-        scores = policy.run_with_hooks(states, fwd_hooks=[(name, lambda value, hook: probes)])
-    slope = scores[:-1] - scores[-1]
+        scores = policy.run_with_hooks(states, fwd_hooks=[(name, lambda value, hook: values)])
+    slope = scores[:-2] - scores[-2]
+    _check_affine(policy, name, scores[-1], scores[-2] + random @ slope)
     return rearrange(slope, "(query d_model) action -> 1 query d_model action", query=n_queries)
 
 
-def _from_probes(value: Float[Tensor, "probe position head d_head"]) -> Tensor:
-    slope = value[:-1] - value[-1]
-    return rearrange([*slope, value[-1]], "feature position head d_head -> position feature head d_head")
+def _probes(policy: HookedPolicy, size: int) -> Float[Tensor, "probe size"]:
+    """Each input alone, and at last none of them."""
+    return torch.eye(size + 1)[:, :size].to(next(policy.module.parameters()))
+
+
+def _check_affine(policy: HookedPolicy, name: str, value: Tensor, predicted: Tensor) -> None:
+    if bool((value - predicted).abs().amax() > _TOLERANCE * (1 + value.abs().amax())):
+        raise _not_piecewise_linear(policy, f"with every gate open, the maps to or from {name!r}")
 
 
 def _own_map(policy: HookedPolicy, name: str, states: Tensor, value: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -258,11 +257,11 @@ def _shape(value: Any) -> tuple[tuple[Size, ...] | None, torch.dtype | None]:
 def _size(size: int | torch.SymInt) -> Size:
     if isinstance(size, int):
         return size
-    expression = sympy.sympify(size.node.expr)
+    expression = size.node.expr  # a sympy expression; sympy itself need not be imported for it
     if expression.is_Integer:
         return int(expression)
     symbols = list(expression.free_symbols)
-    ratio = sympy.simplify(expression / symbols[0]) if len(symbols) == 1 else None
+    ratio = expression / symbols[0] if len(symbols) == 1 else None
     if ratio is None or not ratio.is_Integer:
         raise NotTraceable(f"a tensor has the size {expression}, which is no multiple of the batch size")
     return -int(ratio)

@@ -218,7 +218,7 @@ class HookedPolicy(nn.Module):
             SiteError, EditError: An edit does not fit this policy; nothing is attached then.
             HookError: On leaving without an exception: an edit was never reached.
         """
-        bound = [(edit.site.name, edit.bind(self._point(edit.site.name))) for edit in edits]
+        bound = [(edit.site.name, edit.bind(self.point(edit.site.name))) for edit in edits]
         with self.hooks(fwd_hooks=bound):
             yield self
 
@@ -302,6 +302,14 @@ class HookedPolicy(nn.Module):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
+        """An observation batch as the checked tensors that the graph reads.
+
+        Raises:
+            ObservationError: Wrong structure, shape or dtype, or NaN.
+        """
+        return self._format.coerce(obs, self.module)
 
     @property
     def points(self) -> Mapping[str, Point]:
@@ -406,7 +414,12 @@ class HookedPolicy(nn.Module):
             fix=(f"did you mean {close[0]!r}? " if close else "") + "policy.hook_dict lists them all",
         )
 
-    def _point(self, name: str) -> HookPoint:
+    def point(self, name: str) -> HookPoint:
+        """The hook point of a name.
+
+        Raises:
+            SiteError: There is none, with the nearest names.
+        """
         if name not in self.hook_dict:
             raise self._no_match(name)
         return self.hook_dict[name]

@@ -17,7 +17,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from rlmech.errors import ConfigError
-from rlmech.plot.style import INK, MINUS, MUTED, TEMPLATE, colour_axis
+from rlmech.plot.style import CELLS, INK, MINUS, MUTED, TEMPLATE, colour_axis
 
 MAX_PANELS_PER_ROW = 4
 CELLS_WITH_TEXT = 32  # more cells than this across the page leave no room for their values
@@ -302,7 +302,7 @@ def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str
 
 
 def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: float | None) -> go.Figure:
-    """Draw panels on one colour axis: side by side where they are alike, below one another where they are not."""
+    """Draw panels on one colour axis, side by side where they are alike."""
     alike = len({(grid.rows, grid.columns) for grid in grids}) == 1
     n_columns = min(len(grids), MAX_PANELS_PER_ROW, max(1, 44 // max(len(grids[0].columns), 4))) if alike else 1
     n_rows = math.ceil(len(grids) / n_columns)
@@ -326,6 +326,7 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
             col=column + 1,
             title_text=grid.column_axis if last else None,
             title_standoff=8,
+            zeroline=False,
             showticklabels=True,
             type="category",
             showgrid=False,
@@ -336,6 +337,7 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
             col=column + 1,
             title_text=grid.row_axis if first else None,
             title_standoff=10,
+            zeroline=False,
             showticklabels=first,
             type="category",
             showgrid=False,
@@ -352,6 +354,7 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
         height=max(inner, 100) + top + bottom,
         margin={"t": top, "b": bottom, "l": 70, "r": 20},
         coloraxis=axis,
+        plot_bgcolor=CELLS,
     )
     figure.update_annotations(font={"size": 13, "color": INK})
     figure.add_annotation(
@@ -395,8 +398,8 @@ def _trace(grid: _Panel, *, across: int) -> go.Heatmap:
         x=list(grid.columns),
         y=list(grid.rows),
         coloraxis="coloraxis",
-        xgap=2,
-        ygap=2,
+        xgap=1.5,
+        ygap=1.5,
         text=text if written else None,
         texttemplate="%{text}" if written else None,
         textfont={"size": 11 if across <= 20 else 9},
@@ -418,8 +421,8 @@ def _cell(grid: _Panel, row: int, column: int, *, interval: bool) -> str:
 
 
 def _short(value: float) -> str:
-    if value == 0:
-        return "0"
+    if value.is_integer():
+        return f"{value:.0f}".replace("-", MINUS)
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     written = f"{value:.{digits}f}"
-    return written.replace("-", MINUS) if float(written) else "0.00"
+    return written.replace("-", MINUS) if float(written) else "0.00"  # small, but not exactly zero

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "'JetBrains Mono', ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+CELLS = "#e8ecf0"  # behind the cells of a heat map: their borders, and cells without a value
 MINUS = "\u2212"
 INK, MUTED, RULE, PAPER = "#1f2933", "#616e7c", "#d9dee4", "#ffffff"
 EGO, VEHICLE, CRASHED, ROAD = "#1b8a4b", "#8794a3", "#c8322b", "#eceff2"
@@ -67,20 +68,21 @@ def action_colour(action: int) -> str:
 
 
 def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = None) -> dict[str, Any]:
-    """A plotly colour axis on the diverging scale, white at zero and as wide on both sides.
+    """A plotly colour axis on the diverging scale, white at zero and as strong on both sides.
 
     Args:
-        values: All values that share the axis; NaN is left out.
+        values: All values that share the axis; NaN is left out. Where none is negative, the axis shows its upper half.
         limit: The value of full colour; the largest magnitude by default.
     """
-    finite = np.abs(np.asarray(values, dtype=float))
+    finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
-    reach = limit if limit is not None else (float(finite.max()) if finite.size else 0.0)
+    reach = (float(np.abs(finite).max()) if finite.size else 0.0) if limit is None else limit
     reach = reach or 1.0
+    signed = bool((finite < 0).any())
+    scale = DIVERGING if signed else [(2 * place - 1, colour) for place, colour in DIVERGING if place >= 0.5]
     return {
-        "colorscale": [list(stop) for stop in DIVERGING],
-        "cmin": -reach,
+        "colorscale": [list(stop) for stop in scale],
+        "cmin": -reach if signed else 0.0,
         "cmax": reach,
-        "cmid": 0,
         "colorbar": {"thickness": 12, "outlinewidth": 0, "tickformat": ".2~g", "nticks": 7, "xpad": 8, "ypad": 0},
     }

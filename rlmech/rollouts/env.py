@@ -75,8 +75,8 @@ def spec_of(env: gym.Env) -> PolicySpec:
         The spec; without names where the environment is not highway-env's or its observations are not entities.
 
     Example:
-        >>> import rlmech as rlm
-        >>> rlm.spec_of(rlm.make_env("intersection-v2")).actions
+        >>> from rlmech.rollouts import make_env, spec_of
+        >>> spec_of(make_env("intersection-v2")).actions
         ('SLOWER', 'IDLE', 'FASTER')
     """
     env_id = None if env.spec is None else env.spec.id

@@ -78,7 +78,7 @@ def record(
         >>> recording.axes("hook_obs"), len(recording.steps) == len(recording.activation("hook_obs"))
         (('step', 'feature'), True)
     """
-    seeds = _checked(seeds, env, frames, workers)
+    seeds = _checked(seeds, env, frames=frames, workers=workers)
     check_fit(policy, env)
     job = _Job(policy=policy, names=names, edits=tuple(edits), frames=frames)
     with _one_thread():
@@ -94,7 +94,7 @@ def record(
                 numbered = track(list(enumerate(seeds)), "recording", disable=not progress)
                 _run(job, env, path, numbered)
             else:
-                _run_in_processes(job, env, path, seeds, workers, progress)
+                _run_in_processes(job, env, path, seeds, workers=workers, progress=progress)
         except BaseException:
             if not any((path / store.EPISODES).glob("[0-9]*")):
                 shutil.rmtree(path, ignore_errors=True)
@@ -173,7 +173,7 @@ def _run(job: _Job, env: gym.Env, path: Path, numbered: Iterable[tuple[int, int]
             notes.write(path, number, seed, steps)
 
 
-def _run_in_processes(job: _Job, env: gym.Env, path: Path, seeds: list[int], workers: int, progress: bool) -> None:  # noqa: FBT001
+def _run_in_processes(job: _Job, env: gym.Env, path: Path, seeds: list[int], *, workers: int, progress: bool) -> None:
     from joblib import Parallel, delayed
 
     config = getattr(env.unwrapped, "config", None)
@@ -194,7 +194,7 @@ def _run_elsewhere(job: _Job, made: Any, config: Any, path: Path, numbered: list
         env.close()
 
 
-def _checked(seeds: Iterable[int], env: gym.Env, frames: bool, workers: int) -> list[int]:  # noqa: FBT001
+def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) -> list[int]:
     checked = [int(seed) for seed in seeds]
     if not checked or len(set(checked)) < len(checked) or min(checked) < 0:
         raise ConfigError(

@@ -46,7 +46,7 @@ def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Ca
         about=_about(config, chosen, evaluations[0]),
         step=chosen,
         chosen_by=(
-            f"highest mean return of {len(ladder) - 1} checkpoints over the {config.validation_episodes} validation seeds "
+            f"highest mean return of {len(ladder) - 1} checkpoints over {config.validation_episodes} validation seeds "
             f"from {config.validation_first_seed}"
         ),
         config=config.to_json(),
@@ -112,7 +112,7 @@ def _evaluate_everywhere(config: TrainConfig, run: Path, chosen: int, *, progres
 def _evaluation(env_id: str, env_config: dict[str, Any], first: int, tables: dict[str, pd.DataFrame]) -> Evaluation:
     constants = [name for name in tables if name.startswith("always ")]
     best = max(constants, key=lambda name: tables[name]["return"].mean())
-    columns = [c for c in ("return", "crashed") if not tables[POLICY][c].isna().any()]
+    columns = [c for c in ("return", "crashed") if bool(tables[POLICY][c].notna().all())]
     return Evaluation(
         env_id=env_id,
         env_config=env_config,
@@ -138,8 +138,8 @@ def _about(config: TrainConfig, step: int, home: Evaluation) -> str:
         sentences[-1] += f", its arrival rate {_interval(policy['arrived'])}"
     sentences[-1] += "."
     sentences.append(
-        f"The best constant action, {home.best_constant}, returns {_interval(constant['return'])}; paired by seed the policy "
-        f"returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals."
+        f"The best constant action, {home.best_constant}, returns {_interval(constant['return'])}; paired by seed the "
+        f"policy returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals."
     )
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -1,8 +1,9 @@
 """A training run as a small TOML file: environment, algorithm, policy, seeds and evaluation.
 
-name, seed, total_steps, n_checkpoints
-[env] id, config        [algorithm] class, and its arguments        [policy_kwargs] the policy's arguments
-[evaluation] first_seed, n_episodes, validation_first_seed, validation_episodes, [[evaluation.also_on]] id, config
+It holds `name`, `about`, `seed`, `total_steps`, `n_checkpoints`; tables `[env]` (`id`, `config`), `[algorithm]`
+(`class` and the arguments of that class), `[policy_kwargs]` and `[evaluation]` (`first_seed`, `n_episodes`,
+`validation_first_seed`, `validation_episodes`, `config`); and any number of `[[evaluation.also_on]]` (`id`, `config`,
+`n_episodes`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from rlmech.errors import ConfigError, nearest
 Algorithm = Literal["DQN", "PPO", "A2C"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 _TABLES: dict[str, tuple[str, ...]] = {
-    "": ("name", "seed", "total_steps", "n_checkpoints", "env", "algorithm", "policy_kwargs", "evaluation"),
+    "": ("name", "about", "seed", "total_steps", "n_checkpoints", "env", "algorithm", "policy_kwargs", "evaluation"),
     "env": ("id", "config"),
-    "evaluation": ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "also_on"),
-    "evaluation.also_on": ("id", "config"),
+    "evaluation": ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "config", "also_on"),
+    "evaluation.also_on": ("id", "config", "n_episodes"),
 }
-_OPTIONAL = ("config", "policy_kwargs", "validation_first_seed", "validation_episodes", "also_on")
+_OPTIONAL = ("about", "config", "policy_kwargs", "validation_first_seed", "validation_episodes", "also_on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class TrainConfig:
 
     Attributes:
         name: Name of the policy; the run's directory is called after it.
+        about: What the policy is for and why it is trained so, for its card.
         seed: Seed of the network, the exploration and the first episode.
         total_steps: Environment steps to train for.
         n_checkpoints: Checkpoints kept along the way, evenly spaced, the last at `total_steps`; the untrained network
@@ -45,13 +47,15 @@ class TrainConfig:
         evaluation_episodes: Number of evaluation episodes.
         validation_first_seed: First of the seeds on which a checkpoint is chosen.
         validation_episodes: Number of validation episodes per checkpoint.
-        also_on: Further environments to evaluate on, each with `id` and `config`.
+        evaluation_config: Configuration of the environment that is evaluated in; None for that of the training.
+        also_on: Further environments to evaluate in, each with `id`, `config` and `n_episodes`.
 
     Raises:
         ConfigError: A value out of its range, or seeds for validation and evaluation that overlap.
     """
 
     name: str
+    about: str = ""
     seed: int
     total_steps: int
     n_checkpoints: int
@@ -64,6 +68,7 @@ class TrainConfig:
     evaluation_episodes: int
     validation_first_seed: int = 50_000
     validation_episodes: int = 100
+    evaluation_config: dict[str, Any] | None = None
     also_on: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -160,6 +165,7 @@ def _from_toml(raw: dict[str, Any]) -> TrainConfig:
     evaluation = dict(raw["evaluation"])
     return TrainConfig(
         name=raw["name"],
+        about=raw.get("about", ""),
         seed=raw["seed"],
         total_steps=raw["total_steps"],
         n_checkpoints=raw["n_checkpoints"],
@@ -170,6 +176,7 @@ def _from_toml(raw: dict[str, Any]) -> TrainConfig:
         policy_kwargs=raw.get("policy_kwargs", {}),
         evaluation_first_seed=evaluation.pop("first_seed"),
         evaluation_episodes=evaluation.pop("n_episodes"),
+        evaluation_config=evaluation.pop("config", None),
         **evaluation,
     )
 

@@ -24,14 +24,16 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlmech.errors import ConfigError, nearest
 from rlmech.rollouts.env import make_env
+from rlmech.training.assess import assess
 from rlmech.training.config import TrainConfig
+from rlmech.zoo import Card
 
 RESUME_EVERY = 5000
 CURVE_COLUMNS = ("step", "return", "length", "crashed", "arrived")
 
 
-def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, progress: bool = True) -> Path:
-    """Train, or take up a run where it was stopped.
+def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, progress: bool = True) -> Card:
+    """Train, evaluate and write a card; a run that was stopped, at whatever point, goes on from there.
 
     Args:
         config: The configuration, or the path of its TOML file.
@@ -39,7 +41,7 @@ def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, pr
         progress: Whether to draw a progress bar.
 
     Returns:
-        The run's directory, with the last checkpoint at `total_steps`.
+        The card, also written to `card.json`: see `rlmech.training.assess`.
 
     Raises:
         ConfigError: The configuration is malformed, or the directory holds a run of another one.
@@ -51,15 +53,20 @@ def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, pr
     if not isinstance(config, TrainConfig):
         config = TrainConfig.load(config)
     run = Path("runs") / config.name.replace("-", "_") if run is None else Path(run)
+    learn(config, run, progress=progress)
+    return assess(config, run, progress=progress)
+
+
+def learn(config: TrainConfig, run: Path, *, progress: bool = True) -> None:
+    """Train up to the last checkpoint; a run that has it is left as it is."""
     _claim(run, config)
+    if (run / "checkpoints" / f"step_{config.total_steps:07d}.zip").exists():
+        return
     torch.set_num_threads(1)
     model, step = _resumed_or_new(run, config)
-    if step < config.total_steps:
-        with _progress_bar(config, step, progress) as bar:
-            recorder = _RunRecorder(run, config, bar)
-            model.learn(config.total_steps - step, callback=recorder, reset_num_timesteps=step == 0)
-            recorder.save_resume()
-    return run
+    with _progress_bar(config, step, progress=progress) as bar:
+        recorder = _RunRecorder(run, config, bar)
+        model.learn(config.total_steps - step, callback=recorder, reset_num_timesteps=step == 0)
 
 
 def _claim(run: Path, config: TrainConfig) -> None:
@@ -141,7 +148,7 @@ def _cut_curve(path: Path, step: int) -> None:
     path.write_text("\n".join([header, *kept]) + "\n")
 
 
-def _progress_bar(config: TrainConfig, step: int, progress: bool) -> AbstractContextManager[Progress | None]:  # noqa: FBT001
+def _progress_bar(config: TrainConfig, step: int, *, progress: bool) -> AbstractContextManager[Progress | None]:
     if not progress:
         return nullcontext()
     bar = Progress(

@@ -26,7 +26,8 @@ class Evaluation:
         drivers: By name, `policy` among them: `n` episodes and, for return, length (steps), crashed and arrived (rates)
             and speed (m/s), `mean`, `low` and `high` (95 % interval).
         best_constant: Name of the constant action of the highest mean return.
-        difference: Policy minus best constant action, paired by seed: for return and crashed `n`, `mean`, `low`, `high`.
+        difference: Policy minus best constant action, paired by seed: for return and crashed, `n`, `mean`, `low` and
+            `high`.
     """
 
     env_id: str
@@ -86,7 +87,7 @@ class Card:
         """
         try:
             values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            known = {field.name: values[field.name] for field in fields(cls)}
+            known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 "The policy's card cannot be read.",
@@ -94,7 +95,8 @@ class Card:
                 expected="JSON as Card.save writes it",
                 fix="install the package again, or make the card again: rlmech train CONFIG",
             ) from error
-        return cls(**{**known, "evaluations": [Evaluation(**e) for e in known["evaluations"]]})
+        known["evaluations"] = [Evaluation(**evaluation) for evaluation in known["evaluations"]]
+        return cls(**known)
 
 
 def _column(quantity: str, end: str) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 FEWEST_PAIRS = 8
+HEAD_PARTS = ("k", "v", "mask", "pattern", "z")
 ABLATIONS = ("mean", "resample", "zero")
 Say = Callable[[str], None]
 
@@ -215,7 +216,7 @@ def _patch(policy: HookedPolicy, pairs: Pairs, block: str | None) -> dict[str, x
     if block is None:
         return {"layers": sweep(policy.sites("*.hook_out"), "denoise")}
     names = policy.attention[block].names
-    heads = [name for name in (names["q"], names["k"], names["v"], names["pattern"], names["z"]) if name]
+    heads = [names[part] for part in HEAD_PARTS if part in names]
     embedding = vehicle_embedding(policy, block)
     sweeps = {"heads": sweep(policy.sites(heads, over=("head",)), "denoise")}
     if embedding is not None:

@@ -1,0 +1,280 @@
+"""A first look as one HTML page: each figure with what it means and the code that makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, vehicle_embedding
+from rlmech.first_look.summary import summary
+from rlmech.plot import (
+    Panel,
+    Section,
+    build_report,
+    circuit,
+    episodes,
+    heatmap,
+    recorded_pattern,
+    sweep,
+)
+
+
+def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
+    """Write the page.
+
+    Args:
+        look: What was found.
+        path: The `.html` file to write.
+        source: What the policy was opened from, as given to `rlm.load`; the page's code names it.
+
+    Returns:
+        The path written.
+    """
+    found = summary(look)
+    env_id, n = look.recording.manifest["env"]["id"], found["n_episodes"]
+    sections = [_episodes(look), *_pairs(look), *_interventions(look), *_circuits(look)]
+    return build_report(
+        sections,
+        path,
+        title=f"A first look at {source}",
+        subtitle=f"{n} recorded episodes of {env_id}, driven by the policy's best action; what it attends to, "
+        "which parts carry its decisions, and what its weights say.",
+        facts=_facts(look, found, source),
+        setup=_setup(look, source),
+    )
+
+
+def _setup(look: FirstLook, source: str) -> str:
+    manifest = look.recording.manifest
+    seeds = manifest["seeds"]
+    names = list(manifest["activations"])
+    run = range(seeds[0], seeds[-1] + 1)
+    return f"""import rlmech as rlm
+
+policy = rlm.load({source!r})
+env = rlm.make_env({manifest["env"]["id"]!r}, config=policy.spec.env_config)
+recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}, names={names})
+"""
+
+
+def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[str, str]]:
+    facts = [("policy", source), ("environment", str(look.recording.manifest["env"]["id"]))]
+    facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
+    for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
+        if name in found:
+            facts.append((label, f"{found[name]['mean']:.2f} ± {found[name]['se']:.2f}"))
+    if look.pairs is not None:
+        facts.append(("clean/corrupt pairs", f"{len(look.pairs.rows)} of {look.pairs.n_states} states"))
+    facts.append(("parameters", f"{sum(p.numel() for p in look.policy.module.parameters()):,}"))
+    return facts
+
+
+def _episodes(look: FirstLook) -> Section:
+    drawn = look.block is not None
+    attended = (
+        "Lines run from the ego to the vehicles that it attends to, one colour per head, as wide as the weight; a ring "
+        "is attention to itself. Click a head in the legend to hide it. Below: the same weights by CircuitsVis."
+    )
+    panels = [
+        Panel(
+            title="The road, the scores and the attention, step by step",
+            meaning=(attended if drawn else "The road at each step.")
+            + " The buttons jump to the steps at which the action changes.",
+            figure=episodes(look.recording),
+            code=_STEP_CODE if drawn else "steps = rlm.plot.episodes(recording)",
+        )
+    ]
+    if drawn and look.pairs is not None and not _shuffled(look):
+        pattern = recorded_pattern(look.recording).isel(query=0)
+        present = xr.DataArray(np.asarray(look.recording.observations)[..., look.policy.spec.presence_index] >= 0.5,
+                               dims=("step", "key"))  # fmt: skip
+        mean = pattern.where(present).mean("step").assign_attrs(long_name="mean attention weight")
+        panels.append(
+            Panel(
+                title="Whom each head attends to",
+                meaning="Attention weight of each row of the observation, averaged over the steps at which a vehicle "
+                "is in it. Rows are sorted by distance: vehicle_1 is the nearest one.",
+                figure=heatmap(mean, rows="head", columns="key"),
+                code=_MEAN_CODE.format(presence=look.policy.spec.presence_index),
+            )
+        )
+    return Section(title="What it did, and whom it attended to", panels=tuple(panels))
+
+
+def _shuffled(look: FirstLook) -> bool:
+    return look.recording.manifest["env"]["config"].get("observation", {}).get("order") == "shuffled"
+
+
+def _pairs(look: FirstLook) -> list[Section]:
+    pairs = look.pairs
+    if pairs is None:
+        return []
+    entities = look.policy.spec.entities
+    counts = xr.DataArray(
+        np.bincount(pairs.removed, minlength=len(entities))[None, 1:].astype(float),
+        dims=("pairs", "entity"),
+        coords={"pairs": ["taken away"], "entity": list(entities[1:])},
+        attrs={"long_name": "number of pairs"},
+    )
+    return [
+        Section(
+            title="Taking a vehicle away",
+            text=_pairs_text(pairs),
+            panels=(
+                Panel(
+                    title="Which vehicle was taken away",
+                    meaning="In how many pairs the vehicle of each observation row is the one taken away.",
+                    figure=heatmap(counts),
+                    code=_PAIRS_CODE,
+                ),
+            ),
+        )
+    ]
+
+
+def _pairs_text(pairs: Pairs) -> str:
+    kept = (
+        f"the {len(pairs.rows)} states in which that changes the action"
+        if len(pairs.rows) == pairs.n_flips
+        else f"the {len(pairs.rows)} states in which that moves the action gap most (the action changes in only "
+        f"{pairs.n_flips})"
+    )
+    return (
+        "A pair is one recorded observation as it was (clean) and the same with one vehicle's row set to zero, that "
+        f"is absent (corrupt): the vehicle {pairs.chosen_by}. This edits the observation, not the simulator. Of "
+        f"{pairs.n_states} states with traffic the page keeps {kept}. Everything below measures the action gap: the "
+        "score of the clean run's action less that of the corrupt run's."
+    )
+
+
+def _interventions(look: FirstLook) -> list[Section]:
+    panels: list[Panel] = []
+    embedding = vehicle_embedding(look.policy, look.block) if look.block is not None else None
+    code = {"vehicles": _patch_code("noise", f'{embedding!r}, over=("entity",)')}
+    if look.block is not None:
+        names = look.policy.attention[look.block].names
+        hooks = [names[part] for part in HEAD_PARTS if part in names]
+        code["heads"] = _patch_code("denoise", f'{hooks}, over=("head",)')
+        code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")')
+    else:
+        code["layers"] = _patch_code("denoise", '"*.hook_out"')
+    for name, result in look.patching.items():
+        title, meaning = _PATCHING[name]
+        panels.append(Panel(title=title, meaning=meaning, figure=sweep(result), code=code[name]))
+    if look.ablation:
+        what = "head" if look.block is not None else "layer"
+        site = (
+            f'{look.policy.attention[look.block].names["z"]!r}, over=("head",)'
+            if look.block is not None
+            else '"*relu*"'
+        )
+        panels.append(
+            Panel(
+                title=f"Ablating each {what}: how often does the action change?",
+                meaning=f"Share of all recorded states in which the action changes when the {what}'s output is "
+                "replaced by its mean over them, by its value in another state, or by zero. Offline: what it does to "
+                "an episode is another question, and zero is a value that the network never meets.",
+                figure=sweep(look.ablation),
+                code=_ABLATION_CODE.format(site=site),
+            )
+        )
+    return [Section(title="Which parts carry the decision", panels=tuple(panels))] if panels else []
+
+
+def _circuits(look: FirstLook) -> list[Section]:
+    if not look.circuits:
+        return []
+    vehicles = list(look.policy.spec.entities[1:])
+    qk, ov = (_over_vehicles(look.circuits[name], vehicles) for name in ("qk", "ov"))
+    score = "Q-value [return]" if look.policy.output_kind == "q_values" else "score"
+    return [
+        Section(
+            title="What its weights say",
+            text="Circuits between features, through the ReLU gates that are open in the recorded states, averaged "
+            "over those states and over the vehicles in them. Features are as the network sees them (normalised); "
+            "'bias' is a constant 1. The mean of many exact maps is a summary: rlm.qk_forms and rlm.ov_forms give each "
+            "state's own.",
+            panels=(
+                Panel(
+                    title="QK: what each head looks for",
+                    meaning="How a feature of the ego (row) and a feature of a vehicle (column) together move that "
+                    "vehicle's attention score, before the softmax. Blue attracts attention, red repels it.",
+                    figure=circuit(qk.assign_attrs(long_name="attention score per unit of both features")),
+                    code=_CIRCUIT_CODE.format(kind="qk", centred=""),
+                ),
+                Panel(
+                    title="OV: what each head says when it attends",
+                    meaning="What a feature of a fully attended vehicle (row) adds to each action's score (column), "
+                    "less the mean over actions, since a shift common to all decides nothing.",
+                    figure=circuit((ov - ov.mean("action")).assign_attrs(long_name=f"{score} per unit of the feature")),
+                    code=_CIRCUIT_CODE.format(kind="ov", centred="\nov = ov - ov.mean('action')"),
+                ),
+            ),
+        )
+    ]
+
+
+def _over_vehicles(result: xr.Dataset, vehicles: list[str]) -> xr.DataArray:
+    """The circuit averaged over the vehicles, weighted by the number of states in which each is there."""
+    form = result["circuit"].isel(query=0, drop=True).sel(entity=vehicles)
+    return form.weighted(result["n_states"].sel(entity=vehicles)).mean("entity")
+
+
+def _patch_code(direction: str, site: str) -> str:
+    return f"""result = rlm.activation_patching(
+    policy, clean=clean, corrupt=corrupt, sites=policy.sites({site}),
+    metric=rlm.action_gap(), direction={direction!r},
+)
+rlm.plot.sweep(result)"""
+
+
+_PATCHING = {
+    "heads": (
+        "Patching each head into the corrupt run: is it enough?",
+        "Share of the action gap that comes back when the vehicle stays away but one head's keys, values, mask, pattern "
+        "or output z are those of the clean run (denoising: sufficiency). 1 restores the clean decision, 0 does nothing. "
+        "Keys and values alone cannot: the mask still hides the vehicle.",
+    ),
+    "vehicles": (
+        "Patching each vehicle's embedding into the clean run: is it needed?",
+        "Share of the action gap that is lost when the vehicle stays but its embedding is that of an absent one "
+        "(noising: necessity). The other direction does exactly nothing, since the mask still hides the vehicle; "
+        "vehicles that were never taken away have the same embedding in both runs.",
+    ),
+    "values": (
+        "Patching each head's value of each vehicle into the clean run",
+        "The same for what one head reads from one vehicle: attention as in the clean run, the value that of an "
+        "absent vehicle (noising: necessity).",
+    ),
+    "layers": (
+        "Patching each layer into the corrupt run: is it enough?",
+        "Share of the action gap that comes back when one layer's output is that of the clean run (denoising).",
+    ),
+}
+_STEP_CODE = """steps = rlm.plot.episodes(recording)          # everything of this panel; or one by one:
+pattern = rlm.plot.recorded_pattern(recording)[0]
+rlm.plot.scene(recording, episode=0, step=0, pattern=pattern)
+rlm.plot.attention(pattern)
+rlm.plot.q_values(recording, episode=0)"""
+_MEAN_CODE = """pattern = rlm.plot.recorded_pattern(recording).isel(query=0)
+present = xr.DataArray(recording.observations[..., {presence}] >= 0.5, dims=("step", "key"))
+rlm.plot.heatmap(pattern.where(present).mean("step"))"""
+_PAIRS_CODE = """from rlmech.first_look import take_away
+
+pairs = take_away(policy, recording)
+clean, corrupt = pairs.clean, pairs.corrupt"""
+_ABLATION_CODE = """sites = policy.sites({site})
+rlm.plot.sweep({{
+    f"{{kind}} ablation": rlm.ablation_sweep(
+        policy, recording.observations, sites=sites, kind=kind, metric=rlm.action_flip()
+    )
+    for kind in ("mean", "resample", "zero")
+}})"""
+_CIRCUIT_CODE = """result = rlm.{kind}_circuit(policy, space="feature", obs=torch.as_tensor(recording.observations))
+vehicles = list(policy.spec.entities[1:])
+{kind} = result.circuit.isel(query=0, drop=True).sel(entity=vehicles)
+{kind} = {kind}.weighted(result.n_states.sel(entity=vehicles)).mean("entity"){centred}
+rlm.plot.circuit({kind})"""

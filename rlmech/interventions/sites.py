@@ -1,0 +1,86 @@
+"""Which sites a sweep runs over, and how its result names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlmech.core.edit import Site
+from rlmech.core.hook_point import HookPoint
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import SiteError
+
+Sites = str | Site | Sequence[Site | str]
+
+
+def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
+    """The sites of a sweep.
+
+    Args:
+        policy: The policy.
+        sites: `auto` for the sensible grid; a hook name or glob for whole points; or a list of sites and names.
+
+    Raises:
+        SiteError: A name or a selection does not fit the policy, or nothing is selected.
+    """
+    if isinstance(sites, str):
+        chosen = _automatic(policy) if sites == "auto" else policy.sites(sites)
+    elif isinstance(sites, Site):
+        chosen = [sites]
+    else:
+        chosen = [found for site in sites for found in (policy.sites(site) if isinstance(site, str) else [site])]
+    if not chosen:
+        raise SiteError(
+            "There is no site to sweep over.",
+            given="an empty selection",
+            expected="at least one site",
+            fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
+        )
+    for site in chosen:
+        site.positions(policy.point(site.name))  # raises where it does not fit
+    return chosen
+
+
+def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates along `site`: `hook`, and one for each axis that some site selects on; -1 or empty where it does not."""
+    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
+    axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
+    for axis in axes:
+        values = [_written(policy.point(site.name), site, axis) for site in sites]
+        if all(isinstance(value, int) for value in values):
+            coordinates[axis] = ("site", np.array(values))
+        else:
+            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values], dtype=object))
+    return coordinates
+
+
+def _written(point: HookPoint, site: Site, axis: str) -> int | str:
+    positions = site.positions(point).get(axis)
+    if positions is None:
+        return -1
+    labels = point.labels.get(axis)
+    names: list[int | str] = [labels[i] if labels else i for i in positions]
+    return names[0] if len(names) == 1 else "+".join(map(str, names))
+
+
+def _automatic(policy: HookedPolicy) -> list[Site]:
+    """Heads and entities where there is attention, else every hidden neuron."""
+    points = policy.hook_dict
+    if policy.attention:
+        heads = [
+            site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))
+        ]
+        embeddings = _last_of_each_module([n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes])
+        return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
+    hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
+    channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
+    neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
+    return [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
+
+
+def _last_of_each_module(names: Sequence[str]) -> list[str]:
+    last: dict[str, str] = {}
+    for name in names:
+        last[name.rsplit(".", 2)[0]] = name
+    return list(last.values())
