@@ -92,11 +92,13 @@ def _forward_hooks(name: NetworkName, raw: nn.Module, obs: Tensor) -> Contender:
         with sites[REPLACED[name]].register_forward_hook(lambda *_: value):
             return network(obs)
 
-    return Contender(name="forward hooks", n_sites=len(sites), calls={"cached": cached, "replaced": replaced})
+    calls = {"idle": lambda: network(obs), "cached": cached, "replaced": replaced}
+    return Contender(name="forward hooks", n_sites=len(sites), calls=calls)
 
 
 def _transformer_lens(name: NetworkName, raw: nn.Module, obs: Tensor) -> Contender:
-    from transformer_lens.hook_points import HookedRootModule, HookPoint
+    from transformer_lens import HookedRootModule
+    from transformer_lens.hook_points import HookPoint
 
     class Hooked(HookedRootModule):
         def __init__(self) -> None:

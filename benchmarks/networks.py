@@ -1,7 +1,7 @@
 """The two networks of the measurements, and the same networks written for tools that hook modules.
 
-`rewritten(raw, point)` shares the raw network's parameters. Without `point`, every operation is a module, for tools that
-hook those; with one, e.g. TransformerLens's HookPoint, such a point stands behind every operation.
+`rewritten(raw, point)` shares the raw network's parameters. Without `point`, every operation is a module, for tools
+that hook those; with one, e.g. TransformerLens's HookPoint, such a point stands behind every operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ N_ENTITIES = 15
 
 
 class Softmax(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    """Softmax over the last axis, as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return torch.softmax(x, dim=-1)
 
 
@@ -71,6 +73,8 @@ class Sited(nn.Module):
 
 
 class SitedMLP(Sited):
+    """The perceptron, 5 sites."""
+
     def __init__(self, raw: nn.Module, point: Callable[[], nn.Module] | None) -> None:
         super().__init__(point)
         for place in range(3):
@@ -78,12 +82,14 @@ class SitedMLP(Sited):
             if place < 2:
                 self.add(f"relu_{place}", nn.ReLU(), torch.relu)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         x = self.relu_0(self.linear_0(x))
         return self.linear_2(self.relu_1(self.linear_1(x)))
 
 
 class SitedEgoAttention(Sited):
+    """The ego-attention network, 21 sites."""
+
     def __init__(self, raw: EgoAttentionNetwork, point: Callable[[], nn.Module] | None) -> None:
         super().__init__(point)
         self.n_heads = raw.attention_layer.n_heads
@@ -100,7 +106,7 @@ class SitedEgoAttention(Sited):
         self.add("z")
         self.add("predict", raw.output_layer.predict)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         x = self.obs(x)
         absent = x[:, :, 0:1] < 0.5
         e, o = x[:, 0:1], x[:, 1:]
@@ -116,4 +122,5 @@ class SitedEgoAttention(Sited):
         return self.predict(self.output_relu_1(self.output_1(self.output_relu_0(self.output_0(r)))))
 
     def heads(self, x: Tensor) -> Tensor:
+        """Split the heads: [batch entity (head d_head)] to [batch head entity d_head]."""
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -7,7 +7,7 @@ anything else is handed to torch, which takes tensors and refuses the rest. `zoo
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from rlmech.adapters import native, rl_agents
 from rlmech.adapters.environment import check_spaces, read_spec
 from rlmech.adapters.rl_agents_config import read_config
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import CheckpointError, nearest
+from rlmech.errors import CheckpointError, ConfigError, nearest
 
 Kind = Literal["sb3", "rl_agents", "native"]
 ConfigSource = Mapping[str, Any] | str | Path
@@ -60,7 +60,7 @@ def load(
 
     Raises:
         CheckpointError: There is no such file, it is damaged or unsafe, or it does not fit its configuration.
-        ConfigError: A configuration is missing, malformed or not enough.
+        ConfigError: A configuration is missing, malformed or not enough, or an argument is not for this kind of file.
         EnvironmentFitError: The environment is not one for this policy.
 
     Example:
@@ -71,7 +71,17 @@ def load(
     """
     file = _find(path)
     environment = None if env_config is None else read_config(env_config, name="env_config")
-    match _recognise(file):
+    kind = _recognise(file)
+    asked = {
+        "config": config,
+        "features_extractor_class": features_extractor_class,
+        "observation_space": observation_space,
+        "action_space": action_space,
+    }
+    _check_use(
+        file, "trusted" if kind == "sb3" and trust_pickle else kind, [key for key in asked if asked[key] is not None]
+    )
+    match kind:
         case "sb3":
             from rlmech.adapters import sb3  # takes a second to import
 
@@ -103,6 +113,33 @@ def load(
             if env is not None and policy.observation_space is not None and policy.action_space is not None:
                 check_spaces(env, policy.observation_space, policy.action_space)
             return policy
+
+
+USED = {
+    "sb3": ("config", "features_extractor_class", "observation_space", "action_space"),
+    "rl_agents": ("config", "observation_space"),
+    "native": (),
+    "trusted": (),
+}
+MADE_BY = {
+    "sb3": "Stable-Baselines3",
+    "rl_agents": "rl-agents",
+    "native": "save_policy",
+    "trusted": "Stable-Baselines3",
+}
+
+
+def _check_use(file: Path, kind: str, given: Sequence[str]) -> None:
+    """Refuse arguments that would be ignored."""
+    unused = [argument for argument in given if argument not in USED[kind]]
+    if unused:
+        whole = "the file itself says everything" if kind == "native" else "SB3's own loader takes it from the zip"
+        raise ConfigError(
+            f"{file.name} is a file of {MADE_BY[kind]}, for which {unused[0]} means nothing.",
+            given=", ".join(f"{argument}=" for argument in given),
+            expected=" or ".join(USED[kind]) or f"none of them: {whole}",
+            fix=f"leave out {', '.join(unused)}",
+        )
 
 
 def _find(path: str | Path) -> Path:

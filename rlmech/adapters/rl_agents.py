@@ -97,7 +97,7 @@ def from_rl_agents(agent: Any, *, env: Any = None) -> HookedPolicy:
     network, env = getattr(agent, "value_net", None), env or getattr(agent, "env", None)
     if not isinstance(network, nn.Module) or env is None:
         raise ConfigError(
-            f"A {type(agent).__name__} is not a DQN agent of rl-agents.",
+            f"{type(agent).__name__} is not a DQN agent of rl-agents.",
             given=f"env {type(env).__name__}, value_net {type(network).__name__}",
             expected="an agent with a torch module `value_net` and an `env`",
             fix="wrap the network itself: HookedPolicy(module, example_obs)",

@@ -74,7 +74,7 @@ def open_zip(
         in_kwargs = (policy_kwargs or {}).get("features_extractor_class")
         extractor = features_extractor_class or (in_kwargs if isinstance(in_kwargs, type) else None)
         policy = plan.build(features_extractor_class=extractor)
-        fix = "give what differs from SB3's defaults: features_extractor_class=..., config={'net_arch': ..., ...}"
+        fix = "give the class of the features extractor: features_extractor_class=..., with its config={...}"
         fit_weights(policy, tensors, name=path.name, fix=fix)
     policy = policy.to(device)
     if env is not None:
@@ -97,7 +97,7 @@ def from_sb3(model: Any, *, env: Any = None) -> HookedPolicy:
     policy = model.policy if isinstance(model, BaseAlgorithm) else model
     if not isinstance(policy, BasePolicy):
         raise ConfigError(
-            f"A {type(model).__name__} is not a Stable-Baselines3 model.",
+            f"{type(model).__name__} is not a Stable-Baselines3 model.",
             given=f"{type(model).__module__}.{type(model).__name__}",
             expected="an algorithm, e.g. DQN.load(path), or its .policy",
             fix="HookedPolicy(module, example_obs) wraps any other torch module",

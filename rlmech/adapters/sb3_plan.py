@@ -6,6 +6,7 @@ and the arithmetic are SB3's. Only architectures that this package knows by name
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -131,7 +132,7 @@ class SB3Plan:
                     net_arch=self.net_arch,
                     activation_fn=getattr(nn, self.activation_fn),
                     features_extractor_class=extractor,
-                    features_extractor_kwargs=dict(self.features_extractor_kwargs),
+                    features_extractor_kwargs=copy.deepcopy(self.features_extractor_kwargs),
                     normalize_images=self.normalize_images,
                     **self.options,
                 )

@@ -23,7 +23,7 @@ from rlmech.adapters.environment import action_space_of, observation_space_of
 from rlmech.adapters.safe import as_tensors, read_weights
 from rlmech.adapters.sb3_plan import EXTRACTORS, SB3Plan
 from rlmech.adapters.spaces import space_from_clear_text, space_to_json
-from rlmech.errors import CheckpointError
+from rlmech.errors import CheckpointError, ConfigError, nearest
 
 POLICY_CLASSES: dict[tuple[str, str], tuple[str, str]] = {
     ("dqn", "DQNPolicy"): ("DQNPolicy", "FlattenExtractor"),
@@ -48,6 +48,8 @@ EXTRACTOR_PREFIX = {
     "SACPolicy": "actor.features_extractor.",
     "TD3Policy": "actor.features_extractor.",
 }
+KWARGS = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "normalize_images")
+TOLD_BY_TENSORS = ("net_arch", "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "use_sde")
 OPTIONS = ("full_std", "use_expln", "squash_output", "clip_mean", "n_critics", "share_features_extractor")
 
 
@@ -95,7 +97,9 @@ def read_zip(
 
     Raises:
         CheckpointError: The zip is damaged, or does not say in clear what is needed.
+        ConfigError: `overrides` has an entry that SB3's policies do not take.
     """
+    _check_overrides(overrides)
     data = read_data(path)
     try:
         with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
@@ -121,6 +125,19 @@ def read_zip(
         options=_options(policy_class, kwargs, tensors, use_sde=data.get("use_sde") is True),
     )
     return plan, tensors
+
+
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    known = (*KWARGS, *OPTIONS, *TOLD_BY_TENSORS)
+    unknown = next((key for key in overrides if key not in known), None)
+    if unknown is not None:
+        close = nearest(unknown, known)
+        raise ConfigError(
+            f"SB3's policies take no argument {unknown!r}.",
+            given=f"config with {unknown!r}",
+            expected=f"entries of policy_kwargs: {', '.join((*KWARGS, *OPTIONS))}",
+            fix=f"did you mean {close[0]!r}?" if close else "leave it out: the zip tells the rest",
+        )
 
 
 def _space(
@@ -153,11 +170,14 @@ def _policy_class(entry: Any) -> tuple[str, str]:
     package = re.fullmatch(r"stable_baselines3\.(\w+)\.policies", module)
     if package and printed and (package[1], printed[1]) in POLICY_CLASSES:
         return POLICY_CLASSES[package[1], printed[1]]
+    contrib = module.startswith("sb3_contrib.")
     raise CheckpointError(
         "The zip's policy class is not one of Stable-Baselines3's own, and the class itself is only there as a pickle.",
         given=f"{module or 'an unnamed module'}{f'.{printed[1]}' if printed else ''}",
         expected="MlpPolicy, CnnPolicy or MultiInputPolicy of DQN, PPO, A2C, SAC, TD3 or DDPG",
-        fix="load the model with its own library and open it live: HookedPolicy.from_sb3(model); "
+        fix="load the model with sb3_contrib and wrap what scores its actions: HookedPolicy(module, example_obs)"
+        if contrib
+        else "load the model with SB3 and open it live: HookedPolicy.from_sb3(model); "
         "or, if you trust whoever wrote the file, load(..., trust_pickle=True)",
     )
 

@@ -268,7 +268,7 @@ class FactoredMatrix:
             return FactoredMatrix(other @ self._A, self._B)
         return FactoredMatrix(other, self.AB)
 
-    def __mul__(self, scalar: float | Tensor) -> FactoredMatrix:
+    def __mul__(self, scalar: float | int | Tensor) -> FactoredMatrix:
         """Scale; for a matrix product write `@`."""
         if isinstance(scalar, Tensor):
             if scalar.numel() != 1:
@@ -281,7 +281,7 @@ class FactoredMatrix:
             scalar = scalar.reshape(())
         return FactoredMatrix(self._A * scalar, self._B)
 
-    def __rmul__(self, scalar: float | Tensor) -> FactoredMatrix:
+    def __rmul__(self, scalar: float | int | Tensor) -> FactoredMatrix:
         return self * scalar
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
-from rlmech.circuits.labels import choose_block, labelled, provenance
+from rlmech.circuits.labels import choose_block, labelled, provenance, score_units
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
@@ -26,10 +26,9 @@ from rlmech.errors import ObservationError
 Readout = Literal["action", "d_model"]
 States = Float[Tensor | np.ndarray, "batch entity feature"]
 _QK_DIMS = ("batch", "head", "query", "entity", "feature_query", "feature_key")
-_OV_DIMS: dict[Readout, tuple[str, ...]] = {
-    "d_model": ("batch", "head", "entity", "feature", "d_model"),
-    "action": ("batch", "head", "query", "entity", "feature", "action"),
-}
+_OV_MODEL_DIMS = ("batch", "head", "entity", "feature", "d_model")
+_OV_ACTION_DIMS = ("batch", "head", "query", "entity", "feature", "action")
+GATED, UNGATED = "as in each state", "all open: no state's own"
 _STATES_AT_ONCE = 128
 
 
@@ -50,7 +49,7 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
         ObservationError: The observation is no table of entities.
     """
     found = choose_block(policy, block)
-    return labelled(policy, _qk(found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k"))), _QK_DIMS)
+    return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
 
 def ov_forms(policy: HookedPolicy, obs: States, *, to: Readout = "action", block: str | None = None) -> xr.DataArray:
@@ -75,7 +74,7 @@ def ov_forms(policy: HookedPolicy, obs: States, *, to: Readout = "action", block
     obs = as_states(policy, obs)
     values = gated_maps(policy, obs, _names(found, "v"))
     onward = downstream_maps(policy, obs, found.names["attn_out"]) if to == "action" else None
-    return labelled(policy, _ov(found, values, onward), _OV_DIMS[to])
+    return _ov(policy, found, values, onward, gates=GATED)
 
 
 def mean_qk(policy: HookedPolicy, obs: States | None, *, block: AttentionBlock) -> xr.Dataset:
@@ -90,22 +89,25 @@ def mean_ov(policy: HookedPolicy, obs: States | None, *, to: Readout, block: Att
 
 def ungated_qk(policy: HookedPolicy, *, block: AttentionBlock) -> xr.Dataset:
     """The form of the weights alone, every gate open."""
-    form = labelled(policy, _qk(block, ungated_maps(policy, _names(block, "q", "k"))), _QK_DIMS)
-    return xr.Dataset({"circuit": form.isel(batch=0)}, attrs=_attrs(policy, block, gates="all open: no state's own"))
+    check_entities(policy)
+    form = _qk(policy, block, ungated_maps(policy, _names(block, "q", "k")), gates=UNGATED)
+    return _dataset({"circuit": form.isel(batch=0)})
 
 
 def ungated_ov(policy: HookedPolicy, *, to: Readout, block: AttentionBlock) -> xr.Dataset:
     """The map of the weights alone, every gate open."""
+    check_entities(policy)
+    values = ungated_maps(policy, _names(block, "v"))
     onward = ungated_downstream(policy, block.names["attn_out"]) if to == "action" else None
-    form = labelled(policy, _ov(block, ungated_maps(policy, _names(block, "v")), onward), _OV_DIMS[to])
-    return xr.Dataset({"circuit": form.isel(batch=0)}, attrs=_attrs(policy, block, gates="all open: no state's own"))
+    form = _ov(policy, block, values, onward, gates=UNGATED)
+    return _dataset({"circuit": form.isel(batch=0)})
 
 
-def as_states(policy: HookedPolicy, obs: States | None) -> Float[Tensor, "batch entity feature"]:
-    """Observations of entities as a tensor.
+def check_entities(policy: HookedPolicy) -> None:
+    """Refuse a policy whose observation is no table of entities.
 
     Raises:
-        ObservationError: None given, or the policy's observation is no table of entities.
+        ObservationError: It is not.
     """
     axes = policy.hook_dict["hook_obs"].axes if "hook_obs" in policy.hook_dict else ()
     if axes != ("batch", "entity", "feature"):
@@ -115,47 +117,63 @@ def as_states(policy: HookedPolicy, obs: States | None) -> Float[Tensor, "batch 
             expected="batch entity feature",
             fix="take space='model'",
         )
-    if obs is None:
+
+
+def as_states(policy: HookedPolicy, obs: States | None) -> Float[Tensor, "batch entity feature"]:
+    """Observations of entities as a tensor.
+
+    Raises:
+        ObservationError: None given, or the policy's observation is no table of entities.
+    """
+    check_entities(policy)
+    if obs is None or len(obs) == 0:
         raise ObservationError(
             "A circuit in feature space goes through the ReLU gates of given states.",
-            given="obs=None",
+            given="obs=None" if obs is None else "no state",
             expected="states, [batch entity feature]",
-            fix="pass obs=recording.obs or the like; or gated=False for the ungated product, which is no circuit",
+            fix="pass obs=, e.g. a recording's; or gated=False for the ungated product, which is no circuit",
         )
-    parameter = next(policy.module.parameters())
-    return torch.as_tensor(obs).to(parameter)
+    return torch.as_tensor(obs).to(next(policy.module.parameters()))
 
 
 def _names(block: AttentionBlock, *roles: Literal["q", "k", "v"]) -> list[str]:
     return [block.names[role] for role in roles]
 
 
-def _qk(block: AttentionBlock, maps: dict[str, Tensor]) -> Tensor:
+def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *, gates: str) -> xr.DataArray:
     q, k = maps[block.names["q"]], maps[block.names["k"]]
-    return block.scale * einsum(
+    form = block.scale * einsum(
         q, k, "batch query left head d_head, batch entity right head d_head -> batch head query entity left right"
     )
+    attrs = provenance(policy, block, space="feature", gates=gates)
+    return labelled(policy, form, _QK_DIMS, units="1").assign_attrs(attrs)
 
 
-def _ov(block: AttentionBlock, maps: dict[str, Tensor], onward: Tensor | None) -> Tensor:
-    to_model = einsum(
+def _ov(
+    policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], onward: Tensor | None, *, gates: str
+) -> xr.DataArray:
+    form = einsum(
         maps[block.names["v"]],
         block.W_O.detach(),
         "batch entity feature head d_head, head d_head d_model -> batch head entity feature d_model",
     )
-    if onward is None:
-        return to_model
-    pattern = "batch head entity feature d_model, batch query d_model action -> batch head query entity feature action"
-    return einsum(to_model, onward, pattern)
+    dims, units = _OV_MODEL_DIMS, "1"
+    if onward is not None:
+        to_action = "batch head entity feature d_model, batch query d_model action -> {}"
+        form = einsum(form, onward, to_action.format(" ".join(_OV_ACTION_DIMS)))
+        dims, units = _OV_ACTION_DIMS, score_units(policy)
+    attrs = provenance(policy, block, space="feature", gates=gates)
+    return labelled(policy, form, dims, units=units).assign_attrs(attrs)
 
 
 def _averaged(
     policy: HookedPolicy, obs: States | None, block: AttentionBlock, forms: Callable[[States], xr.DataArray]
 ) -> xr.Dataset:
     states = as_states(policy, obs)
-    total, squares, count = 0.0, 0.0, 0.0
+    total, squares, count, attrs = 0.0, 0.0, 0.0, {}
     for part in states.split(_STATES_AT_ONCE):
         form = forms(part).astype("float64")
+        attrs = form.attrs
         present = _present(policy, part, block).assign_coords(entity=form.entity)
         form = form.where(present, 0.0)
         total, squares, count = (
@@ -166,25 +184,28 @@ def _averaged(
     n_states = xr.DataArray(count)
     seen = n_states.where(n_states > 0)  # an entity that is never there has no mean: NaN
     mean = total / seen
-    variance = (squares / seen - mean**2).clip(min=0)
-    attrs = _attrs(
-        policy, block, gates="as in each state", n_states=len(states), spread="standard deviation over states"
+    spread = (squares / seen - mean**2).clip(min=0) ** 0.5
+    variables = {"circuit": mean.assign_attrs(attrs), "spread": spread.assign_attrs(attrs)}
+    return _dataset(variables, n_states=n_states).assign_attrs(
+        n_states=len(states), spread="standard deviation over states"
     )
-    return xr.Dataset({"circuit": mean, "spread": variance**0.5, "n_states": n_states}, attrs=attrs)
+
+
+def _dataset(variables: dict[str, xr.DataArray], **counts: xr.DataArray) -> xr.Dataset:
+    """Variables that keep their unit, and share all else that was said of each."""
+    shared = {key: value for key, value in variables["circuit"].attrs.items() if key != "units"}
+    own = {name: values.drop_attrs().assign_attrs(units=values.attrs["units"]) for name, values in variables.items()}
+    return xr.Dataset({**own, **counts}, attrs=shared)
 
 
 def _present(policy: HookedPolicy, obs: Tensor, block: AttentionBlock) -> xr.DataArray:
     """Which entities the attention can see, `[batch, entity]`."""
-    everything = torch.ones(obs.shape[:2], dtype=torch.bool)
+    everything = xr.DataArray(np.ones(obs.shape[:2], dtype=bool), dims=("batch", "entity"))
     name = block.names.get("mask")
     if name is None:
-        return xr.DataArray(everything.numpy(), dims=("batch", "entity"))
+        return everything
     with torch.no_grad():
         _, cache = policy.run_with_cache(obs, names=name)
-    hidden = xr.DataArray(cache[name].detach().cpu().numpy(), dims=cache.axes(name))
+    hidden = xr.DataArray(cache[name].cpu().numpy(), dims=cache.axes(name))
     hidden = hidden.all([axis for axis in hidden.dims if axis not in ("batch", "key")]).rename(key="entity")
-    return ~hidden & xr.DataArray(everything.numpy(), dims=("batch", "entity"))
-
-
-def _attrs(policy: HookedPolicy, block: AttentionBlock, **more: object) -> dict[str, object]:
-    return provenance(policy, block, space="feature", **more)
+    return ~hidden & everything

@@ -40,7 +40,7 @@ def choose_block(policy: HookedPolicy, path: str | None) -> AttentionBlock:
     )
 
 
-def labelled(policy: HookedPolicy, values: Float[Tensor, "*axes"], dims: Sequence[str]) -> xr.DataArray:
+def labelled(policy: HookedPolicy, values: Float[Tensor, "*axes"], dims: Sequence[str], *, units: str) -> xr.DataArray:
     """A tensor with named dimensions and the spec's names as coordinates; `feature_<side>` takes the features'."""
     coords: dict[str, Any] = {}
     for dim, size in zip(dims, values.shape, strict=True):
@@ -54,7 +54,12 @@ def labelled(policy: HookedPolicy, values: Float[Tensor, "*axes"], dims: Sequenc
             coords[dim] = list(names)
         elif dim != "batch":
             coords[dim] = np.arange(size)
-    return xr.DataArray(values.detach().cpu().numpy(), dims=tuple(dims), coords=coords)
+    return xr.DataArray(values.detach().cpu().numpy(), dims=tuple(dims), coords=coords, attrs={"units": units})
+
+
+def score_units(policy: HookedPolicy) -> str:
+    """Unit of the policy's action scores."""
+    return {"q_values": "return", "logits": "nat", "mean_action": "action"}[policy.output_kind]
 
 
 def provenance(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:

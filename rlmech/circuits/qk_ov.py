@@ -158,7 +158,7 @@ def _qk_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "constant": (einsum(b_q, b_k, "head d_head, head d_head -> head"), ("head",)),
     }
     return xr.Dataset(
-        {name: labelled(policy, values, dims) for name, (values, dims) in variables.items()},
+        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
         attrs=provenance(policy, block, space="model"),
     )
 
@@ -176,6 +176,6 @@ def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "output_bias": (b_o, ("d_model_out",)),
     }
     return xr.Dataset(
-        {name: labelled(policy, values, dims) for name, (values, dims) in variables.items()},
+        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
         attrs=provenance(policy, block, space="model"),
     )

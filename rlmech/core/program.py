@@ -44,9 +44,8 @@ _DIRECT: dict[str, tuple[str, Callable[..., Any]]] = {
     "conv1d": ("conv1d", torch.conv1d),
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "gt": ">", "le": "<=", "ge": ">="}
+_RESHAPES = {"view", "_unsafe_view", "reshape"}
 _METHODS = {
-    "view": "view",
-    "reshape": "reshape",
     "permute": "permute",
     "transpose": "transpose",
     "unsqueeze": "unsqueeze",
@@ -146,7 +145,9 @@ class _Writer:
         return dying
 
     def _reads_batch(self, node: Node) -> bool:
-        return node not in self.given and any(source.op == "sym_size" for source in self._sources(node))
+        if node in self.given:
+            return False
+        return node.op in _RESHAPES or any(source.op == "sym_size" for source in self._sources(node))
 
     def _name(self, node: Node) -> str:
         if node.op == "parameter":
@@ -177,6 +178,10 @@ class _Writer:
     def _call(self, node: Node) -> str:
         args = [self._text(argument) for argument in node.args]
         plain = not node.kwargs
+        if node.op in _RESHAPES and node.shape is not None:
+            # reshape, for a hook may have put in other strides; the sizes known, for -1 is ambiguous at batch 0
+            sizes = ("b" if size == -1 else f"b * {-size}" if size < 0 else str(size) for size in node.shape)
+            return f"{args[0]}.reshape({', '.join(sizes)})"
         if plain and node.op in _DIRECT:
             name, function = _DIRECT[node.op]
             self.bound[name] = function

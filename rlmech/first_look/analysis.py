@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
-from rlmech.interventions import ablation_sweep, action_flip, action_gap, activation_patching
+from rlmech.interventions.metrics import action_flip, action_gap
+from rlmech.interventions.patching import ablation_sweep, activation_patching
 from rlmech.plot import recorded_pattern
 from rlmech.rollouts import Recording, record
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 FEWEST_PAIRS = 8
 HEAD_PARTS = ("k", "v", "mask", "pattern", "z")
-ABLATIONS = ("mean", "resample", "zero")
+ABLATIONS: tuple[Literal["mean", "resample", "zero"], ...] = ("mean", "resample", "zero")
 Say = Callable[[str], None]
 
 
@@ -65,7 +66,7 @@ class FirstLook:
         recording: Its episodes.
         block: Path of the attention block looked at, or None.
         pairs: Clean and corrupt observations, or None for observations that are not made of entities.
-        patching: Sweeps by name: `heads`, `vehicles`, `values`, or `layers` for policies without attention.
+        patching: Sweeps by name: `heads`, `vehicles`, `values`; or `features`, for policies without attention.
         ablation: Sweeps of the heads (or layers) by kind of ablation: how often the action changes.
         circuits: `qk` and `ov`.
     """
@@ -203,18 +204,13 @@ def _has_entities(policy: HookedPolicy) -> bool:
 def _patch(policy: HookedPolicy, pairs: Pairs, block: str | None) -> dict[str, xr.Dataset]:
     """Denoise what reads the scene (is it enough?), and noise the vehicle's own path (is it needed?)."""
 
-    def sweep(sites: Sequence[Site], direction: str) -> xr.Dataset:
+    def sweep(sites: Sequence[Site], direction: Literal["denoise", "noise"]) -> xr.Dataset:
         return activation_patching(
-            policy,
-            clean=pairs.clean,
-            corrupt=pairs.corrupt,
-            sites=sites,
-            metric=action_gap(),
-            direction="denoise" if direction == "denoise" else "noise",
+            policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=sites, metric=action_gap(), direction=direction
         )
 
     if block is None:
-        return {"layers": sweep(policy.sites("*.hook_out"), "denoise")}
+        return {"features": sweep(policy.sites("hook_obs", over=("entity", "feature")), "denoise")}
     names = policy.attention[block].names
     heads = [names[part] for part in HEAD_PARTS if part in names]
     embedding = vehicle_embedding(policy, block)

@@ -10,14 +10,15 @@ import xarray as xr
 
 from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, vehicle_embedding
 from rlmech.first_look.summary import summary
+from rlmech.interventions.metrics import SCORE_UNITS
 from rlmech.plot import (
     Panel,
     Section,
-    build_report,
     circuit,
     episodes,
     heatmap,
     recorded_pattern,
+    report,
     sweep,
 )
 
@@ -36,15 +37,19 @@ def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
     found = summary(look)
     env_id, n = look.recording.manifest["env"]["id"], found["n_episodes"]
     sections = [_episodes(look), *_pairs(look), *_interventions(look), *_circuits(look)]
-    return build_report(
+    return report(
         sections,
         path,
-        title=f"A first look at {source}",
+        title=f"A first look at {_name(source)}",
         subtitle=f"{n} recorded episodes of {env_id}, driven by the policy's best action; what it attends to, "
         "which parts carry its decisions, and what its weights say.",
         facts=_facts(look, found, source),
         setup=_setup(look, source),
     )
+
+
+def _name(source: str) -> str:
+    return source.removeprefix("zoo:") if source.startswith("zoo:") else Path(source).name
 
 
 def _setup(look: FirstLook, source: str) -> str:
@@ -61,7 +66,7 @@ recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}
 
 
 def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[str, str]]:
-    facts = [("policy", source), ("environment", str(look.recording.manifest["env"]["id"]))]
+    facts = [("policy", _name(source)), ("environment", str(look.recording.manifest["env"]["id"]))]
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
     for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
         if name in found:
@@ -80,7 +85,9 @@ def _episodes(look: FirstLook) -> Section:
     )
     panels = [
         Panel(
-            title="The road, the scores and the attention, step by step",
+            title="The road, the scores and the attention, step by step"
+            if drawn
+            else "The road and the scores, step by step",
             meaning=(attended if drawn else "The road at each step.")
             + " The buttons jump to the steps at which the action changes.",
             figure=episodes(look.recording),
@@ -96,12 +103,12 @@ def _episodes(look: FirstLook) -> Section:
             Panel(
                 title="Whom each head attends to",
                 meaning="Attention weight of each row of the observation, averaged over the steps at which a vehicle "
-                "is in it. Rows are sorted by distance: vehicle_1 is the nearest one.",
+                "is in it (grey: never). Rows are sorted by distance: vehicle_1 is the nearest one.",
                 figure=heatmap(mean, rows="head", columns="key"),
                 code=_MEAN_CODE.format(presence=look.policy.spec.presence_index),
             )
         )
-    return Section(title="What it did, and whom it attended to", panels=tuple(panels))
+    return Section(title="What it did, and whom it attended to" if drawn else "What it did", panels=tuple(panels))
 
 
 def _shuffled(look: FirstLook) -> bool:
@@ -160,7 +167,7 @@ def _interventions(look: FirstLook) -> list[Section]:
         code["heads"] = _patch_code("denoise", f'{hooks}, over=("head",)')
         code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")')
     else:
-        code["layers"] = _patch_code("denoise", '"*.hook_out"')
+        code["features"] = _patch_code("denoise", '"hook_obs", over=("entity", "feature")')
     for name, result in look.patching.items():
         title, meaning = _PATCHING[name]
         panels.append(Panel(title=title, meaning=meaning, figure=sweep(result), code=code[name]))
@@ -189,7 +196,7 @@ def _circuits(look: FirstLook) -> list[Section]:
         return []
     vehicles = list(look.policy.spec.entities[1:])
     qk, ov = (_over_vehicles(look.circuits[name], vehicles) for name in ("qk", "ov"))
-    score = "Q-value [return]" if look.policy.output_kind == "q_values" else "score"
+    score = "Q-value" if look.policy.output_kind == "q_values" else "score"
     return [
         Section(
             title="What its weights say",
@@ -202,14 +209,25 @@ def _circuits(look: FirstLook) -> list[Section]:
                     title="QK: what each head looks for",
                     meaning="How a feature of the ego (row) and a feature of a vehicle (column) together move that "
                     "vehicle's attention score, before the softmax. Blue attracts attention, red repels it.",
-                    figure=circuit(qk.assign_attrs(long_name="attention score per unit of both features")),
+                    figure=circuit(
+                        qk.rename(feature_query="ego feature", feature_key="vehicle feature").assign_attrs(
+                            long_name="attention score per unit of both features"
+                        )
+                    ),
                     code=_CIRCUIT_CODE.format(kind="qk", centred=""),
                 ),
                 Panel(
                     title="OV: what each head says when it attends",
                     meaning="What a feature of a fully attended vehicle (row) adds to each action's score (column), "
                     "less the mean over actions, since a shift common to all decides nothing.",
-                    figure=circuit((ov - ov.mean("action")).assign_attrs(long_name=f"{score} per unit of the feature")),
+                    figure=circuit(
+                        (ov - ov.mean("action"))
+                        .rename(feature="vehicle feature")
+                        .assign_attrs(
+                            long_name=f"{score} per unit of the feature",
+                            units=SCORE_UNITS.get(look.policy.output_kind, ""),
+                        )
+                    ),
                     code=_CIRCUIT_CODE.format(kind="ov", centred="\nov = ov - ov.mean('action')"),
                 ),
             ),
@@ -234,9 +252,9 @@ rlm.plot.sweep(result)"""
 _PATCHING = {
     "heads": (
         "Patching each head into the corrupt run: is it enough?",
-        "Share of the action gap that comes back when the vehicle stays away but one head's keys, values, mask, pattern "
-        "or output z are those of the clean run (denoising: sufficiency). 1 restores the clean decision, 0 does nothing. "
-        "Keys and values alone cannot: the mask still hides the vehicle.",
+        "Share of the action gap that comes back when the vehicle stays away but one head's keys, values, mask, "
+        "pattern or output z are those of the clean run (denoising: sufficiency). 1 restores the clean decision, "
+        "0 does nothing. Keys and values alone cannot: the mask still hides the vehicle.",
     ),
     "vehicles": (
         "Patching each vehicle's embedding into the clean run: is it needed?",
@@ -249,9 +267,10 @@ _PATCHING = {
         "The same for what one head reads from one vehicle: attention as in the clean run, the value that of an "
         "absent vehicle (noising: necessity).",
     ),
-    "layers": (
-        "Patching each layer into the corrupt run: is it enough?",
-        "Share of the action gap that comes back when one layer's output is that of the clean run (denoising).",
+    "features": (
+        "Giving one number of the scene back: is it enough?",
+        "Share of the action gap that comes back when the vehicle stays away but one feature of one row of the "
+        "observation is as in the clean run (denoising: sufficiency).",
     ),
 }
 _STEP_CODE = """steps = rlm.plot.episodes(recording)          # everything of this panel; or one by one:

@@ -48,7 +48,8 @@ def rows(result: xr.Dataset) -> list[dict[str, Any]]:
     ]
     table: list[dict[str, Any]] = []
     for site in range(result.sizes["site"]):
-        row: dict[str, Any] = {axis: _plain(result.coords[axis].values[site]) for axis in axes}
+        named = {axis: _plain(result.coords[axis].values[site]) for axis in axes}
+        row: dict[str, Any] = {axis: name for axis, name in named.items() if name not in (None, "", -1)}
         for name in ("effect", "effect_low", "effect_high"):
             if name in result:
                 row[name] = _plain(result[name].values[site])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -76,7 +76,7 @@ class MetricContext:
 
 
 MetricFunction = Callable[[Tensor, MetricContext], Tensor]
-RowFunction = Callable[[Outputs, Tensor], Tensor]
+RowFunction = Callable[[Outputs, Tensor], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class Metric:
         """
 
         def prepare(context: MetricContext) -> RowFunction:
-            def measure(outputs: Outputs, pair: Tensor) -> Tensor:
+            def measure(outputs: Outputs, pair: Tensor) -> Any:  # what a user's function gives is checked by the caller
                 corrupt = None if context.corrupt is None else context.corrupt.rows(pair)
                 clean = context.clean.rows(pair)
                 return function(outputs.scores, replace(context, clean=clean, corrupt=corrupt, value=outputs.value))
@@ -118,6 +118,7 @@ class Metric:
         return cls(name=name or getattr(function, "__name__", "metric"), unit=unit, prepare=prepare)
 
 
+@runtime_checkable
 class ScoringPolicy(Protocol):
     """What a metric reads of a policy."""
 
@@ -199,6 +200,7 @@ def bind(
             expected="one row of each per pair, and the same actions",
             fix="give as many corrupt observations as clean ones",
         )
+    clean, corrupt = _detached(clean), None if corrupt is None else _detached(corrupt)
     kind = policy.output_kind
     measure = metric.prepare(
         MetricContext(clean=clean, corrupt=corrupt, value=clean.value, output_kind=kind, spec=policy.spec)
@@ -287,7 +289,7 @@ def action_flip() -> Metric:
     return Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
 
 
-def policy_kl(temperature: float | None = None) -> Metric:
+def policy_kl(temperature: float | int | None = None) -> Metric:
     """KL divergence of the policy measured from the clean run's, KL(clean || measured), in nats; 0 for no change.
 
     Args:
@@ -357,6 +359,12 @@ def state_value() -> Metric:
         return measure
 
     return Metric(name="state_value", unit="return", prepare=prepare)
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    """Outputs as constants: what the unpatched runs fix must not carry gradients into what is measured."""
+    value = None if outputs.value is None else outputs.value.detach()
+    return Outputs(scores=outputs.scores.detach(), value=value)
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ one matrix product [resample pair] x [pair site] and a sort per site; memory [si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
-from scipy.special import ndtr, ndtri
 
 from rlmech.errors import MetricError
 
@@ -242,15 +243,15 @@ def _bca(
     below = (resampled < estimate[:, None] - tolerance).mean(1)
     tied = (np.abs(resampled - estimate[:, None]) <= tolerance).mean(1)
     share = np.clip(below + tied / 2, 0.5 / n_resamples, 1 - 0.5 / n_resamples)
-    bias = ndtri(share)
+    bias = torch.special.ndtri(torch.from_numpy(share)).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         deviation = jackknife.mean(1, keepdims=True) - jackknife
         acceleration = (deviation**3).sum(1) / (6 * (deviation**2).sum(1) ** 1.5)
     acceleration = np.where(np.isfinite(acceleration), acceleration, 0.0)
     ends = []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
-        z = bias + ndtri(tail)
-        level = ndtr(bias + z / (1 - acceleration * z))
+        z = bias + NormalDist().inv_cdf(tail)
+        level = torch.special.ndtr(torch.from_numpy(bias + z / (1 - acceleration * z))).numpy()
         ends.append(_quantile(resampled, level))
     return ends[0], ends[1]
 

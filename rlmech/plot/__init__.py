@@ -1,13 +1,13 @@
 """Results as figures: heat maps, attention, the road, episodes, and one page that holds them all.
 
 Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
-show in a notebook, and `build_report` puts them into one self-contained HTML page.
+show in a notebook, and `report` puts them into one self-contained HTML page.
 """
 
 from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
 from rlmech.plot.episode import q_values, scores
 from rlmech.plot.heatmap import circuit, heatmap, sweep
-from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, build_report
+from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, report
 from rlmech.plot.scene import scene
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
@@ -21,12 +21,12 @@ __all__ = [
     "Steps",
     "SvgFigure",
     "attention",
-    "build_report",
     "circuit",
     "episodes",
     "heatmap",
     "q_values",
     "recorded_pattern",
+    "report",
     "scene",
     "scores",
     "sweep",

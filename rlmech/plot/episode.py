@@ -14,6 +14,7 @@ from rlmech.plot.svg import SvgFigure, tag, text
 if TYPE_CHECKING:
     from rlmech.rollouts.recording import Recording
 
+FEW_STEPS = 16
 SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}
 
 
@@ -41,6 +42,7 @@ def q_values(
     scores = np.asarray(recording.scores)[rows]
     taken = np.asarray(recording.actions)[rows].astype(int)
     names = action_names(recording, scores.shape[1])
+    few = len(steps) <= FEW_STEPS
     figure = go.Figure()
     for change in np.flatnonzero(np.diff(taken)) + 1:
         figure.add_vline(x=float(steps[change]), line={"color": MUTED, "width": 1, "dash": "dot"})
@@ -66,7 +68,11 @@ def q_values(
                 legendgroup=name,
                 showlegend=False,
                 hoverinfo="skip",
-                marker={"color": action_colour(action), "size": 11, "line": {"color": "#ffffff", "width": 2}},
+                marker={
+                    "color": action_colour(action),
+                    "size": 11 if few else 7,
+                    "line": {"color": "#ffffff", "width": 2 if few else 1},
+                },
             )
         )
     _mark_crash(figure, recording, episode)
@@ -78,9 +84,7 @@ def q_values(
         margin={"t": 48 + (30 if title else 0), "b": 48, "l": 56, "r": 16},
         legend={"y": 1.02, "x": 0.0, "font": {"size": 12}},
     )
-    figure.update_xaxes(
-        title_text="step", dtick=1 if len(steps) <= 40 else None, range=[steps[0] - 0.4, steps[-1] + 0.6]
-    )
+    figure.update_xaxes(title_text="step", dtick=1 if few else None, range=[steps[0] - 0.4, steps[-1] + 0.6])
     figure.update_yaxes(title_text=SCORES.get(output_kind, "score"), zeroline=False)
     return figure
 

@@ -20,6 +20,7 @@ from rlmech.errors import ConfigError
 from rlmech.plot.style import CELLS, INK, MINUS, MUTED, TEMPLATE, colour_axis
 
 MAX_PANELS_PER_ROW = 4
+CELLS_PER_ROW = 28  # panels go side by side up to this many cells
 CELLS_WITH_TEXT = 32  # more cells than this across the page leave no room for their values
 CELL = 44  # pixels, the height of a row
 _NOT_AN_AXIS = ("hook", "site", "kind", "n_pairs", "label")
@@ -211,16 +212,13 @@ def _axis_title(dim: str | None) -> str:
 
 
 def _unit(array: xr.DataArray) -> str:
-    unit = str(array.attrs.get("units", array.attrs.get("unit", "")))
+    unit = str(array.attrs.get("units", array.attrs.get("unit", ""))).removeprefix("1")  # "1" is dimensionless
     name = str(array.attrs.get("long_name", array.name or "")).replace("_", " ")
     return f"{name} [{unit}]" if unit and name else name or unit
 
 
 def _effect_title(result: xr.Dataset) -> str:
-    effect = result["effect"]
-    unit = str(effect.attrs.get("units", effect.attrs.get("unit", "")))
-    name = str(effect.attrs.get("long_name", "effect"))
-    return f"{name} [{unit}]" if unit else name
+    return _unit(result["effect"])
 
 
 def _missing(value: object) -> bool:
@@ -304,8 +302,9 @@ def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str
 def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: float | None) -> go.Figure:
     """Draw panels on one colour axis, side by side where they are alike."""
     alike = len({(grid.rows, grid.columns) for grid in grids}) == 1
-    n_columns = min(len(grids), MAX_PANELS_PER_ROW, max(1, 44 // max(len(grids[0].columns), 4))) if alike else 1
-    n_rows = math.ceil(len(grids) / n_columns)
+    fitting = min(MAX_PANELS_PER_ROW, max(1, CELLS_PER_ROW // len(grids[0].columns))) if alike else 1
+    n_rows = math.ceil(len(grids) / fitting)
+    n_columns = math.ceil(len(grids) / n_rows)
     tallest = [max(len(grid.rows) for grid in grids[row * n_columns : (row + 1) * n_columns]) for row in range(n_rows)]
     heights = [max(size * CELL, 56) if size < 12 else size * 26 for size in tallest]
     inner = sum(heights) + 104 * (n_rows - 1)
@@ -422,7 +421,7 @@ def _cell(grid: _Panel, row: int, column: int, *, interval: bool) -> str:
 
 def _short(value: float) -> str:
     if value.is_integer():
-        return f"{value:.0f}".replace("-", MINUS)
+        return f"{abs(value):.0f}" if value >= 0 else f"{MINUS}{-value:.0f}"
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     written = f"{value:.{digits}f}"
     return written.replace("-", MINUS) if float(written) else "0.00"  # small, but not exactly zero

@@ -83,7 +83,7 @@ class Section:
     text: str = ""
 
 
-def build_report(
+def report(
     sections: Sequence[Section],
     path: str | Path,
     *,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -83,11 +82,8 @@ def record(
     job = _Job(policy=policy, names=names, edits=tuple(edits), frames=frames)
     with _one_thread():
         manifest = _manifest(job, env, seeds)
-        holder = None
-        if path is None:
-            holder = TemporaryDirectory(prefix="rlmech-recording-")
-            path = f"{holder.name}/recording"
-        path = Path(path)
+        folder = store.TemporaryFolder() if path is None else None
+        path = folder.path / "recording" if folder else Path(path or "")
         store.create(path, manifest)
         try:
             if workers == 1:
@@ -100,7 +96,7 @@ def record(
                 shutil.rmtree(path, ignore_errors=True)
             raise
     recording = Recording.load(path)
-    return recording if holder is None else recording.hold(holder)
+    return recording if folder is None else recording.hold(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

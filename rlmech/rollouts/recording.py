@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Recording:
         self.manifest: dict[str, Any] = _read_manifest(self.path)
         finished = sorted(int(folder.name) for folder in (self.path / EPISODES).glob("[0-9]*"))
         self._numbers = finished if episodes is None else list(episodes)
-        self._holder: TemporaryDirectory[str] | None = None
+        self._holder: TemporaryFolder | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
@@ -201,9 +202,9 @@ class Recording:
             return False
         return all(_same(self._shard(n), other._shard(n)) for n in self._numbers)
 
-    def hold(self, directory: TemporaryDirectory[str]) -> Recording:
-        """Keep a temporary directory until this recording is gone."""
-        self._holder = directory
+    def hold(self, folder: TemporaryFolder) -> Recording:
+        """Keep a temporary folder until this recording, and all parts of it, are gone."""
+        self._holder = folder
         return self
 
     def _folder(self, number: int) -> Path:
@@ -240,6 +241,18 @@ class Recording:
     def _by_key(self, name: str) -> np.ndarray | dict[str, np.ndarray]:
         keys: list[str] = self.manifest["observation_keys"]
         return {key: self._array(f"{name}/{key}") for key in keys} if keys else self._array(name)
+
+
+class TemporaryFolder:
+    """A folder that goes, without a word, when nobody refers to it any more.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(mkdtemp(prefix="rlmech-recording-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def create(path: Path, manifest: Mapping[str, Any]) -> None:

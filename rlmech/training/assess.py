@@ -129,7 +129,8 @@ def _about(config: TrainConfig, step: int, home: Evaluation) -> str:
     verdict = "clearly better" if by["low"] > 0 else "worse" if by["high"] < 0 else "not distinguishable"
     sentences = [
         config.about.strip(),
-        f"Trained with {config.algorithm} for {step:,} environment steps.",
+        f"Trained with {config.algorithm} for {step:,} environment steps"
+        + (f", continuing the run {Path(config.continues).name}." if config.continues else "."),
         f"Over {policy['n']} unseen seeds of {home.env_id} its mean return is {_interval(policy['return'])}",
     ]
     if "crashed" in policy:

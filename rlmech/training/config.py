@@ -1,6 +1,7 @@
 """A training run as a small TOML file: environment, algorithm, policy, seeds and evaluation.
 
-It holds `name`, `about`, `seed`, `total_steps`, `n_checkpoints`; tables `[env]` (`id`, `config`), `[algorithm]`
+It holds `name`, `about`, `continues`, `seed`, `total_steps`, `n_checkpoints`; tables `[env]` (`id`, `config`),
+`[algorithm]`
 (`class` and the arguments of that class), `[policy_kwargs]` and `[evaluation]` (`first_seed`, `n_episodes`,
 `validation_first_seed`, `validation_episodes`, `config`); and any number of `[[evaluation.also_on]]` (`id`, `config`,
 `n_episodes`).
@@ -19,12 +20,23 @@ from rlmech.errors import ConfigError, nearest
 Algorithm = Literal["DQN", "PPO", "A2C"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 _TABLES: dict[str, tuple[str, ...]] = {
-    "": ("name", "about", "seed", "total_steps", "n_checkpoints", "env", "algorithm", "policy_kwargs", "evaluation"),
+    "": (
+        "name",
+        "about",
+        "continues",
+        "seed",
+        "total_steps",
+        "n_checkpoints",
+        "env",
+        "algorithm",
+        "policy_kwargs",
+        "evaluation",
+    ),
     "env": ("id", "config"),
     "evaluation": ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "config", "also_on"),
     "evaluation.also_on": ("id", "config", "n_episodes"),
 }
-_OPTIONAL = ("about", "config", "policy_kwargs", "validation_first_seed", "validation_episodes", "also_on")
+_OPTIONAL = ("about", "continues", "config", "policy_kwargs", "validation_first_seed", "validation_episodes", "also_on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,8 @@ class TrainConfig:
     Attributes:
         name: Name of the policy; the run's directory is called after it.
         about: What the policy is for and why it is trained so, for its card.
+        continues: Directory of a finished run whose network and replay buffer this one begins with; None for a new
+            network. The algorithm's arguments are this configuration's; steps are counted anew.
         seed: Seed of the network, the exploration and the first episode.
         total_steps: Environment steps to train for.
         n_checkpoints: Checkpoints kept along the way, evenly spaced, the last at `total_steps`; the untrained network
@@ -56,6 +70,7 @@ class TrainConfig:
 
     name: str
     about: str = ""
+    continues: str | None = None
     seed: int
     total_steps: int
     n_checkpoints: int
@@ -166,6 +181,7 @@ def _from_toml(raw: dict[str, Any]) -> TrainConfig:
     return TrainConfig(
         name=raw["name"],
         about=raw.get("about", ""),
+        continues=raw.get("continues"),
         seed=raw["seed"],
         total_steps=raw["total_steps"],
         n_checkpoints=raw["n_checkpoints"],

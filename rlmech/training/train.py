@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import stable_baselines3
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,6 +68,7 @@ def learn(config: TrainConfig, run: Path, *, progress: bool = True) -> None:
     with _progress_bar(config, step, progress=progress) as bar:
         recorder = _RunRecorder(run, config, bar)
         model.learn(config.total_steps - step, callback=recorder, reset_num_timesteps=step == 0)
+        recorder.save_resume()
 
 
 def _claim(run: Path, config: TrainConfig) -> None:
@@ -90,19 +92,41 @@ def _claim(run: Path, config: TrainConfig) -> None:
 def _resumed_or_new(run: Path, config: TrainConfig) -> tuple[BaseAlgorithm, int]:
     env = make_env(config.env_id, config=config.env_config)
     algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, config.algorithm)
-    saved = sorted((run / "resume").glob("step_*"))
-    if saved:
-        model = algorithm.load(saved[-1] / "model.zip", env=env)
-        if isinstance(model, OffPolicyAlgorithm):
-            model.load_replay_buffer(saved[-1] / "buffer.pkl")
+    saved = _last_copy(run)
+    if saved is not None:
+        model = _opened(algorithm, saved, env)
         model.set_random_seed(config.seed + model.num_timesteps)
         _cut_curve(run / "curve.csv", model.num_timesteps)
         return model, model.num_timesteps
     (run / "curve.csv").write_text(",".join(CURVE_COLUMNS) + "\n")
     kwargs = _algorithm_kwargs(config, algorithm)
-    model = algorithm(env=env, seed=config.seed, policy_kwargs=_policy_kwargs(config), **kwargs)
+    if config.continues is None:
+        model = algorithm(env=env, seed=config.seed, policy_kwargs=_policy_kwargs(config), **kwargs)
+    else:
+        saved = _last_copy(Path(config.continues))
+        if saved is None:
+            raise ConfigError(
+                "There is no run to continue.",
+                given=f"continues = {config.continues!r}",
+                expected="the directory of a run that was trained",
+                fix="train that one first, or leave 'continues' out",
+            )
+        kwargs.pop("policy", None)
+        model = _opened(algorithm, saved, env, seed=config.seed, **kwargs)
     model.save(run / "checkpoints" / "step_0000000.zip")
     return model, 0
+
+
+def _last_copy(run: Path) -> Path | None:
+    """Folder of the last complete copy of a run's model and replay buffer."""
+    return max((run / "resume").glob("step_*"), default=None)
+
+
+def _opened(algorithm: type[BaseAlgorithm], saved: Path, env: gym.Env, **changes: Any) -> BaseAlgorithm:
+    model = algorithm.load(saved / "model.zip", env=env, **changes)
+    if isinstance(model, OffPolicyAlgorithm):
+        model.load_replay_buffer(saved / "buffer.pkl")
+    return model
 
 
 def _algorithm_kwargs(config: TrainConfig, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:

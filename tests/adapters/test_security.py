@@ -56,7 +56,9 @@ def _saved(values, **kwargs) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("key", ["policy_class", "observation_space", "action_space", "lr_schedule", "an_unknown_entry"])
+@pytest.mark.parametrize(
+    "key", ["policy_class", "observation_space", "action_space", "lr_schedule", "an_unknown_entry"]
+)
 def test_a_bomb_in_the_data_of_a_zip_is_never_touched(dqn_zip, tmp_path, crater, key):
     bombed = _rewrite(dqn_zip, tmp_path / "bombed.zip", {"data": _data_with_bomb(dqn_zip, key, crater)})
 

@@ -132,7 +132,7 @@ def test_scalars_multiply_from_both_sides():
         matrix * 2.0,
         torch.tensor(2.0) * matrix,
         matrix * torch.tensor([2.0]),
-        np.float32(2) * matrix,
+        np.float64(2) * matrix,
     ):
         close(scaled.AB, 2 * matrix.AB)
 

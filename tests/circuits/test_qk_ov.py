@@ -253,6 +253,8 @@ def test_output_averages_have_the_same_shape_of_result(ego):
         circuit = ov_circuit(ego, space="feature", obs=obs, to=to)
         assert set(circuit.data_vars) == {"circuit", "spread", "n_states"}
         assert circuit.circuit.dims[-1] == last
+        assert circuit.circuit.attrs == circuit.spread.attrs == {"units": "return" if to == "action" else "1"}
+        assert circuit.attrs["gates"] == "as in each state"
     assert list(ov_circuit(ego, space="feature", obs=obs.numpy()).action.values) == list(SPEC.actions)
 
 
@@ -417,6 +419,8 @@ def test_feature_space_without_states_asks_for_them(ego):
     for circuit in (qk_circuit, ov_circuit):
         with pytest.raises(ObservationError, match="goes through the ReLU gates of given states") as caught:
             circuit(ego, space="feature")
+        with pytest.raises(ObservationError, match="goes through the ReLU gates of given states"):
+            circuit(ego, space="feature", obs=scenes(3)[:0])
         assert "obs=" in caught.value.fix
         assert "gated=False" in caught.value.fix
 
@@ -464,5 +468,5 @@ def test_an_observation_that_is_no_table_of_entities_is_refused():
 
     policy = HookedPolicy(Flat().double(), scenes(2).flatten(1))
     with pytest.raises(ObservationError, match="need an observation of entities"):
-        qk_circuit(policy, space="feature", obs=scenes(2).flatten(1))
+        qk_circuit(policy, space="feature", obs=scenes(2))
     assert qk_circuit(policy).circuit.shape == (2, 8, 8)

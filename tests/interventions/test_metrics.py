@@ -106,10 +106,15 @@ def test_a_plain_function_is_a_metric_and_sees_its_own_row_s_runs():
 def test_metrics_are_differentiable_where_they_say_so():
     scores = CLEAN.scores.clone().requires_grad_()
     for metric in (action_gap(), action_score(1), policy_kl(temperature=1.0), state_value()):
-        bound = bind(metric, Q, clean=CLEAN)
+        bound = bind(metric, Q, clean=Outputs(scores=scores))  # the same tensor: the reference stays a constant
         assert bound.differentiable
-        (gradient,) = torch.autograd.grad(bound(scores).sum(), scores)
-        assert gradient.isfinite().all()
+        assert not bound.clean.requires_grad
+        (gradient,) = torch.autograd.grad(bound(scores + torch.tensor([1.0, 0.0, 0.0])).sum(), scores)
+        (constant,) = torch.autograd.grad(
+            bind(metric, Q, clean=CLEAN)(scores + torch.tensor([1.0, 0.0, 0.0])).sum(), scores
+        )
+        assert torch.equal(gradient, constant)
+        assert gradient.any()
 
 
 def with_nan(scores, context):

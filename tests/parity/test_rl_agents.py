@@ -83,7 +83,7 @@ def _perceptron(weights, prefix, x, activation):
 
 def _attention(weights, prefix, query, entities, absent, heads):
     """z [batch head query d_head] of softmax(q k / sqrt(d_head)), absent entities at -1e9."""
-    batch, n, width = entities.shape
+    batch, _, width = entities.shape
     d_head = width // heads
 
     def split(x, name):
@@ -121,8 +121,13 @@ def _ego_attention(weights, x, *, heads, self_heads, activation, presence):
         (24, 8, 3, (5,), "TANH", 1),
     ],
 )
-def test_an_ego_attention_network_computes_its_equations(tmp_path, width, heads, self_heads, hidden, activation, presence):
-    attention = {f"attention_layer.{m}.weight": (width, width) for m in ("value_all", "key_all", "query_ego", "attention_combine")}
+def test_an_ego_attention_network_computes_its_equations(
+    tmp_path, width, heads, self_heads, hidden, activation, presence
+):
+    attention = {
+        f"attention_layer.{m}.weight": (width, width)
+        for m in ("value_all", "key_all", "query_ego", "attention_combine")
+    }
     inner = ("value_all", "key_all", "query_all", "attention_combine") if self_heads else ()
     shapes = attention | {f"self_attention_layer.{m}.weight": (width, width) for m in inner}
     for prefix in ("ego_embedding.", "others_embedding."):

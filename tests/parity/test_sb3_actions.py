@@ -22,7 +22,13 @@ THREE, STEER = spaces.Discrete(3), spaces.Box(np.float32([-2, -0.1]), np.float32
 SPLIT = {"net_arch": {"pi": [8], "vf": [16, 4]}, "activation_fn": torch.nn.ReLU, "share_features_extractor": False}
 CASES = {
     "dqn": (DQN, "MlpPolicy", VEHICLES, THREE, {}),
-    "dqn, sizes and activation": (DQN, "MlpPolicy", VEHICLES, THREE, {"net_arch": [16, 8], "activation_fn": torch.nn.Tanh}),
+    "dqn, sizes and activation": (
+        DQN,
+        "MlpPolicy",
+        VEHICLES,
+        THREE,
+        {"net_arch": [16, 8], "activation_fn": torch.nn.Tanh},
+    ),
     "dqn, no hidden layer": (DQN, "MlpPolicy", VEHICLES, THREE, {"net_arch": []}),
     "dqn, huge bounds": (DQN, "MlpPolicy", FAR, THREE, {}),
     "dqn, image": (DQN, "CnnPolicy", IMAGE, THREE, {"features_extractor_kwargs": {"features_dim": 32}}),
@@ -103,7 +109,9 @@ def test_the_value_is_sb3s_own_value():
 
     _, cache = from_sb3(model).run_with_cache(obs, names="hook_value")
 
-    torch.testing.assert_close(cache["hook_value"], model.policy.predict_values(torch.as_tensor(obs))[:, 0], rtol=0, atol=0)
+    torch.testing.assert_close(
+        cache["hook_value"], model.policy.predict_values(torch.as_tensor(obs))[:, 0], rtol=0, atol=0
+    )
 
 
 def test_the_value_of_sac_is_the_least_critic_at_its_own_action():

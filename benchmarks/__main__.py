@@ -1,0 +1,44 @@
+"""`python -m benchmarks [forward startup] [--rounds 40]`: measure, print the tables, write benchmarks/results."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks import forward, startup, tables
+
+SUITES = ("forward", "startup")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", default=SUITES, help=f"any of {', '.join(SUITES)}; all by default")
+    parser.add_argument("--rounds", type=int, default=40, help="interleaved rounds of each measurement")
+    parser.add_argument("--out", type=Path, default=tables.RESULTS, help="where the tables and the JSON go")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.suites) - set(SUITES))
+    if unknown:
+        parser.error(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="(transformer_lens|nnsight|pyvene|transformers).*")
+    for peer in tables.absent_peers():
+        print(f"{peer} is not installed and is skipped: pip install -r benchmarks/requirements-peers.txt")
+    if "forward" in arguments.suites:
+        rows = list(forward.measure(rounds=arguments.rounds))
+        _finish("forward", rows, tables.forward_table(rows), arguments.out)
+    if "startup" in arguments.suites:
+        rounds = max(3, arguments.rounds // 4)
+        rows = [*startup.measure_import(rounds=rounds), *startup.measure_wrap(rounds=rounds)]
+        _finish("startup", rows, tables.startup_table(rows), arguments.out)
+
+
+def _finish(name: str, rows: list[dict[str, object]], table: str, where: Path) -> None:
+    print(f"\n{table}\n")
+    print("written:", *tables.save(name, rows=rows, table=table, where=where))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What the command line prints: tables or JSON on the standard output, progress and errors on the standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+WIDTH = 160  # of what is written to a file or a pipe
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+
+
+def print_result(
+    found: Mapping[str, Any], *, as_json: bool, lines: Sequence[str] = (), tables: Sequence[Table] = ()
+) -> None:
+    """Print a result: all of it as JSON, or its lines and tables.
+
+    Args:
+        found: The result, of plain values.
+        as_json: Whether to print it as JSON, and nothing else.
+        lines: Sentences for a person, before the tables.
+        tables: Column names and rows; the cells of numbers are written to the right.
+    """
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for columns, rows in tables:
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, name in enumerate(columns):
+            numeric = bool(rows) and all(_is_number(row[place]) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*[written(cell) for cell in row])
+        console.print(table)
+
+
+def look_lines(found: Mapping[str, Any]) -> list[str]:
+    """The summary of a first look in sentences."""
+    lines = [
+        f"{found['policy']} on {found['environment']}: {found['n_episodes']} episodes, {found['n_steps']} decisions"
+    ]
+    if "pairs" in found:
+        pairs = found["pairs"]
+        lines.append(
+            f"taking away one vehicle ({pairs['vehicle']}) changes the action in {pairs['n_flips']} of "
+            f"{pairs['n_states']} states; {pairs['n_pairs']} pairs are used below"
+        )
+    return lines
+
+
+def look_tables(found: Mapping[str, Any]) -> list[Table]:
+    """The summary of a first look in tables: episode means, then each sweep's five largest effects."""
+    means = [
+        (name, found[name]["mean"], found[name]["se"])
+        for name in ("return", "crashed", "arrived", "length", "speed")
+        if name in found
+    ]
+    effects: list[Sequence[object]] = []
+    for label, sweeps in (("patching", found["patching"]), ("ablation", found["ablation"])):
+        for name, rows in sweeps.items():
+            for row in sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:5]:
+                where = ", ".join(
+                    f"{axis} {value}" if axis != "entity" else str(value)
+                    for axis, value in row.items()
+                    if axis != "hook" and not axis.startswith("effect")
+                )
+                interval = f"{written(row['effect_low'])} … {written(row['effect_high'])}"
+                effects.append((f"{label}: {name}", row["hook"], where, row["effect"], interval))
+    tables: list[Table] = [(("per episode", "mean", "s.e."), means)]
+    if effects:
+        tables.append((("sweep", "hook point", "where", "effect", "95 % interval"), effects))
+    return tables
+
+
+def fail(message: str, *, code: int = 2) -> NoReturn:
+    """Print an error in one line and leave."""
+    typer.echo(f"rlmech: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def status(what: str, *, enabled: bool) -> Generator[Callable[[str], None]]:
+    """A spinner on the standard error; call what it gives to change its text."""
+    if not enabled:
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what) as spinner:
+        yield lambda text: spinner.update(text)
+
+
+@contextmanager
+def progress(what: str, n: int, *, enabled: bool) -> Generator[Callable[[int], None]]:
+    """A progress bar on the standard error; call what it gives with the number finished since the last call."""
+    if not enabled:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=n)
+        yield lambda done: bars.advance(task, done)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers of numpy as Python's, NaN and infinities as None, all else as text."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def written(value: object) -> str:
+    """A cell of a table: numbers with three decimals, truth values as yes and no, nothing for None."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return "n/a" if not math.isfinite(value) else f"{value:z.3f}"
+        case _:
+            return str(value)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

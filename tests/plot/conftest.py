@@ -1,0 +1,30 @@
+"""A small recording of an untrained policy in a true environment, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rlmech as rlm
+from rlmech.nets import EgoAttentionNetwork
+from rlmech.rollouts import Recording, make_env, record, spec_of
+
+
+@pytest.fixture(scope="session")
+def policy() -> rlm.HookedPolicy:
+    torch.manual_seed(3)
+    network = EgoAttentionNetwork(7, 3, d_model=16, n_heads=2, embedding=(16, 16), output=(16,))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 3  # so that attention is not even, and the action not always the same
+    return rlm.HookedPolicy(network, torch.rand(2, 15, 7), spec=spec_of(make_env("intersection-v2")))
+
+
+@pytest.fixture(scope="session")
+def recording(policy: rlm.HookedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    path: Path = tmp_path_factory.mktemp("recordings") / "two"
+    return record(
+        policy, make_env("intersection-v2"), seeds=[0, 1], names=["*hook_pattern"], path=path, progress=False
+    )
