@@ -304,26 +304,31 @@ def circuits(
 def view(
     recording: RecordingPath,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("view.html"),
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to show, from the first.")] = 20,
     browser: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Write a page to step through a recording."""
     import rlmech as rlm
 
-    episodes = rlm.Recording.load(recording)
+    opened = rlm.Recording.load(recording)
+    shown: list[int] = opened.episodes["episode"].tolist()[:episodes]
     with status("drawing the episodes", enabled=not as_json):
         panel = rlm.plot.Panel(
             title="The road, the scores and the attention, step by step",
             meaning="Lines run from the ego to the vehicles that it attends to, one colour per head, as wide as the "
             "weight. The buttons jump to the steps at which the action changes.",
-            figure=rlm.plot.episodes(episodes),
+            figure=rlm.plot.episodes(opened, only=shown),
+            code=f"recording = rlm.Recording.load({str(recording)!r})\nrlm.plot.episodes(recording)",
         )
-        title = f"{len(episodes)} episodes of {episodes.manifest['env']['id']}"
+        title = f"{len(shown)} of {len(opened)} episodes of {opened.manifest['env']['id']}"
         written = rlm.report([rlm.plot.Section(title="Episodes", panels=(panel,))], out, title=title)
     if browser:
         typer.launch(written.resolve().as_uri())
     print_result(
-        {"page": str(written), "n_episodes": len(episodes)}, as_json=as_json, lines=[f"The page is at {written}."]
+        {"page": str(written), "n_episodes": len(shown), "n_recorded": len(opened)},
+        as_json=as_json,
+        lines=[f"{title}: the page is at {written}."],
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlmech.spec import FeatureSpec, PolicySpec
@@ -21,7 +22,7 @@ SPEC = PolicySpec(
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -31,7 +32,12 @@ class InPlace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.relu, self.second, self.third = nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first, self.relu, self.second, self.third = (
+            nn.Linear(4, 6),
+            nn.ReLU(inplace=True),
+            nn.Linear(6, 6),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.first(x))
@@ -128,7 +134,11 @@ class MultiHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.attention, self.head = nn.Linear(7, 8), nn.MultiheadAttention(8, 4, batch_first=True), nn.Linear(8, 3)
+        self.embed, self.attention, self.head = (
+            nn.Linear(7, 8),
+            nn.MultiheadAttention(8, 4, batch_first=True),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.embed(x)

@@ -54,7 +54,8 @@ def read_weights(file: IO[bytes] | Path, *, name: str, trust_pickle: bool = Fals
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     reasons = [line.strip() for line in text if "Unsupported global" in line or "WeightsUnpickler error" in line]
-    return (reasons or text or [""])[0][:200] or type(error).__name__
+    line = (reasons or text or [""])[0].split(" was not an allowed")[0]  # torch goes on to advise allowing it
+    return line[:200] or type(error).__name__
 
 
 def as_tensors(values: Any, *, name: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
+from jaxtyping import Float
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import SACPolicy
@@ -33,7 +34,7 @@ class ActorCriticScores(nn.Module):
         self.policy = policy
         self.squashed = _SquashedAction(policy) if policy.squash_output else None
 
-    def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Any) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch 1"]]:
         """Score the actions and estimate the value."""
         policy = self.policy
         features = policy.extract_features(obs)
@@ -54,7 +55,7 @@ class ContinuousScores(nn.Module):
         self.actor, self.critic = actor, critic
         self.unscale = _SquashedAction(cast(BasePolicy, actor))
 
-    def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Any) -> tuple[Float[Tensor, "batch action"], Float[Tensor, " batch"]]:
         """Give the action and estimate its value."""
         actor: Any = self.actor
         features = actor.extract_features(obs, actor.features_extractor)
@@ -79,7 +80,7 @@ class _SquashedAction(nn.Module):
         self.register_buffer("low", torch.as_tensor(space.low.ravel()), persistent=False)
         self.register_buffer("high", torch.as_tensor(space.high.ravel()), persistent=False)
 
-    def forward(self, squashed: Tensor) -> Tensor:
+    def forward(self, squashed: Float[Tensor, "batch action"]) -> Float[Tensor, "batch action"]:
         return self.low + (0.5 * (squashed + 1.0) * (self.high - self.low))
 
 

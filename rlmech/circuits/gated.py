@@ -128,7 +128,12 @@ def _probes(policy: HookedPolicy, size: int) -> Float[Tensor, "probe size"]:
 
 def _check_affine(policy: HookedPolicy, name: str, value: Tensor, predicted: Tensor) -> None:
     if bool((value - predicted).abs().amax() > _TOLERANCE * (1 + value.abs().amax())):
-        raise _not_piecewise_linear(policy, f"with every gate open, the maps to or from {name!r}")
+        raise AttentionError(
+            f"There is no product of weights at {name!r}: more than gates stands in the way, or entities mix.",
+            given=type(policy.module).__name__,
+            expected="linear layers and ReLU-like activations only, each entity for itself",
+            fix="take space='model'",
+        )
 
 
 def _own_map(policy: HookedPolicy, name: str, states: Tensor, value: Tensor) -> Tensor:

@@ -40,13 +40,14 @@ def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     Example:
         >>> import torch
         >>> import rlmech as rlm
+        >>> from rlmech.circuits import qk_factored
         >>> from rlmech.nets import EgoAttentionNetwork
         >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
-        >>> rlm.qk_factored(policy)
+        >>> qk_factored(policy)
         FactoredMatrix(shape=[4, 64, 64], mdim=16)
     """
     found = choose_block(policy, block)
-    return FactoredMatrix(found.scale * found.W_Q.detach(), found.W_K.detach().clone().transpose(-1, -2))
+    return FactoredMatrix(found.scale * found.W_Q.detach(), found.W_K.detach().transpose(-1, -2))
 
 
 def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
@@ -63,7 +64,7 @@ def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
         AttentionError: No such block, or several and none named.
     """
     found = choose_block(policy, block)
-    return FactoredMatrix(found.W_V.detach().clone(), found.W_O.detach().clone())
+    return FactoredMatrix(found.W_V.detach(), found.W_O.detach())
 
 
 def qk_circuit(
@@ -97,6 +98,15 @@ def qk_circuit(
 
     Source:
         Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*.
+
+    Example:
+        >>> import torch
+        >>> import rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> states = torch.rand(20, 15, 7)
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), states[:2])
+        >>> rlm.qk_circuit(policy, space="feature", obs=states).circuit.sizes["feature_key"]  # seven, and the bias
+        8
     """
     found = choose_block(policy, block)
     if space == "model":
@@ -136,6 +146,15 @@ def ov_circuit(
 
     Source:
         Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*.
+
+    Example:
+        >>> import torch
+        >>> import rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> states = torch.rand(20, 15, 7)
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), states[:2])
+        >>> rlm.ov_circuit(policy, space="feature", obs=states).circuit.dims
+        ('head', 'query', 'entity', 'feature', 'action')
     """
     found = choose_block(policy, block)
     if space == "model":

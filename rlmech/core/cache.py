@@ -57,6 +57,9 @@ class ActivationCache(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
     def __len__(self) -> int:
         return len(self._values)
 
@@ -180,6 +183,6 @@ class ActivationCache(Mapping[str, Tensor]):
 
 def _version(value: Tensor) -> int:
     try:
-        return value._version  # noqa: SLF001  # torch's own counter of in-place changes
+        return value._version  # torch's own counter of in-place changes
     except RuntimeError:  # tensors made in inference mode keep none
         return 0

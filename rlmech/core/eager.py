@@ -8,7 +8,7 @@ offers what the example reaches. Cost: a few times a forward pass.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rlmech.core.attention import AttentionBlock, AttentionBlocks, Found, Role, find_attention
+from rlmech.core.attention import AttentionBlock, AttentionBlocks
+from rlmech.core.attention_nodes import Found, Role
+from rlmech.core.attention_search import find_attention
+from rlmech.core.engine import EngineName
 from rlmech.core.graph import Graph, Node, Size
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
@@ -55,7 +58,7 @@ class EagerEngine:
         output_kind: What the scores are.
     """
 
-    name = "eager"
+    name: EngineName = "eager"
 
     def __init__(
         self, module: nn.Module, observation: ObservationFormat, *, reason: str, root: str, output_kind: OutputKind
@@ -80,7 +83,9 @@ class EagerEngine:
         named: dict[str, AttentionBlock] = {}
         for path, block in blocks.items():
             names: dict[Role, str] = {role: f"{path}.hook_{role}".lstrip(".") for role in block.addresses}
-            named[path] = AttentionBlock(Graph(nodes=[], inputs=(), outputs=(), constants={}), block, path=path, names=names)
+            named[path] = AttentionBlock(
+                Graph(nodes=[], inputs=(), outputs=(), constants={}), block, path=path, names=names
+            )
         self.attention = AttentionBlocks(named, {})
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
@@ -160,6 +165,8 @@ class EagerEngine:
         recorder = _Recorder(dict(zip(self._observation.shapes, arrays, strict=True)))
         modes = {module: module.training for module in self._module.modules()}
         buffers = {name: value.clone() for name, value in self._module.named_buffers()}
+        if row is not None:
+            self._module.eval()  # batch statistics of one row do not exist; its branches are the same
         try:
             with torch.no_grad(), _watching(self._module, recorder.on_result, recorder.on_call):
                 outputs = _outputs(self._module(self._argument(arrays)))
@@ -239,7 +246,7 @@ class _FunctionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name.startswith("__get") or not name or not _makes_tensors(result):
+        if not name or name in ("__set__", "__setitem__") or not _makes_tensors(result):
             return result
         op = PLAIN_NAMES.get(name, name)
         op = op.removesuffix("_") if op.endswith("_") and not op.endswith("__") else op
@@ -250,7 +257,9 @@ class _FunctionMode(TorchFunctionMode):
             self.on_call(func, args, kwargs)
         if isinstance(result, Tensor):
             return self._visit((scope, op, k, 0), result, args)
-        parts = (self._visit((scope, op, k, i + 1), p, ()) if isinstance(p, Tensor) else p for i, p in enumerate(result))
+        parts = (
+            self._visit((scope, op, k, i + 1), p, ()) if isinstance(p, Tensor) else p for i, p in enumerate(result)
+        )
         return type(result)(parts) if type(result) in (tuple, list) else tuple(parts)
 
     def _visit(self, key: Key, value: Tensor, args: tuple[Any, ...]) -> Tensor:
@@ -272,7 +281,7 @@ def _watching(
     module: nn.Module,
     on_result: Callable[[Key, Tensor], Tensor],
     on_call: Callable[..., None] | None = None,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Call back for every tensor that a function makes inside the module, with the module call it stands in."""
     stack: list[str] = [""]
     calls: Counter[str] = Counter()
@@ -309,7 +318,9 @@ def _symbolic(shape: tuple[int, ...], other: tuple[int, ...] | None) -> tuple[Si
     first, second = BATCHES
     if other is None:
         return (-1, *shape[1:]) if shape and shape[0] == first else shape
-    return tuple(a if a == b else -(a // first) if a * second == b * first else a for a, b in zip(shape, other, strict=True))
+    return tuple(
+        a if a == b else -(a // first) if a * second == b * first else a for a, b in zip(shape, other, strict=True)
+    )
 
 
 def _layout_for(point: Point, value: Tensor) -> Layout:

@@ -124,7 +124,7 @@ class Edit:
 
     site: Site
     kind: EditKind
-    value: Shaped[Tensor, "..."] | None = field(default=None, repr=False)
+    value: Shaped[Tensor, ...] | None = field(default=None, repr=False)
     coefficient: float = 1.0
     seed: int = 0
 
@@ -280,7 +280,7 @@ def _site(site: Site | str) -> Site:
     return Site(site) if isinstance(site, str) else site
 
 
-def _choice(axis: str, value: int | str | Iterable[int | str]) -> Choice:
+def _choice(axis: str, value: Any) -> Choice:
     if isinstance(value, str):
         return value
     if isinstance(value, slice):

@@ -8,7 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlmech.core.attention import PROBE_BATCH, AttentionBlock, AttentionBlocks, Found, Role, find_attention, verify
+from rlmech.core.attention import AttentionBlock, AttentionBlocks
+from rlmech.core.attention_nodes import Found, Role
+from rlmech.core.attention_search import PROBE_BATCH, find_attention
+from rlmech.core.attention_verify import verify
 from rlmech.core.graph import Graph, Node, trace
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
@@ -22,10 +25,25 @@ EngineName = Literal["graph", "eager"]
 class Engine(Protocol):
     """What runs a policy: the points it offers, and forward passes that hook and read them."""
 
-    name: EngineName
-    reason: str
-    points: Mapping[str, Point]
-    attention: AttentionBlocks
+    @property
+    def name(self) -> EngineName:
+        """`graph` or `eager`."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why this engine."""
+        ...
+
+    @property
+    def points(self) -> Mapping[str, Point]:
+        """The hook points, in the order in which they are computed, the outputs last."""
+        ...
+
+    @property
+    def attention(self) -> AttentionBlocks:
+        """The attention layers."""
+        ...
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
@@ -74,9 +92,7 @@ class GraphEngine:
         self._plain = self.program(returned=(self._scores.node,))
         self._plain_layout = self._scores.layout.is_identity
 
-    def program(
-        self, *, returned: Sequence[Node], given: Sequence[Node] = (), hooked: Sequence[Node] = ()
-    ) -> Program:
+    def program(self, *, returned: Sequence[Node], given: Sequence[Node] = (), hooked: Sequence[Node] = ()) -> Program:
         """The program for a set of nodes, compiled when first asked for."""
         key = (tuple(returned), tuple(given), tuple(hooked))
         if key not in self._programs:
@@ -163,9 +179,7 @@ class GraphEngine:
         return intercept
 
 
-def _verified(
-    graph: Graph, observation: tuple[Tensor, ...], root: str
-) -> tuple[AttentionBlocks, dict[str, Found]]:
+def _verified(graph: Graph, observation: tuple[Tensor, ...], root: str) -> tuple[AttentionBlocks, dict[str, Found]]:
     """The attention blocks that pass their numerical check, by path, and why the others do not."""
     kept: dict[str, Found] = {}
     reasons: dict[str, str] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -52,6 +53,13 @@ class Node:
 
     def __repr__(self) -> str:
         return f"%{self.index}:{self.op}"
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of what is known to be a tensor."""
+        if self.shape is None:
+            raise TypeError(f"{self} is no tensor")
+        return self.shape
 
     def inputs(self) -> Iterator[Node]:
         """The nodes among the arguments."""
@@ -152,7 +160,7 @@ class _Reader:
         self.graph = Graph(nodes=[], inputs=(), outputs=(), constants={})
 
     def read(self) -> Graph:
-        graph = self.graph
+        graph, outputs = self.graph, ()
         for source in self.exported.graph.nodes:
             match source.op:
                 case "placeholder":
@@ -184,7 +192,7 @@ class _Reader:
                 path, _, name = target.rpartition(".")
                 owner = self.module.get_submodule(path)
                 node.op = "parameter"
-                node.owner = owner._parameters if spec.kind is InputKind.PARAMETER else owner._buffers  # noqa: SLF001
+                node.owner = owner._parameters if spec.kind is InputKind.PARAMETER else owner._buffers  # pyright: ignore[reportPrivateUsage]
                 node.args, node.scope = (name,), target
             case InputKind.CONSTANT_TENSOR:
                 node.op, node.args = "constant", (str(spec.target),)
@@ -218,8 +226,10 @@ class _Reader:
         if isinstance(value, torch.fx.Node):
             return self.map[value]
         if isinstance(value, tuple | list):
-            return type(value)(self._convert(item) for item in value) if type(value) in (tuple, list) else tuple(
-                self._convert(item) for item in value
+            return (
+                type(value)(self._convert(item) for item in value)
+                if type(value) in (tuple, list)
+                else tuple(self._convert(item) for item in value)
             )
         if isinstance(value, Mapping):
             return {key: self._convert(item) for key, item in value.items()}
@@ -227,8 +237,8 @@ class _Reader:
 
 
 def _plain_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
-        return target._schema.name.rpartition("::")[2]  # noqa: SLF001
+    if isinstance(target, OpOverload):
+        return target._schema.name.rpartition("::")[2]  # pyright: ignore[reportPrivateUsage]
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
 
 

@@ -1,13 +1,13 @@
 """Hook points and the registry of functions attached to them.
 
-A hook is `fn(tensor, hook=point) -> tensor | None`, as in TransformerLens. It gets a copy, so that what it does in place
-reaches this activation and nothing else; what it returns must keep shape, dtype and device. Several run in order, forward
-and backward alike. While a hook runs, forward passes that it makes itself see only the hooks that it attaches itself.
+A hook is `fn(tensor, hook=point) -> tensor | None`, as in TransformerLens. It gets a copy, so that what it does in
+place reaches this activation and nothing else; what it returns must keep shape, dtype and device. Several run in order,
+forward and backward alike. While a hook runs, forward passes that it makes itself see only the hooks that it attaches itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -98,13 +98,15 @@ class HookRegistry:
             names.pop(name, None)
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
+    def suspended(self) -> Generator[None]:
         """Let code that runs inside a hook see only the hooks that it attaches itself."""
-        outer, self.attached = self.attached, {"fwd": {}, "bwd": {}}
+        outer = self.attached
+        inner: dict[Direction, dict[str, list[HookHandle]]] = {"fwd": {}, "bwd": {}}
+        self.attached = inner
         try:
             yield
         finally:
-            left, self.attached = self.attached, outer
+            left, self.attached = inner, outer
             for direction, names in left.items():
                 for handle in [handle for handles in names.values() for handle in handles]:
                     handle.move(outer[direction])
@@ -171,7 +173,7 @@ class HookPoint(nn.Module):
         self.labels: dict[str, tuple[str, ...]] = dict(labels or {})
         self._registry = registry
 
-    def add_hook(self, fn: HookFunction, dir: Direction = "fwd") -> HookHandle:  # noqa: A002  # TransformerLens's name
+    def add_hook(self, fn: HookFunction, dir: Direction = "fwd") -> HookHandle:
         """Attach a function until its handle, or `remove_hooks`, takes it away.
 
         Args:
@@ -194,7 +196,9 @@ class HookPoint(nn.Module):
 
     def extra_repr(self) -> str:
         """Name, axes and sizes."""
-        sizes = " ".join(f"{axis}={size}" if size is not None else axis for axis, size in zip(self.axes, self.shape))
+        sizes = " ".join(
+            f"{axis}={size}" if size is not None else axis for axis, size in zip(self.axes, self.shape, strict=True)
+        )
         return f"{self.name} [{sizes}]"
 
 
@@ -212,6 +216,18 @@ def check_replacement(point: HookPoint, value: Tensor, result: Any) -> None:
         expected=f"{_describe(value)}, axes {' '.join(point.axes)}, or None",
         fix="return a tensor of the same shape, dtype and device; nothing is broadcast",
     )
+
+
+def check_fired(handles: Sequence[HookHandle]) -> None:
+    """Refuse to pass over a hook that was never reached."""
+    silent = [handle.name for handle in handles if not handle.fired]
+    if silent:
+        raise HookError(
+            f"{len(silent)} of {len(handles)} hooks never fired.",
+            given=f"hooks on {', '.join(map(repr, silent[:3]))}{'…' if len(silent) > 3 else ''}",
+            expected="a forward pass inside the with, and for backward hooks a backward pass, that reaches them",
+            fix="run the policy (and backward) inside the with, or hook points that this input reaches",
+        )
 
 
 def _backward(registry: HookRegistry, handle: HookHandle, point: HookPoint) -> Callable[[Tensor], Tensor]:

@@ -16,32 +16,39 @@ Labels = dict[str, tuple[str, ...]]
 def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySpec) -> dict[str, Labels]:
     """Names along the axes of every hook point.
 
-    A row of an activation gets an entity's name where that entity alone moves it; a row that several entities move (after
-    self-attention) or none does gets no name, and then the axis has none at all.
+    A row of an activation gets an entity's name where that entity alone moves it. A row that several entities move (past
+    self-attention), or none, gets no name, and then its axis has none at all.
     """
     labels: dict[str, Labels] = {name: {} for name in engine.points}
     for name, point in engine.points.items():
-        if "action" in point.axes and spec.actions and point.address.layout.canonical_shape[-1] == len(spec.actions):
+        last = point.address.layout.canonical_shape[-1]
+        if "action" in point.axes and spec.actions and last == len(spec.actions):
             labels[name]["action"] = spec.actions
-        if point.kind == "observation" and len(spec.features) == point.address.layout.canonical_shape[-1]:
+        if point.kind == "observation" and last == len(spec.features):
             labels[name]["feature"] = tuple(feature.name for feature in spec.features)
     shape = observation.shapes.get("")
-    if shape is None or len(shape) != 2 or len(spec.entities) != shape[0]:
-        return labels
-    moved = _moved_rows(engine, observation, n_entities=shape[0], presence=spec.presence_index)
-    for name, rows in moved.items():
-        owners = [_single(row) for row in rows]
-        if all(owner is not None for owner in owners):
-            names = tuple(spec.entities[owner] for owner in owners if owner is not None)
-            labels[name]["entity"] = names
-    for block in engine.attention.values():
-        for axis, role in (("query", "q"), ("key", "k")):
-            names = labels[block.names[role]].get("entity")  # type: ignore[index]
-            for name in block.names.values():
-                point = engine.points[name]
-                if names and axis in point.axes and point.address.layout.canonical_shape[point.axes.index(axis)] == len(names):  # type: ignore[arg-type]
-                    labels[name][axis] = names
+    if shape is not None and len(shape) == 2 and len(spec.entities) == shape[0]:
+        moved = _moved_rows(engine, observation, n_entities=shape[0], presence=spec.presence_index)
+        for name, rows in moved.items():
+            owners = [_single(row) for row in rows]
+            if all(owner is not None for owner in owners):
+                labels[name]["entity"] = tuple(spec.entities[owner] for owner in owners if owner is not None)
+        _label_attention(engine, labels)
     return labels
+
+
+def _label_attention(engine: Engine, labels: dict[str, Labels]) -> None:
+    """Queries and keys are named as the rows that they are made of."""
+    for block in engine.attention.values():
+        rows = {"query": block.names["q"], "key": block.names["k"]}
+        for axis, source in rows.items():
+            names = labels[source].get("entity")
+            for name in block.names.values():
+                sizes = dict(
+                    zip(engine.points[name].axes, engine.points[name].address.layout.canonical_shape, strict=True)
+                )
+                if names and sizes.get(axis) == len(names):  # type: ignore[call-overload]
+                    labels[name][axis] = names
 
 
 def _moved_rows(

@@ -49,11 +49,18 @@ class ObservationFormat:
         Raises:
             ObservationError: It is not what the policy takes.
         """
-        if type(obs) is Tensor and obs.dtype is self.dtypes.get("") and obs.shape[1:] == self._shape:
-            if obs.ndim == self._rank and not _has_nan(obs):
-                return (obs,)
+        if (
+            type(obs) is Tensor
+            and obs.dtype is self.dtypes.get("")
+            and obs.shape[1:] == self._shape
+            and obs.ndim == self._rank
+            and not _has_nan(obs)
+        ):
+            return (obs,)
         if isinstance(obs, Mapping) != self.is_dict:
-            raise self._misfit(f"a {type(obs).__name__}", "a dict of arrays" if self.is_dict else "an array or a tensor")
+            raise self._misfit(
+                f"a {type(obs).__name__}", "a dict of arrays" if self.is_dict else "an array or a tensor"
+            )
         if isinstance(obs, Mapping):
             if set(obs) != set(self.shapes):
                 raise self._misfit(f"keys {sorted(map(str, obs))}", f"keys {sorted(self.shapes)}")
@@ -88,7 +95,9 @@ class ObservationFormat:
         tensor, dtype, shape = _as_tensor(key, value), self.dtypes[key], self.shapes[key]
         if tensor.shape[1:] != shape or tensor.ndim != len(shape) + 1:
             hint = "add a batch axis: obs[None]" if tensor.shape == shape else "give observations of the policy's shape"
-            raise self._misfit(f"shape {list(tensor.shape)}{_of(key)}", f"[batch{''.join(f' {n}' for n in shape)}]", hint)
+            raise self._misfit(
+                f"shape {list(tensor.shape)}{_of(key)}", f"[batch{''.join(f' {n}' for n in shape)}]", hint
+            )
         if tensor.dtype != dtype:
             if not (tensor.is_floating_point() and dtype.is_floating_point) and not _lossless(tensor.dtype, dtype):
                 raise self._misfit(f"dtype {_name(tensor.dtype)}{_of(key)}", f"dtype {_name(dtype)}")
@@ -104,7 +113,9 @@ class ObservationFormat:
         return tensor
 
     @staticmethod
-    def _misfit(given: str, expected: str, fix: str = "give observations like those the policy was trained on") -> ObservationError:
+    def _misfit(
+        given: str, expected: str, fix: str = "give observations like those the policy was trained on"
+    ) -> ObservationError:
         return ObservationError(
             "The observation is not what the policy takes.", given=given, expected=expected, fix=fix
         )

@@ -1,7 +1,7 @@
 """Parity: the hooked policy computes what the module computes, or it is not given out.
 
-Checked at batch 0 (where the module takes it), 1, 2 and 7, plain and with every point read; bit for bit where the
-arithmetic is the same (fused attention, batch norm may differ in the last bits), else within 1e-5 of the output's scale.
+Checked at batch 1, 2 and 7, plain and with every point read: bit for bit where the arithmetic is the same (the fused
+paths of attention round otherwise), else within 1e-5 of the output's scale.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names, axes and addresses of all hook points of a graph.
 
-`<path>.hook_out` for leaf layers, `<path>.<op>_<k>.hook_out` for functional ones, TransformerLens's names for attention,
-`hook_obs` and the output heads. A module called again is `<path>@1`.
+`<path>.hook_out` for leaf layers, `<path>.<op>_<k>.hook_out` for functional ones, TransformerLens's names for
+attention, `hook_obs` and the output heads. A module called again is `<path>@1`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from rlmech.axes import Axis
-from rlmech.core.attention import Found, Role
+from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.graph import Graph, Node
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
@@ -24,7 +24,9 @@ OutputKind = Literal["q_values", "logits", "mean_action"]
 
 OPERATIONS: dict[str, Kind] = {
     **dict.fromkeys(("linear", "addmm"), "linear"),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"), "convolution"),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"), "convolution"
+    ),
     **dict.fromkeys(
         (
             "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "prelu", "rrelu",
@@ -127,7 +129,7 @@ class _Namer:
         points: list[Point] = []
         for node in self.graph.inputs:
             name = f"hook_obs.{node.owner}" if node.owner else "hook_obs"
-            shape = node.shape or ()
+            shape = node.sizes
             axes = OBSERVATION_AXES.get(len(shape))
             if axes is None:
                 raise ConfigError(
@@ -158,7 +160,7 @@ class _Namer:
         for scope, node in last_in_scope.items():
             if self._own_leaf(scope) and node not in named and _has_input(node) and _has_batch(node):
                 name = f"{strip_root(scope, self.root)}.hook_out"
-                address = Address(node=node, layout=Layout.plain(node.shape or ()))
+                address = Address(node=node, layout=Layout.plain(node.sizes))
                 points.append(Point(name=name, kind="layer", axes=self._axes(node, address.layout), address=address))
         return points
 
@@ -171,7 +173,7 @@ class _Namer:
             op = node.op.lstrip("_")
             name = f"{path}.{op}_{self.counts[path, op]}.hook_out".lstrip(".")
             self.counts[path, op] += 1
-        layout = Layout.plain(shown.shape or ())
+        layout = Layout.plain(shown.sizes)
         return Point(name=name, kind=kind, axes=self._axes(shown, layout), address=Address(node=shown, layout=layout))
 
     def _first_output(self, node: Node) -> Node | None:
@@ -231,13 +233,13 @@ class _Namer:
                 "The module does not return action scores.",
                 given=f"an output of {len(shape)} axes" if shape else "an output that is no tensor",
                 expected="a tensor [batch action], or a tuple that starts with it",
-                fix="wrap the module in one whose forward returns the scores, and the state value second if there is one",
+                fix="wrap the module in one whose forward returns the scores, and the state value second if any",
             )
         axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "entity", "action")
         address = Address(node=scores, layout=Layout.plain(shape))
         points = [Point(name=SCORES_NAME[output_kind], kind="output", axes=axes, address=address)]
         if rest and rest[0].shape in ((-1,), (-1, 1)):
-            layout = Layout(shape=rest[0].shape or (), split=(-1,), order=(0,))
+            layout = Layout(shape=rest[0].sizes, split=(-1,), order=(0,))
             points.append(
                 Point(name="hook_value", kind="output", axes=("batch",), address=Address(node=rest[0], layout=layout))
             )
@@ -252,7 +254,9 @@ class _Namer:
 
     def _builtin_leaf(self, scope: str) -> bool:
         module = self._module(scope)
-        return bool(scope) and module is not None and _is_leaf(module) and type(module).__module__.startswith("torch.nn")
+        return (
+            bool(scope) and module is not None and _is_leaf(module) and type(module).__module__.startswith("torch.nn")
+        )
 
     def _own_leaf(self, scope: str) -> bool:
         module = self._module(scope)
@@ -269,7 +273,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _has_batch(node: Node) -> bool:
-    return bool(node.shape) and sum(size < 0 for size in node.shape or ()) == 1
+    return bool(node.shape) and sum(size < 0 for size in node.sizes) == 1
 
 
 def _has_input(node: Node) -> bool:

@@ -6,10 +6,9 @@ bit or within 1e-5 of the output's scale. Cost: a second to wrap; a forward pass
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +18,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlmech.axes import Axis
+from rlmech.core.acting import choose_actions
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.cache import ActivationCache
 from rlmech.core.eager import EagerEngine
 from rlmech.core.edit import Edit, Site
 from rlmech.core.engine import Engine, EngineName, GraphEngine
 from rlmech.core.graph import NotTraceable
-from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry
+from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
+from rlmech.core.names import NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.core.parity import prove_parity
 from rlmech.core.points import OutputKind, Point
-from rlmech.errors import EngineError, HookError, SiteError, nearest
+from rlmech.errors import EngineError, SiteError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space
 
-Names = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -44,7 +44,7 @@ class HookedPolicy(nn.Module):
     """A policy network, wrapped.
 
     Args:
-        module: `module(obs)` gives the action scores `[batch action]`, or a tuple of them and the state value `[batch]`.
+        module: `module(obs)` gives action scores `[batch action]`, or a tuple of them and the state value `[batch]`.
         example_obs: A batch of observations, at least one row: an array, a tensor, or a dict of them.
         spec: Names and units of entities, features and actions.
         output_kind: What the scores are: `q_values`, `logits` or `mean_action`.
@@ -109,7 +109,7 @@ class HookedPolicy(nn.Module):
             for name, point in self._engine.points.items()
         }
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in self._engine.points.items()}
-        self._resolved: dict[Any, tuple[str, ...]] = {None: tuple(self.hook_dict)}
+        self._names = NameChooser(type(self.module).__name__, list(self.hook_dict))
 
     def _make_engine(self) -> Engine:
         arguments = {"root": self._root, "output_kind": self.output_kind}
@@ -164,8 +164,10 @@ class HookedPolicy(nn.Module):
             SiteError: A name matches nothing.
         """
         arrays = self._format.coerce(obs, self.module)
-        chosen = self._names(names)
-        scores, values = self._active_engine().run(arrays, chosen, self._registry, self.hook_dict)
+        chosen, engine = self._names(names), self._active_engine()
+        if engine is not self._engine:
+            chosen = self._offered(engine, chosen, all_of_them=names is None)
+        scores, values = engine.run(arrays, chosen, self._registry, self.hook_dict)
         if type(obs) is not Tensor:  # an array's memory may be used again, and no version counter would tell
             values |= {name: values[name].clone() for name in chosen if name.startswith("hook_obs")}
         return scores, ActivationCache(values, axes=self._all_axes)
@@ -186,11 +188,11 @@ class HookedPolicy(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        self._check_fired([handle for handle in handles if handle not in backward])
+        check_fired([handle for handle in handles if handle not in backward])
         return scores
 
     @contextmanager
-    def hooks(self, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[HookedPolicy]:
+    def hooks(self, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Generator[HookedPolicy]:
         """Attach functions for as long as the `with` lasts; whatever happens inside, they are gone afterwards.
 
         Args:
@@ -208,10 +210,10 @@ class HookedPolicy(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        self._check_fired(handles)
+        check_fired(handles)
 
     @contextmanager
-    def edited(self, edits: Iterable[Edit]) -> Iterator[HookedPolicy]:
+    def edited(self, edits: Iterable[Edit]) -> Generator[HookedPolicy]:
         """Apply edits, in order, to every forward pass inside the `with`.
 
         Raises:
@@ -246,14 +248,7 @@ class HookedPolicy(nn.Module):
         batch = {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, Mapping) else np.asarray(obs)[None]
         with torch.no_grad():
             scores = self(batch if single else obs)
-        if self.output_kind == "mean_action":
-            actions = scores.cpu().numpy()
-            low, high = getattr(self.action_space, "low", None), getattr(self.action_space, "high", None)
-            actions = actions if low is None or high is None else np.clip(actions, low, high)
-        elif self.output_kind == "logits" and not deterministic:
-            actions = torch.distributions.Categorical(logits=scores).sample().cpu().numpy()
-        else:
-            actions = scores.argmax(-1).cpu().numpy()
+        actions = choose_actions(scores, self.output_kind, self.action_space, deterministic=deterministic)
         return (actions[0] if single else actions), state
 
     # ---- looking
@@ -302,6 +297,16 @@ class HookedPolicy(nn.Module):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def point(self, name: str) -> HookPoint:
+        """The hook point of a name.
+
+        Raises:
+            SiteError: There is none, with the nearest names.
+        """
+        if name not in self.hook_dict:
+            raise self._names.no_match(name)
+        return self.hook_dict[name]
 
     def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
         """An observation batch as the checked tensors that the graph reads.
@@ -382,47 +387,16 @@ class HookedPolicy(nn.Module):
             return self._eager
         return self._engine
 
-    def _names(self, names: Names) -> tuple[str, ...]:
-        key = tuple(names) if isinstance(names, list) else names
-        if not callable(key) and key in self._resolved:
-            return self._resolved[key]
-        if callable(names):
-            chosen = tuple(name for name in self.hook_dict if names(name))
-            if not chosen:
-                raise self._no_match(names)
-            return chosen
-        patterns = [names] if isinstance(names, str) else list(names or ())
-        found = {name for pattern in patterns for name in self._matching(pattern)}
-        self._resolved[key] = tuple(name for name in self.hook_dict if name in found)
-        return self._resolved[key]
-
-    def _matching(self, pattern: str) -> list[str]:
-        if pattern in self.hook_dict:
-            return [pattern]
-        matching = fnmatch.filter(self.hook_dict, pattern)
-        if not matching:
-            raise self._no_match(pattern)
-        return matching
-
-    def _no_match(self, given: object) -> SiteError:
-        close = nearest(given, self.hook_dict) if isinstance(given, str) else []
-        network = type(self.module).__name__
-        return SiteError(
-            f"{network} has no hook point {given!r}.",
-            given=repr(given),
-            expected=f"one of {len(self.hook_dict)} names" + (f", e.g. {close[0]!r}" if close else ""),
-            fix=(f"did you mean {close[0]!r}? " if close else "") + "policy.hook_dict lists them all",
-        )
-
-    def point(self, name: str) -> HookPoint:
-        """The hook point of a name.
-
-        Raises:
-            SiteError: There is none, with the nearest names.
-        """
-        if name not in self.hook_dict:
-            raise self._no_match(name)
-        return self.hook_dict[name]
+    def _offered(self, engine: Engine, names: tuple[str, ...], *, all_of_them: bool) -> tuple[str, ...]:
+        missing = [name for name in names if name not in engine.points]
+        if missing and not all_of_them:
+            raise EngineError(
+                f"{missing[0]!r} needs the traced graph, and the policy runs on the eager engine.",
+                given=f"engine 'eager': {engine.reason}",
+                expected="engine 'graph'",
+                fix="put the network in eval mode: policy.eval()",
+            )
+        return tuple(name for name in names if name in engine.points)
 
     @staticmethod
     def _size(point: HookPoint, axis: str) -> int:
@@ -439,21 +413,10 @@ class HookedPolicy(nn.Module):
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
         return [self._registry.attach(name, function, direction) for name, function in pairs]
 
-    @staticmethod
-    def _check_fired(handles: Sequence[HookHandle]) -> None:
-        silent = [handle.name for handle in handles if not handle.fired]
-        if silent:
-            raise HookError(
-                f"{len(silent)} of {len(handles)} hooks never fired.",
-                given=f"hooks on {', '.join(map(repr, silent[:3]))}{'…' if len(silent) > 3 else ''}",
-                expected="a forward pass inside the with, and for backward hooks a backward pass, that reaches them",
-                fix="run the policy (and backward) inside the with, or hook points that this input reaches",
-            )
-
 
 def _depends_on_mode(module: nn.Module) -> bool:
     """Whether train mode changes what a layer computes."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # the common class of all of them
+    if hasattr(module, "track_running_stats"):  # batch norm, and instance norm that keeps statistics
         return True
-    dropout = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout", 0.0)  # noqa: SLF001
+    dropout = getattr(module, "p" if type(module).__name__.endswith("Dropout") else "dropout", 0.0)
     return isinstance(dropout, float) and dropout > 0

@@ -1,8 +1,8 @@
 """Programs: flat Python functions generated from the graph for just what one call needs.
 
 A program takes the observation, values given for some points (everything before them is then left out) and one
-interceptor per hooked point, and returns the values asked for. It reads parameters through their owners' dicts and frees
-each tensor after its last use. Cost: compiled once per set of points, about a millisecond; then no bookkeeping at all.
+interceptor per hooked point, and returns the values asked for. It reads parameters through their owners' dicts and
+frees each tensor after its last use. Cost: compiled once per set of points, in about a millisecond.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Program = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Interceptor]], 
 """(observation arrays, given node values, interceptors) -> values."""
 
 _DIRECT: dict[str, tuple[str, Callable[..., Any]]] = {
-    "linear": ("linear", torch._C._nn.linear),  # noqa: SLF001  # a fifth faster than the overload
+    "linear": ("linear", torch._C._nn.linear),  # pyright: ignore  # a fifth faster than the overload
     "relu": ("relu", torch.relu),
     "tanh": ("tanh", torch.tanh),
     "sigmoid": ("sigmoid", torch.sigmoid),
@@ -103,7 +103,7 @@ class _Writer:
         lines.append(f" return ({''.join(self._name(node) + ', ' for node in returned)})")
         source = "\n".join(lines)
         namespace = dict(self.bound)
-        exec(compile(source, "<rlmech program>", "exec"), namespace)  # noqa: S102  # our own text, built above
+        exec(compile(source, "<rlmech program>", "exec"), namespace)  # our own text, built above
         program = namespace["run"]
         program.source = source
         return program
@@ -200,7 +200,7 @@ class _Writer:
         return f"{function}({', '.join(itertools.chain(args, keywords))})"
 
     def _narrow(self, node: Node) -> str | None:
-        source, dim, start, end, *step = node.args
+        source, dim, start, _, *step = node.args
         if step or dim == 0 or source.shape is None or node.shape is None or source.shape[dim] < 0:
             return None
         start = 0 if start is None else start + source.shape[dim] if start < 0 else start

@@ -10,7 +10,6 @@ import xarray as xr
 
 from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, vehicle_embedding
 from rlmech.first_look.summary import summary
-from rlmech.interventions.metrics import SCORE_UNITS
 from rlmech.plot import (
     Panel,
     Section,
@@ -196,14 +195,14 @@ def _circuits(look: FirstLook) -> list[Section]:
         return []
     vehicles = list(look.policy.spec.entities[1:])
     qk, ov = (_over_vehicles(look.circuits[name], vehicles) for name in ("qk", "ov"))
-    score = "Q-value" if look.policy.output_kind == "q_values" else "score"
+    score, unit = _SCORES.get(look.policy.output_kind, ("score", ""))
     return [
         Section(
             title="What its weights say",
             text="Circuits between features, through the ReLU gates that are open in the recorded states, averaged "
             "over those states and over the vehicles in them. Features are as the network sees them (normalised); "
-            "'bias' is a constant 1. The mean of many exact maps is a summary: rlm.qk_forms and rlm.ov_forms give each "
-            "state's own.",
+            "'bias' is a constant 1. The mean of many exact maps is a summary: qk_forms and ov_forms in "
+            "rlmech.circuits give each state's own.",
             panels=(
                 Panel(
                     title="QK: what each head looks for",
@@ -225,7 +224,7 @@ def _circuits(look: FirstLook) -> list[Section]:
                         .rename(feature="vehicle feature")
                         .assign_attrs(
                             long_name=f"{score} per unit of the feature",
-                            units=SCORE_UNITS.get(look.policy.output_kind, ""),
+                            units=unit,
                         )
                     ),
                     code=_CIRCUIT_CODE.format(kind="ov", centred="\nov = ov - ov.mean('action')"),
@@ -249,6 +248,7 @@ def _patch_code(direction: str, site: str) -> str:
 rlm.plot.sweep(result)"""
 
 
+_SCORES = {"q_values": ("Q-value", "return"), "logits": ("logit", "nat")}
 _PATCHING = {
     "heads": (
         "Patching each head into the corrupt run: is it enough?",

@@ -215,10 +215,15 @@ def _paired(policy: HookedPolicy, clean: Observation, corrupt: Observation) -> A
 def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: int) -> Edit:
     if cache is None or kind == "zero":
         return zero_ablation(name)
-    return mean_ablation(name, reference=cache) if kind == "mean" else resample_ablation(name, reference=cache, seed=seed)
+    return (
+        mean_ablation(name, reference=cache) if kind == "mean" else resample_ablation(name, reference=cache, seed=seed)
+    )
 
 
 def _unknown(what: str, given: object, known: tuple[str, ...]) -> ConfigError:
     return ConfigError(
-        f"There is no {what} {given!r}.", given=repr(given), expected=f"one of {', '.join(known)}", fix=f"{what}={known[0]!r}"
+        f"There is no {what} {given!r}.",
+        given=repr(given),
+        expected=f"one of {', '.join(known)}",
+        fix=f"{what}={known[0]!r}",
     )

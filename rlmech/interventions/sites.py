@@ -68,10 +68,10 @@ def _automatic(policy: HookedPolicy) -> list[Site]:
     """Heads and entities where there is attention, else every hidden neuron."""
     points = policy.hook_dict
     if policy.attention:
-        heads = [
-            site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))
-        ]
-        embeddings = _last_of_each_module([n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes])
+        heads = [site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))]
+        embeddings = _last_of_each_module(
+            [n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes]
+        )
         return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
     hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
     channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]

@@ -16,13 +16,18 @@
     note(String(error));
   }
 
+  // What is done to a plot is done in order: each change waits for the one before it to be finished.
+  function later(place, change) {
+    place.pending = (place.pending || Promise.resolve()).then(change).catch(function (error) { failed(place, error); });
+  }
+
   function draw(root) {
     root.querySelectorAll(".plot:not([data-drawn])").forEach(function (place) {
       place.dataset.drawn = "true";
       try {
         var figure = JSON.parse(place.nextElementSibling.textContent);
         var options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage", "resetScale2d"]] };
-        Plotly.newPlot(place, figure.data, figure.layout, options).catch(function (error) { failed(place, error); });
+        later(place, function () { return Plotly.newPlot(place, figure.data, figure.layout, options); });
       } catch (error) { failed(place, error); }
     });
     root.querySelectorAll(".cv:not([data-drawn])").forEach(function (place) {
@@ -37,18 +42,24 @@
   }
 
   function fill(stage, nodes) {
-    stage.querySelectorAll(".plot").forEach(function (place) { if (window.Plotly) { Plotly.purge(place); } });
+    stage.querySelectorAll(".plot").forEach(function (place) {
+      later(place, function () { Plotly.purge(place); });
+    });
     stage.replaceChildren.apply(stage, nodes);
     draw(stage);
   }
 
   function point(overview, position) {
     var plot = overview.querySelector(".plot");
-    if (!plot || !plot.layout || position === "") { return; }
-    var shapes = (plot.layout.shapes || []).filter(function (shape) { return shape.name !== "cursor"; });
-    shapes.push({ name: "cursor", type: "rect", layer: "below", yref: "paper", y0: 0, y1: 1, line: { width: 0 },
-      fillcolor: "#1f5fbf", opacity: 0.14, x0: Number(position) - 0.3, x1: Number(position) + 0.3 });
-    Plotly.relayout(plot, { shapes: shapes });
+    if (!plot || position === "") { return; }
+    plot.cursor = position;
+    later(plot, function () {
+      if (plot.cursor !== position || !plot.isConnected || !plot.layout) { return undefined; }
+      var shapes = (plot.layout.shapes || []).filter(function (shape) { return shape.name !== "cursor"; });
+      shapes.push({ name: "cursor", type: "rect", layer: "below", yref: "paper", y0: 0, y1: 1, line: { width: 0 },
+        fillcolor: "#1f5fbf", opacity: 0.14, x0: Number(position) - 0.3, x1: Number(position) + 0.3 });
+      return Plotly.relayout(plot, { shapes: shapes });
+    });
   }
 
   function steps(root) {

@@ -2,15 +2,19 @@
 
 The checkpoint of the highest mean return on the validation seeds is chosen; what is published is measured on the
 evaluation seeds, which neither training nor the choice has met. Episodes are kept as CSV files under `validation/` and
-`evaluation/` in the run's directory, so that an assessment that was killed goes on where it stopped.
+`evaluation/` in the run's directory, so that an assessment that was killed goes on where it stopped. Steps count from
+the untrained network, through all runs that were continued.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import stable_baselines3
@@ -26,6 +30,28 @@ PACKAGES = ("rlmech", "torch", "stable-baselines3", "gymnasium", "highway-env", 
 CURVE_BINS = 40
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A policy along a training.
+
+    Attributes:
+        step: Environment steps from the untrained network to it.
+        path: The Stable-Baselines3 zip.
+        algorithm: Name of the algorithm.
+        validation: CSV file of its validation episodes.
+    """
+
+    step: int
+    path: Path
+    algorithm: str
+    validation: Path
+
+    def load(self) -> BaseAlgorithm:
+        """Open it with Stable-Baselines3 itself."""
+        algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, self.algorithm)
+        return algorithm.load(self.path, device="cpu")
+
+
 def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Card:
     """Choose a checkpoint of a run, evaluate it and write `card.json`.
 
@@ -38,21 +64,25 @@ def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Ca
         The card.
     """
     run = Path(run)
-    ladder = _validate(config, run, progress=progress)
-    chosen = max(ladder[1:], key=lambda rung: rung["return"]["mean"])["step"]
-    evaluations = _evaluate_everywhere(config, run, chosen, progress=progress)
+    rungs = checkpoints(config, run)
+    env = make_env(config.env_id, config=_home_config(config))
+    ladder = [_validated(rung, config, env, progress=progress) for rung in rungs]
+    best = max(ladder[1:], key=lambda rung: rung["return"]["mean"])["step"]
+    chosen = next(rung for rung in rungs if rung.step == best)
+    evaluations = _evaluate_everywhere(config, run, chosen, rungs[0], progress=progress)
     card = Card(
         name=config.name,
-        about=_about(config, chosen, evaluations[0]),
-        step=chosen,
+        about=_about(config, chosen.step, evaluations[0]),
+        step=chosen.step,
         chosen_by=(
             f"highest mean return of {len(ladder) - 1} checkpoints over {config.validation_episodes} validation seeds "
             f"from {config.validation_first_seed}"
         ),
         config=config.to_json(),
+        continued=[earlier.to_json() for earlier, _, _ in history(config, run)[:-1]],
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
-        n_parameters=_n_parameters(load_checkpoint(config, run, chosen)),
-        curve=_binned_curve(run / "curve.csv"),
+        n_parameters=_n_parameters(chosen.load()),
+        curve=_binned_curve(_curve(config, run)),
         evaluations=evaluations,
         ladder=ladder,
     )
@@ -60,36 +90,49 @@ def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Ca
     return card
 
 
-def load_checkpoint(config: TrainConfig, run: Path, step: int) -> BaseAlgorithm:
-    """A checkpoint of a run, opened by Stable-Baselines3 itself."""
-    algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, config.algorithm)
-    return algorithm.load(run / "checkpoints" / f"step_{step:07d}.zip", device="cpu")
+def history(config: TrainConfig, run: Path) -> list[tuple[TrainConfig, Path, int]]:
+    """A run and those that it continues, the earliest first: configuration, directory, and steps trained before it."""
+    if config.continues is None:
+        return [(config, run, 0)]
+    earlier = Path(config.continues)
+    before = history(TrainConfig.from_json(json.loads((earlier / "config.json").read_text())), earlier)
+    last, _, offset = before[-1]
+    return [*before, (config, run, offset + last.total_steps)]
 
 
-def _validate(config: TrainConfig, run: Path, *, progress: bool) -> list[dict[str, Any]]:
-    """What the validation seeds say of every checkpoint, the untrained network first."""
-    env = make_env(config.env_id, config=_home_config(config))
-    ladder: list[dict[str, Any]] = []
-    for step in (0, *config.checkpoint_steps):
-        _tell(f"validation: step {step}", progress=progress)
-        table = evaluate(
-            load_checkpoint(config, run, step),
-            env,
-            seeds=config.validation_seeds,
-            path=run / "validation" / f"step_{step:07d}.csv",
-            progress=progress,
-        )
-        ladder.append({"step": step, **summarise(table)})
-    return ladder
+def checkpoints(config: TrainConfig, run: Path) -> list[Checkpoint]:
+    """All checkpoints from the untrained network to the end of a run, through the runs that it continues."""
+    found: list[Checkpoint] = []
+    for part, folder, offset in history(config, run):
+        for step in part.checkpoint_steps if offset else (0, *part.checkpoint_steps):
+            name = f"step_{step:07d}"
+            found.append(
+                Checkpoint(
+                    step=offset + step,
+                    path=folder / "checkpoints" / f"{name}.zip",
+                    algorithm=part.algorithm,
+                    validation=folder / "validation" / f"{name}.csv",
+                )
+            )
+    return found
 
 
-def _evaluate_everywhere(config: TrainConfig, run: Path, chosen: int, *, progress: bool) -> list[Evaluation]:
+def _validated(rung: Checkpoint, config: TrainConfig, env: gym.Env, *, progress: bool) -> dict[str, Any]:
+    """What the validation seeds say of a checkpoint."""
+    _tell(f"validation: step {rung.step}", progress=progress)
+    table = evaluate(rung.load(), env, seeds=config.validation_seeds, path=rung.validation, progress=progress)
+    return {"step": rung.step, **summarise(table)}
+
+
+def _evaluate_everywhere(
+    config: TrainConfig, run: Path, chosen: Checkpoint, untrained: Checkpoint, *, progress: bool
+) -> list[Evaluation]:
     """In the environment of the training beside all baselines, elsewhere beside its best constant action."""
-    policy, untrained = load_checkpoint(config, run, chosen), load_checkpoint(config, run, 0)
     home_config, seeds = _home_config(config), config.evaluation_seeds
-    names = spec_of(make_env(config.env_id, config=home_config)).actions
-    drivers: dict[str, Actor | Predicts] = {f"{POLICY} {chosen}": policy, "untrained": untrained}
-    drivers |= baseline_actors(make_env(config.env_id, config=home_config), names)
+    home = make_env(config.env_id, config=home_config)
+    policy = chosen.load()
+    drivers: dict[str, Actor | Predicts] = {f"{POLICY} {chosen.step}": policy, "untrained": untrained.load()}
+    drivers |= baseline_actors(home, spec_of(home).actions)
     places = [(config.env_id, home_config, len(seeds))]
     places += [(place["id"], place.get("config", {}), place["n_episodes"]) for place in config.also_on]
     evaluations: list[Evaluation] = []
@@ -100,7 +143,7 @@ def _evaluate_everywhere(config: TrainConfig, run: Path, chosen: int, *, progres
         for name, actor in drivers.items():
             _tell(f"evaluation on {env_id}: {name}", progress=progress)
             path = folder / f"{name.replace(' ', '_')}.csv"
-            tables[name.split(" ")[0] if actor is policy else name] = evaluate(
+            tables[POLICY if actor is policy else name] = evaluate(
                 actor, env, seeds=seeds[:n], path=path, progress=progress
             )
         evaluations.append(_evaluation(env_id, env_config, seeds.start, tables))
@@ -127,21 +170,18 @@ def _about(config: TrainConfig, step: int, home: Evaluation) -> str:
     """The configuration's own words, and what the evaluation says."""
     policy, constant, by = home.drivers[POLICY], home.drivers[home.best_constant], home.difference["return"]
     verdict = "clearly better" if by["low"] > 0 else "worse" if by["high"] < 0 else "not distinguishable"
+    measured = f"Over {policy['n']} unseen seeds of {home.env_id} its mean return is {_interval(policy['return'])}"
+    if "crashed" in policy:
+        measured += f", its crash rate {_interval(policy['crashed'])}"
+    if "arrived" in policy:
+        measured += f", its arrival rate {_interval(policy['arrived'])}"
     sentences = [
         config.about.strip(),
-        f"Trained with {config.algorithm} for {step:,} environment steps"
-        + (f", continuing the run {Path(config.continues).name}." if config.continues else "."),
-        f"Over {policy['n']} unseen seeds of {home.env_id} its mean return is {_interval(policy['return'])}",
-    ]
-    if "crashed" in policy:
-        sentences[-1] += f", its crash rate {_interval(policy['crashed'])}"
-    if "arrived" in policy:
-        sentences[-1] += f", its arrival rate {_interval(policy['arrived'])}"
-    sentences[-1] += "."
-    sentences.append(
+        f"Trained with {config.algorithm} for {step} environment steps.",
+        f"{measured}.",
         f"The best constant action, {home.best_constant}, returns {_interval(constant['return'])}; paired by seed the "
-        f"policy returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals."
-    )
+        f"policy returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals.",
+    ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -158,17 +198,22 @@ def _n_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _binned_curve(path: Path) -> list[dict[str, float]]:
+def _curve(config: TrainConfig, run: Path) -> pd.DataFrame:
+    """The training curve through all runs: a row an episode, `step` counted from the untrained network."""
+    parts: list[pd.DataFrame] = []
+    for _, folder, offset in history(config, run):
+        part = pd.read_csv(folder / "curve.csv")
+        parts.append(part.assign(step=part["step"] + offset))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _binned_curve(curve: pd.DataFrame) -> list[dict[str, float]]:
     """Means over the episodes that ended in each of `CURVE_BINS` equal spans of steps."""
-    with path.open() as file:
-        headed = file.read(4) == "step"
-    curve = pd.read_csv(path, header=0 if headed else None).iloc[:, :4]
-    curve.columns = pd.Index(["step", "return", "length", "crashed"])
     ends = np.linspace(0, curve["step"].max(), CURVE_BINS + 1)[1:]
     places = np.minimum(np.searchsorted(ends, curve["step"]), CURVE_BINS - 1)
     bins: list[dict[str, float]] = []
     for place, group in curve.groupby(places):
-        means = {name: round(float(group[name].mean()), 4) for name in ("return", "length", "crashed")}
+        means = {name: round(float(group[name].to_numpy(dtype=float).mean()), 4) for name in ("return", "length", "crashed")}
         bins.append({"step": float(ends[int(str(place))]), "episodes": len(group), **means})
     return bins
 

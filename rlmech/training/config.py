@@ -1,10 +1,9 @@
 """A training run as a small TOML file: environment, algorithm, policy, seeds and evaluation.
 
 It holds `name`, `about`, `continues`, `seed`, `total_steps`, `n_checkpoints`; tables `[env]` (`id`, `config`),
-`[algorithm]`
-(`class` and the arguments of that class), `[policy_kwargs]` and `[evaluation]` (`first_seed`, `n_episodes`,
-`validation_first_seed`, `validation_episodes`, `config`); and any number of `[[evaluation.also_on]]` (`id`, `config`,
-`n_episodes`).
+`[algorithm]` (`class` and the arguments of that class), `[policy_kwargs]` and `[evaluation]` (`first_seed`,
+`n_episodes`, `validation_first_seed`, `validation_episodes`, `config`); and any number of `[[evaluation.also_on]]`
+(`id`, `config`, `n_episodes`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlmech.adapters.native import save_policy
 from rlmech.adapters.sb3 import from_sb3
 from rlmech.rollouts.env import make_env
-from rlmech.training.assess import load_checkpoint
+from rlmech.training.assess import checkpoints
 from rlmech.training.config import TrainConfig
 from rlmech.zoo.card import Card
 
@@ -24,7 +24,7 @@ def publish(
         run: The run's directory, with `card.json`.
         folder: Folder of the zoo; the policy's own is made in it.
         name: Name in the zoo; the configuration's by default.
-        ladder: Steps of further checkpoints to ship.
+        ladder: Steps of checkpoints to ship beside it.
 
     Returns:
         The policy's folder.
@@ -33,17 +33,12 @@ def publish(
     card = Card.load(run / "card.json")
     name = name or config.name
     home = Path(folder) / name.replace("-", "_")
-    (home / "ladder").mkdir(parents=True, exist_ok=True)
-    steps = {card.step: home / "policy.safetensors"}
-    _write(config, run, steps)
-    _write(config, run, {step: home / "ladder" / f"step_{step:07d}.safetensors" for step in ladder})
-    if not any((home / "ladder").iterdir()):
-        (home / "ladder").rmdir()
+    env = make_env(card.evaluations[0].env_id, config=card.evaluations[0].env_config)
+    rungs = {rung.step: rung for rung in checkpoints(config, run)}
+    files = [(card.step, home / "policy.safetensors")]
+    files += [(step, home / "ladder" / f"step_{step:07d}.safetensors") for step in ladder]
+    for step, path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_policy(from_sb3(rungs[step].load(), env=env), path)
     replace(card, name=name).save(home / "card.json")
     return home
-
-
-def _write(config: TrainConfig, run: Path, files: dict[int, Path]) -> None:
-    env = make_env(config.env_id, config=config.env_config)
-    for step, path in files.items():
-        save_policy(from_sb3(load_checkpoint(config, run, step), env=env), path)

@@ -27,13 +27,12 @@ from rlmech.errors import ConfigError, nearest
 from rlmech.rollouts.env import make_env
 from rlmech.training.assess import assess
 from rlmech.training.config import TrainConfig
-from rlmech.zoo import Card
 
 RESUME_EVERY = 5000
 CURVE_COLUMNS = ("step", "return", "length", "crashed", "arrived")
 
 
-def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, progress: bool = True) -> Card:
+def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, progress: bool = True) -> Path:
     """Train, evaluate and write a card; a run that was stopped, at whatever point, goes on from there.
 
     Args:
@@ -42,7 +41,7 @@ def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, pr
         progress: Whether to draw a progress bar.
 
     Returns:
-        The card, also written to `card.json`: see `rlmech.training.assess`.
+        The run's directory, with `card.json` in it: see `rlmech.training.assess`.
 
     Raises:
         ConfigError: The configuration is malformed, or the directory holds a run of another one.
@@ -55,7 +54,8 @@ def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, pr
         config = TrainConfig.load(config)
     run = Path("runs") / config.name.replace("-", "_") if run is None else Path(run)
     learn(config, run, progress=progress)
-    return assess(config, run, progress=progress)
+    assess(config, run, progress=progress)
+    return run
 
 
 def learn(config: TrainConfig, run: Path, *, progress: bool = True) -> None:

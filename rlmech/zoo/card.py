@@ -56,6 +56,7 @@ class Card:
         step: Environment steps of training behind the weights.
         chosen_by: How that checkpoint was chosen.
         config: The training configuration, see `rlmech.training.TrainConfig`.
+        continued: Configurations of the runs that this one continued, the earliest first.
         versions: Versions of the libraries that trained it.
         n_parameters: Number of weights.
         curve: Training curve in bins: `step` (the bin's end), `episodes`, and means of `return`, `length`, `crashed`.
@@ -68,6 +69,7 @@ class Card:
     step: int
     chosen_by: str
     config: dict[str, Any]
+    continued: list[dict[str, Any]]
     versions: dict[str, str]
     n_parameters: int
     curve: list[dict[str, float]]

@@ -21,15 +21,18 @@ SCENES = spaces.Box(-1, 1, (4, 7))
 
 def test_files_are_recognised_by_content_whatever_their_name(dqn_zip, ego_checkpoint, tmp_path):
     native = save_policy(load(dqn_zip), tmp_path / "native")
-    for source, kind in ((dqn_zip, "QNetwork"), (ego_checkpoint, "EgoAttentionNetwork"), (native, "QNetwork")):
-        for suffix in (".zip", ".tar", ".bin"):
-            renamed = tmp_path / f"renamed{suffix}"
-            shutil.copy(source, renamed)
-            attention = source is ego_checkpoint
+    for source, suffix, kind in (
+        (dqn_zip, ".tar", "QNetwork"),
+        (ego_checkpoint, ".zip", "EgoAttentionNetwork"),
+        (native, ".pt", "QNetwork"),
+    ):
+        renamed = tmp_path / f"renamed{suffix}"
+        shutil.copy(source, renamed)
+        attention = source is ego_checkpoint
 
-            policy = load(renamed, config=HEADS if attention else None, observation_space=SCENES if attention else None)
+        policy = load(renamed, config=HEADS if attention else None, observation_space=SCENES if attention else None)
 
-            assert type(policy.module).__name__ == kind
+        assert type(policy.module).__name__ == kind
 
 
 def test_the_suffix_zip_may_be_left_out_as_in_sb3(dqn_zip):

@@ -124,8 +124,9 @@ def test_an_opened_policy_deep_copies_and_pickles(make_model, kinematics, tmp_pa
         assert torch.equal(copied(obs), policy(obs))
 
 
-def test_wrapping_leaves_training_mode_and_the_spaces_generator_alone(make_model, kinematics):
-    model = make_model(PPO, obs=kinematics, actions=THREE)
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (5, 7)), spaces.Discrete(1000)], ids=str)
+def test_wrapping_leaves_training_mode_and_the_spaces_generator_alone(make_model, space):
+    model = make_model(PPO, obs=space, actions=THREE)
     model.policy.set_training_mode(True)
     model.observation_space.seed(5)
     expected = copy.deepcopy(model.observation_space).sample()
@@ -443,6 +444,15 @@ def test_a_space_comes_back_equal_from_json_and_from_the_clear_text_of_a_zip(spa
 
     assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
     assert space_from_clear_text(clear, argument="observation_space") == space
+
+
+def test_examples_drawn_between_huge_bounds_do_not_overflow_a_network():
+    far = spaces.Box(np.float32([-4.8, -3.4e38]), np.float32([4.8, 3.4e38]))
+
+    drawn = draw_observations(spaces.Dict({"a": far}), 100)["a"]
+
+    assert float(drawn[:, 1].abs().max()) < 100
+    assert float(drawn[:, 0].abs().max()) <= 4.8
 
 
 def test_a_dict_space_comes_back_equal_from_json(kinematics):

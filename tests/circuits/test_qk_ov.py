@@ -425,25 +425,38 @@ def test_feature_space_without_states_asks_for_them(ego):
         assert "gated=False" in caught.value.fix
 
 
+REFUSAL = {True: "no gates to fix", False: "no product of weights"}
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_an_embedding_that_bends_between_gates_is_refused(gated):
-    with pytest.raises(AttentionError, match="no gates to fix"):
+    with pytest.raises(AttentionError, match=REFUSAL[gated]):
         qk_circuit(wrapped(TanhEmbedding()), space="feature", obs=scenes(3), gated=gated)
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_readout_that_bends_is_refused_for_actions_and_not_for_the_output(gated):
     policy = wrapped(TanhReadout())
-    with pytest.raises(AttentionError, match="no gates to fix"):
+    with pytest.raises(AttentionError, match=REFUSAL[gated]):
         ov_circuit(policy, space="feature", obs=scenes(3), gated=gated)
     assert ov_circuit(policy, space="feature", obs=scenes(3), gated=gated, to="d_model").circuit.notnull().any()
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_entities_that_mix_before_the_block_are_refused(gated):
+def test_entities_that_mix_linearly_before_the_block_are_refused(gated):
+    class Centred(BiasedSelfAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.mean(1, keepdim=True))
+
+    with pytest.raises(AttentionError, match="other entities enter" if gated else "entities mix"):
+        qk_circuit(wrapped(Centred()), space="feature", obs=scenes(3), gated=gated)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_entities_that_mix_in_an_attention_before_the_block_are_refused(gated):
     network = EgoAttentionNetwork(7, 3, d_model=8, n_heads=2, embedding=(8,), output=(8,), self_attention_heads=1)
     policy = wrapped(network)
-    with pytest.raises(AttentionError, match=r"other entities enter|no gates to fix"):
+    with pytest.raises(AttentionError, match="no gates to fix" if gated else "entities mix"):
         qk_circuit(policy, "attention_layer", space="feature", obs=scenes(3), gated=gated)
 
 

@@ -17,6 +17,7 @@ from rlmech.errors import ObservationError, ParityError
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from tests import networks as nets
 
+
 def rand(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
@@ -116,7 +117,9 @@ def test_gradients_reach_the_shared_parameters(case):
     _, module, example, policy = case
     module.zero_grad()
     policy(example(3)).sum().backward()
-    given = {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
+    given = {
+        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+    }
     module.zero_grad()
     scores_of(module(example(3))).sum().backward()
     for name, parameter in module.named_parameters():

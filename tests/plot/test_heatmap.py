@@ -115,7 +115,10 @@ def test_a_sweep_over_heads_and_entities_has_a_panel_per_hook():
 @pytest.mark.parametrize("nothing", ["", None, -1, float("nan")])
 def test_sites_that_select_other_axes_do_not_share_a_panel(nothing: object):
     result = sites(
-        ["z", "e"], [1.0, 2.0], head=np.array([2, nothing], dtype=object), entity=np.array([nothing, "ego"], dtype=object)
+        ["z", "e"],
+        [1.0, 2.0],
+        head=np.array([2, nothing], dtype=object),
+        entity=np.array([nothing, "ego"], dtype=object),
     )
     figure = sweep(result)
     assert [(list(t.y), list(t.x)) for t in figure.data] == [(["z"], ["2"]), (["e"], ["ego"])]

@@ -16,7 +16,9 @@ PATTERN = attention(xr.DataArray([[0.5, 0.5]], dims=("head", "key")))
 
 
 def panel(figure: object, **more: str) -> Panel:
-    return Panel(title=more.get("title", "T"), meaning=more.get("meaning", "M"), figure=figure, code=more.get("code", ""))  # type: ignore[arg-type]
+    return Panel(
+        title=more.get("title", "T"), meaning=more.get("meaning", "M"), figure=figure, code=more.get("code", "")
+    )  # type: ignore[arg-type]
 
 
 def written(path: Path, *panels: Panel, **more: str) -> str:

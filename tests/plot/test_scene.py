@@ -20,7 +20,9 @@ from rlmech.spec import PolicySpec
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def vehicle(row: int, x: float, y: float, *, heading: float = 0.0, crashed: bool = False, step: int = 0) -> dict[str, Any]:
+def vehicle(
+    row: int, x: float, y: float, *, heading: float = 0.0, crashed: bool = False, step: int = 0
+) -> dict[str, Any]:
     return {
         "episode": 0,
         "seed": 0,
@@ -115,7 +117,9 @@ def test_absent_rows_and_tiny_weights_are_not_drawn():
 
 def test_a_line_that_leaves_the_picture_says_where_it_leads():
     far = stand_in(vehicle(0, 0, 0), vehicle(1, 0, -95))
-    labels = [t.text for t in parsed(scene(far, episode=0, step=0, pattern=pattern([0.0, 1.0, 0.0]))).iter(f"{SVG}text")]
+    labels = [
+        t.text for t in parsed(scene(far, episode=0, step=0, pattern=pattern([0.0, 1.0, 0.0]))).iter(f"{SVG}text")
+    ]
     assert "1: 95 m" in labels
 
 

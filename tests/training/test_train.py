@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from stable_baselines3 import DQN
@@ -17,7 +18,7 @@ from rlmech import load
 from rlmech.errors import ConfigError
 from rlmech.rollouts.env import make_env
 from rlmech.training import TrainConfig, publish, train
-from rlmech.training.assess import _binned_curve
+from rlmech.training.assess import _binned_curve, _curve, checkpoints
 from rlmech.training.train import _RunRecorder, learn
 from rlmech.zoo import Card
 
@@ -97,7 +98,9 @@ def test_a_finished_run_is_not_run_again(run: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(EVALUATING, "run_episode", refuse)
     monkeypatch.setattr(DQN, "learn", refuse)
-    assert train(CONFIG, run, progress=False) == Card.load(run / "card.json")
+    before = (run / "card.json").read_text()
+    assert train(CONFIG, run, progress=False) == run
+    assert (run / "card.json").read_text() == before
 
 
 def test_a_directory_of_another_configuration_is_refused(run: Path) -> None:
@@ -138,7 +141,7 @@ def test_a_run_continues_another_one_with_its_own_settings(run: Path, tmp_path: 
     kwargs = CONFIG.algorithm_kwargs | {"learning_rate": 1e-5, "exploration_initial_eps": 0.01}
     config = dataclasses.replace(CONFIG, continues=str(run), total_steps=20, n_checkpoints=1, algorithm_kwargs=kwargs)
     learn(config, tmp_path, progress=False)
-    before = DQN.load(run / "checkpoints" / "step_0000060.zip")
+    before = DQN.load(run / "resume" / "step_0000060" / "model.zip")
     start, end = (DQN.load(tmp_path / "checkpoints" / f"step_{n:07d}.zip") for n in (0, 20))
     state, change = before.policy.state_dict(), end.policy.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in start.policy.state_dict().items())
@@ -147,6 +150,15 @@ def test_a_run_continues_another_one_with_its_own_settings(run: Path, tmp_path: 
     end.load_replay_buffer(tmp_path / "resume" / "step_0000020" / "buffer.pkl")
     assert end.replay_buffer is not None
     assert end.replay_buffer.size() == 80, "the other run's experience, and its own"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert [(rung.step, rung.path.parts[-3]) for rung in checkpoints(config, tmp_path)] == [
+        (0, run.name),
+        (20, run.name),
+        (40, run.name),
+        (60, run.name),
+        (80, tmp_path.name),
+    ]
+    assert _curve(config, tmp_path)["step"].is_monotonic_increasing
     with pytest.raises(ConfigError, match="no run to continue"):
         learn(dataclasses.replace(config, continues="nowhere"), tmp_path / "other", progress=False)
 
@@ -184,18 +196,18 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path, change: dict[str, Any], 
     assert fix in caught.value.fix
 
 
-def test_a_curve_without_a_header_is_read(tmp_path: Path) -> None:
-    (tmp_path / "curve.csv").write_text("10,1.0,10,0\n20,3.0,10,1\n")
-    curve = _binned_curve(tmp_path / "curve.csv")
-    assert [(b["step"], b["episodes"], b["return"], b["crashed"]) for b in curve] == [(10, 1, 1, 0), (20, 1, 3, 1)]
+def test_a_curve_is_binned_by_the_steps_at_which_episodes_end() -> None:
+    rows = {"step": [10, 19, 20], "return": [1.0, 2.0, 4.0], "length": [10, 9, 1], "crashed": [0, 0, 1]}
+    curve = _binned_curve(pd.DataFrame(rows))
+    assert [(b["step"], b["episodes"], b["return"]) for b in curve] == [(10, 1, 1), (19, 1, 2), (20, 1, 4)]
 
 
 def test_a_run_is_trained_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(TRAINING, "learn", lambda config, run, progress: seen.append((config, run)))
-    monkeypatch.setattr(TRAINING, "assess", lambda config, run, progress: "card")
+    monkeypatch.setattr(TRAINING, "assess", lambda config, run, progress: None)
     path = Path(__file__).parents[2] / "experiments" / "00_train_the_zoo" / "highway_dqn_mlp.toml"
-    assert train(path, progress=False) == "card"
+    assert train(path, progress=False) == Path("runs/highway_dqn_mlp")
     assert seen == [(TrainConfig.load(path), Path("runs/highway_dqn_mlp"))]
     assert json.dumps(seen[0][0].to_json())
     assert make_env(seen[0][0].env_id).observation_space.shape == (5, 5)

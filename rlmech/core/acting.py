@@ -1,0 +1,32 @@
+"""From scores to actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlmech.core.points import OutputKind
+
+
+def choose_actions(
+    scores: Float[Tensor, "batch action"], kind: OutputKind, space: Any, *, deterministic: bool
+) -> np.ndarray:
+    """Actions of a batch of scores.
+
+    Args:
+        scores: Q-values, logits or the mean action.
+        kind: Which of them.
+        space: The action space, for the bounds of continuous actions; None for none.
+        deterministic: The best action; else logits are sampled, with torch's generator.
+    """
+    if kind == "mean_action":
+        actions = scores.cpu().numpy()
+        low, high = getattr(space, "low", None), getattr(space, "high", None)
+        return actions if low is None or high is None else np.clip(actions, low, high)
+    if kind == "logits" and not deterministic:
+        return torch.distributions.Categorical(logits=scores).sample().cpu().numpy()
+    return scores.argmax(-1).cpu().numpy()

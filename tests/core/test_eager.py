@@ -1,0 +1,147 @@
+"""The eager engine: the same points by the same names, for what cannot be exported and for train mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import rlmech as rlm
+from rlmech.core.eager import EagerEngine
+from rlmech.errors import AttentionError, EngineError
+from rlmech.nets import EgoAttentionNetwork
+from tests import networks as nets
+
+
+def forced_eager(module, obs, spec=None):
+    """A policy on the eager engine although its module could be exported."""
+    policy = rlm.HookedPolicy(module, obs, spec=spec)
+    engine = EagerEngine(policy.module, policy._format, reason="for this test", root="", output_kind="q_values")
+    return policy, engine
+
+
+@pytest.mark.parametrize(
+    ("make", "obs"),
+    [
+        (lambda: nets.mlp(4, 8, 3), torch.rand(3, 4)),
+        (nets.CalledTwice, torch.rand(3, 4) - 0.5),
+        (nets.InPlace, torch.rand(3, 4) - 0.5),
+        (nets.Convolutional, torch.rand(3, 2, 8, 8)),
+        (nets.DictObservation, {"track": torch.rand(3, 6, 3), "camera": torch.rand(3, 4)}),
+        (lambda: EgoAttentionNetwork(7, 3), nets.scenes(3)),
+        (nets.ScaledQueries, nets.scenes(3)),
+    ],
+)
+def test_eager_offers_the_graphs_points_with_the_same_values(make, obs):
+    torch.manual_seed(0)
+    policy, engine = forced_eager(make().eval(), obs)
+    with torch.no_grad():
+        _, cache = policy.run_with_cache(obs)
+        names = tuple(engine.points)
+        scores, values = engine.run(policy.coerce(obs), names, policy._registry, policy.hook_dict)
+    missing = set(policy.hook_dict) - set(names)
+    assert not {name for name in missing if not name.endswith(("hook_result", "hook_attn_out", "hook_mask"))} - {
+        "tied.hook_out",
+        "layer@2.hook_out",
+    }
+    for name in set(names) & set(policy.hook_dict):
+        torch.testing.assert_close(values[name], cache[name], rtol=1e-5, atol=1e-6)
+        assert engine.points[name].axes == policy.hook_dict[name].axes
+    assert torch.equal(scores, policy(obs))
+
+
+def test_data_dependent_control_flow_runs_eagerly_and_says_why():
+    module = nets.Branching()
+    policy = rlm.HookedPolicy(module, torch.tensor([[1.0] * 4, [-1.0] * 4]))
+    assert policy.engine == "eager"
+    assert policy.engine_reason
+    assert {"left.hook_out", "right.hook_out", "tanh_0.hook_out", "head.hook_out"} <= set(policy.hook_dict)
+    for sign, used in ((1.0, "left"), (-1.0, "right")):
+        obs = torch.full((3, 4), sign)
+        scores, cache = policy.run_with_cache(obs)
+        assert torch.equal(scores, module(obs))
+        assert f"{used}.hook_out" in cache
+        assert ("left.hook_out" in cache) != ("right.hook_out" in cache)
+        edited = policy.run_with_hooks(obs, fwd_hooks=[("tanh_0.hook_out", lambda tensor, hook: tensor * 0)])
+        torch.testing.assert_close(edited, module.head.bias.expand(3, 3))
+    with pytest.raises(EngineError, match="needs the traced graph"):
+        _ = policy.graph_engine
+
+
+def test_a_hook_on_the_branch_not_taken_is_an_error():
+    policy = rlm.HookedPolicy(nets.Branching(), torch.tensor([[1.0] * 4, [-1.0] * 4]))
+    with pytest.raises(rlm.RlmechError, match="never fired"):
+        policy.run_with_hooks(torch.ones(2, 4), fwd_hooks=[("right.hook_out", lambda tensor, hook: None)])
+
+
+def test_sweeps_work_on_the_eager_engine():
+    policy = rlm.HookedPolicy(nets.Branching(), torch.tensor([[1.0] * 4, [-1.0] * 4]))
+    clean, corrupt = torch.rand(6, 4), torch.rand(6, 4)
+    result = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites=["tanh_0.hook_out", "hook_obs"])
+    assert result.effect.values == pytest.approx([1, 1], abs=1e-5)
+    assert result.attrs["engine"] == "eager"
+
+
+def test_train_mode_is_eager_and_back():
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+    policy = rlm.HookedPolicy(module, torch.rand(8, 4))
+    assert policy.engine == "graph"
+    policy.train()
+    assert policy.engine == "eager"
+    assert "train mode" in policy.engine_reason
+    obs = torch.rand(8, 4)
+    torch.manual_seed(0)
+    expected = module(obs)
+    torch.manual_seed(0)
+    scores, cache = policy.run_with_cache(obs)
+    assert torch.equal(scores, expected)
+    normalised = cache["1.hook_out"]
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+    policy.eval()
+    assert policy.engine == "graph"
+    torch.testing.assert_close(policy(obs), module(obs))
+
+
+def test_wrapping_for_train_mode_leaves_running_statistics_alone():
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    policy = rlm.HookedPolicy(module, torch.rand(8, 4))
+    policy.train()
+    assert policy.engine == "eager"
+    assert int(module[1].num_batches_tracked) == 0
+    assert not module[1].running_mean.any()
+
+
+def test_a_network_without_such_layers_keeps_the_graph_in_train_mode():
+    policy = rlm.HookedPolicy(nets.mlp(4, 8, 3), torch.rand(2, 4))
+    policy.train()
+    assert policy.engine == "graph"
+
+
+def test_eager_attention_has_points_but_no_weights():
+    torch.manual_seed(0)
+    _, engine = forced_eager(EgoAttentionNetwork(7, 3), nets.scenes(3))
+    block = engine.attention["attention_layer"]
+    assert block.names["pattern"] == "attention_layer.hook_pattern"
+    with pytest.raises(AttentionError, match="eager engine"):
+        _ = block.W_Q
+
+
+def test_nothing_stays_on_the_modules():
+    policy = rlm.HookedPolicy(nets.Branching(), torch.tensor([[1.0] * 4, [-1.0] * 4]))
+
+    def fail(tensor, hook):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        policy.run_with_hooks(torch.ones(2, 4), fwd_hooks=[("left.hook_out", fail)])
+    for module in policy.module.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_point_that_only_the_graph_has_is_refused_in_train_mode():
+    policy = rlm.HookedPolicy(nets.Transformer().eval(), nets.scenes(2))
+    policy.train()
+    with pytest.raises(EngineError, match=r"policy\.eval\(\)"):
+        policy.run_with_cache(nets.scenes(2), "*.hook_pattern")
+    assert "embed.hook_out" in policy.run_with_cache(nets.scenes(2))[1]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rlmech as rlm
+from rlmech.errors import ObservationError
+from rlmech.first_look import FirstLook, first_look, summary, take_away, write_page
+from rlmech.nets import EgoAttentionNetwork
+from rlmech.rollouts import make_env, record, spec_of
+
+
+@pytest.fixture(scope="module")
+def policy() -> rlm.HookedPolicy:
+    torch.manual_seed(3)
+    env = make_env("intersection-v2")
+    network = EgoAttentionNetwork(7, 3, d_model=16, n_heads=2, embedding=(16, 16), output=(16,))
+    observations = [env.reset(seed=5)[0], *(env.step(2)[0] for _ in range(8))]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 3
+        network.output_layer.predict.bias -= network(torch.as_tensor(np.stack(observations))).mean(0)
+    return rlm.HookedPolicy(network, torch.rand(2, 15, 7), spec=spec_of(env))
+
+
+@pytest.fixture(scope="module")
+def look(policy: rlm.HookedPolicy) -> FirstLook:
+    return first_look(policy, make_env("intersection-v2"), seeds=[0, 1], progress=False)
+
+
+def test_the_vehicle_taken_away_is_the_one_attended_to_most(look: FirstLook):
+    assert look.pairs is not None
+    pattern = look.recording.activation("attention_layer.hook_pattern")[look.pairs.rows][:, :, 0, 1:].sum(axis=1)
+    there = look.pairs.clean[:, 1:, 0] >= 0.5
+    np.testing.assert_array_equal(look.pairs.removed, np.where(there, pattern, -1).argmax(axis=1) + 1)
+
+
+def test_a_corrupt_observation_lacks_that_row_and_is_otherwise_the_clean_one(look: FirstLook):
+    pairs = look.pairs
+    assert pairs is not None
+    for clean, corrupt, row in zip(pairs.clean, pairs.corrupt, pairs.removed, strict=True):
+        assert clean[row, 0] == 1
+        assert not corrupt[row].any()
+        others = np.arange(len(clean)) != row
+        np.testing.assert_array_equal(clean[others], corrupt[others])
+
+
+def test_clean_observations_are_recorded_ones(look: FirstLook):
+    assert look.pairs is not None
+    observations = look.recording.observations
+    assert isinstance(observations, np.ndarray)
+    np.testing.assert_array_equal(look.pairs.clean, observations[look.pairs.rows])
+
+
+def test_pairs_are_those_whose_action_changes_unless_they_are_too_few(look: FirstLook, policy: rlm.HookedPolicy):
+    pairs = look.pairs
+    assert pairs is not None
+    flips = policy.predict(pairs.clean)[0] != policy.predict(pairs.corrupt)[0]
+    assert flips.all() if pairs.n_flips >= 8 else len(pairs.rows) == min(32, pairs.n_states)
+    assert flips.sum() == min(pairs.n_flips, len(pairs.rows))
+
+
+def test_restoring_keys_and_values_alone_does_exactly_nothing(look: FirstLook):
+    result = look.patching["heads"]
+    hooks = result.coords["hook"].values
+    for part in ("hook_k", "hook_v"):
+        assert not result["effect"].values[[str(hook).endswith(part) for hook in hooks]].any()
+
+
+def test_vehicles_that_were_never_taken_away_carry_nothing(look: FirstLook):
+    assert look.pairs is not None
+    effect = look.patching["vehicles"]["effect"].values
+    never = np.setdiff1d(np.arange(1, 15), look.pairs.removed)
+    assert not effect[never - 1].any()
+    assert effect.any()
+
+
+def test_every_head_and_every_vehicle_is_patched_and_every_head_ablated(look: FirstLook):
+    heads = look.patching["heads"]
+    z = [str(hook).endswith("hook_z") for hook in heads.coords["hook"].values]
+    assert heads.coords["head"].values[z].tolist() == [0, 1]
+    assert look.patching["vehicles"].coords["entity"].values.tolist() == [f"vehicle_{i}" for i in range(1, 15)]
+    assert set(look.ablation) == {"mean ablation", "resample ablation", "zero ablation"}
+    assert all(result.coords["head"].values.tolist() == [0, 1] for result in look.ablation.values())
+
+
+def test_the_summary_is_plain_and_counts_right(look: FirstLook):
+    import json
+
+    found = json.loads(json.dumps(summary(look), allow_nan=False))
+    assert found["n_episodes"] == 2
+    assert found["n_steps"] == len(look.recording.steps)
+    assert found["return"]["mean"] == pytest.approx(float(look.recording.episodes["return"].mean()))
+    assert len(found["patching"]["vehicles"]) == 14
+
+
+def test_the_page_has_every_figure_with_its_code(look: FirstLook, tmp_path: Path):
+    page = write_page(look, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
+    for title in ("The road, the scores", "Whom each head", "Patching each head", "Ablating each head", "QK:", "OV:"):
+        assert f"<h3>{title}" in page
+    assert page.count("<article") == page.count("The code that makes this")
+    assert page.count('<template class="frame"') == len(look.recording.steps)
+
+
+def test_a_policy_without_attention_gets_a_page_too(tmp_path: Path):
+    torch.manual_seed(0)
+    env = make_env("highway-fast-v0", config={"duration": 4, "vehicles_count": 5})
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
+    policy = rlm.HookedPolicy(network, torch.rand(2, 5, 5), spec=spec_of(env))
+    look = first_look(policy, env, seeds=[0, 1], progress=False)
+    assert set(look.patching) == {"features"}
+    page = write_page(look, tmp_path / "index.html", source="mlp.zip").read_text(encoding="utf-8")
+    assert "<h3>Ablating each layer" in page
+    assert "<h3>QK" not in page
+
+
+def test_a_policy_without_entities_gets_episodes_and_ablations(tmp_path: Path):
+    env = make_env("CartPole-v1")
+    policy = rlm.HookedPolicy(
+        torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.rand(2, 4)
+    )
+    look = first_look(policy, env, seeds=[0, 1], progress=False)
+    assert look.pairs is None
+    page = write_page(look, tmp_path / "index.html", source="cartpole.zip").read_text(encoding="utf-8")
+    assert "<h3>Ablating each layer" in page
+    with pytest.raises(ObservationError, match="No vehicle can be taken away"):
+        take_away(policy, record(policy, env, seeds=[0], progress=False))

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rlmech as rlm
+from rlmech import cli
+from rlmech.nets import EgoAttentionNetwork
+from rlmech.rollouts import make_env, spec_of
+
+COMMANDS = ("demo", "train", "inspect", "record", "patch", "ablate", "circuits", "view", "report")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained policy on disk, with its spec."""
+    torch.manual_seed(3)
+    env = make_env("intersection-v2")
+    network = EgoAttentionNetwork(7, 3, d_model=16, n_heads=2, embedding=(16, 16), output=(16,))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 3
+        observations = [env.reset(seed=5)[0], *(env.step(2)[0] for _ in range(8))]
+        network.output_layer.predict.bias -= network(torch.as_tensor(np.stack(observations))).mean(0)
+    path = tmp_path_factory.mktemp("policies") / "ego"
+    rlm.save_policy(rlm.HookedPolicy(network, torch.rand(2, 15, 7), spec=spec_of(env)), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def recorded(saved: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recordings") / "two"
+    assert run("record", saved, "--episodes", "2", "--out", str(path), "--json") == 0
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    """Run a command as the installed script does; gives its exit code."""
+    before, sys.argv = sys.argv, ["rlmech", *arguments]
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """What a command prints with --json."""
+    capsys.readouterr()
+    assert run(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command fails with."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("rlmech: ")
+    return lines[0]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+    assert run(command, "--help") == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"rlmech {rlm.__version__}"
+
+
+@pytest.mark.slow
+def test_asking_for_help_imports_nothing_that_only_some_commands_need():
+    code = "import sys; sys.argv = ['rlmech', '--help']\nfrom rlmech.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('stable_baselines3', 'highway_env', 'plotly', 'xarray', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_inspect_lists_hook_points_attention_and_names(saved: str, capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "inspect", saved)
+    points = {point["name"]: point for point in found["hook_points"]}
+    assert points["attention_layer.hook_pattern"]["axes"] == ["batch", "head", "query", "key"]
+    assert points["attention_layer.hook_pattern"]["shape"] == [None, 2, 1, 15]
+    assert found["attention"]["attention_layer"] == {"n_heads": 2, "d_head": 8, "d_model": 16}
+    assert found["spec"]["actions"] == ["SLOWER", "IDLE", "FASTER"]
+
+
+def test_inspect_shows_a_table_too(saved: str, capsys: pytest.CaptureFixture[str]):
+    assert run("inspect", saved) == 0
+    shown = capsys.readouterr().out
+    assert "attention_layer: 2 heads x 8" in shown
+    assert "batch head query key" in shown
+
+
+def test_record_writes_a_recording_with_attention(recorded: str):
+    recording = rlm.Recording.load(recorded)
+    assert recording.manifest["seeds"] == [0, 1]
+    assert list(recording.manifest["activations"]) == ["attention_layer.hook_pattern"]
+
+
+def test_patch_gives_what_activation_patching_gives(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    from rlmech.first_look import take_away
+
+    found = result(capsys, "patch", saved, recorded, "--sites", "*.hook_z", "--over", "head", "--direction", "noise")
+    policy = rlm.load(saved)
+    pairs = take_away(policy, rlm.Recording.load(recorded))
+    sites = policy.sites("*.hook_z", over=("head",))
+    same = rlm.activation_patching(policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=sites, direction="noise")
+    assert [site["effect"] for site in found["sites"]] == pytest.approx(same["effect"].values.tolist())
+    assert [site["head"] for site in found["sites"]] == [0, 1]
+
+
+def test_ablate_gives_the_share_of_changed_actions(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "ablate", saved, recorded, "--sites", "*.hook_z", "--over", "head", "--kind", "zero")
+    assert found["method"] == "zero ablation"
+    assert all(0 <= site["effect"] <= 1 for site in found["sites"])
+
+
+def test_a_sweep_can_be_drawn(saved: str, recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "heads.html"
+    assert run("patch", saved, recorded, "--sites", "*.hook_z", "--over", "head", "--figure", str(page)) == 0
+    assert "95 % interval" in page.read_text(encoding="utf-8")
+    assert "attention_layer.hook_z" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["qk", "ov"])
+def test_circuits_are_read_between_features(kind: str, saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "circuits", saved, recorded, "--kind", kind)
+    last = {"qk": "feature_key", "ov": "action"}[kind]
+    assert found["circuit"]["dims"][0] == "head"
+    assert found["circuit"]["dims"][-1] == last
+
+
+def test_circuits_without_a_recording_are_between_embeddings(saved: str, capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "circuits", saved)
+    assert found["circuit"]["dims"] == ["head", "d_model_query", "d_model_key"]
+
+
+def test_view_writes_a_page_of_the_recording(recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "view.html"
+    found = result(capsys, "view", recorded, "--out", str(page), "--episodes", "1")
+    assert (found["n_episodes"], found["n_recorded"]) == (1, 2)
+    assert "seed 0" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_report_does_everything_for_any_policy(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "report", saved, "--episodes", "2", "--out", str(tmp_path))
+    assert found["n_episodes"] == 2
+    assert (tmp_path / "index.html").exists()
+    assert {"heads", "vehicles", "values"} == set(found["patching"])
+
+
+@pytest.mark.slow
+def test_demo_does_the_main_job_and_prints_a_summary(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli, "ZOO_POLICY", saved)
+    assert run("demo", "--episodes", "2", "--out", str(tmp_path / "report")) == 0
+    shown = capsys.readouterr()
+    assert "patching: heads" in shown.out
+    assert "ablation: mean ablation" in shown.out
+    assert f"The page is at {tmp_path / 'report' / 'index.html'}" in shown.out
+    assert "recording" in shown.err + shown.out
+
+
+def test_a_missing_file_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):
+    line = error(capsys, "inspect", "nothing.zip")
+    assert "given: 'nothing.zip'" in line
+    assert "expected:" in line
+    assert "fix:" in line
+
+
+def test_an_unknown_hook_point_offers_the_nearest(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    line = error(capsys, "ablate", saved, recorded, "--sites", "attention_layer.hook_zz")
+    assert "did you mean 'attention_layer.hook_z'" in line
+
+
+def test_an_environment_that_does_not_fit_is_refused(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = error(capsys, "record", saved, "CartPole-v1", "--out", str(tmp_path / "new"))
+    assert "do not fit the policy" in line
+
+
+def test_a_recording_that_exists_is_not_overwritten(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    assert "already" in error(capsys, "record", saved, "--out", recorded, "--episodes", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["patch", "policy"], "Missing argument"),
+        (["demo", "--episodes", "0"], "Invalid value for '--episodes'"),
+        (["demo", "--nothing"], "No such option"),
+        (["inspekt"], "No such command 'inspekt'"),
+        (["train", "nothing.toml"], "given:"),
+        (["view", "nothing"], "no recording"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_says_how(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    line = error(capsys, *arguments)
+    assert said in line
+    assert "fix:" in line
+
+
+def test_a_bug_is_not_disguised_as_a_users_error(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rlm, "load", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("inspect", "policy.zip")
+
+
+def test_json_holds_no_nan(capsys: pytest.CaptureFixture[str]):
+    from rlmech.console import plain, print_result
+
+    print_result(plain({"a": np.float32("nan"), "b": np.arange(2), "c": [np.int64(1)]}), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [0, 1], "c": [1]}
