@@ -26,7 +26,9 @@ def choose_actions(
     if kind == "mean_action":
         actions = scores.cpu().numpy()
         low, high = getattr(space, "low", None), getattr(space, "high", None)
-        return actions if low is None or high is None else np.clip(actions, low, high)
+        if low is None or high is None:
+            return actions
+        return np.clip(actions.reshape(-1, *low.shape), low, high)
     if kind == "logits" and not deterministic:
         return torch.distributions.Categorical(logits=scores).sample().cpu().numpy()
     return scores.argmax(-1).cpu().numpy()

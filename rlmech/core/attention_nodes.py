@@ -76,7 +76,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputProjection:
-    """The linear map that combines the heads: node, weight and bias, and which input feature is which (head, d_head)."""
+    """The linear map that combines the heads, and which of its input features is which (head, d_head)."""
 
     layer: Node
     weight: Node
@@ -92,4 +92,6 @@ class OutputProjection:
 
 def value_of(graph: Graph, node: Node) -> Tensor:
     """The present value of a node that depends on parameters only."""
+    if node.op == "parameter":
+        return node.owner[node.args[0]]
     return compile_program(graph, returned=(node,))((), (), ())[0]

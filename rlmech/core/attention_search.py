@@ -141,13 +141,13 @@ def _block(
     mask: Mask | None,
     v: Node | None = None,
 ) -> Found | None:
-    v = z.args[1] if v is None else v
-    swaps = {a: (0, 2, 1, 3), b: (0, 3, 1, 2), v: (0, 2, 1, 3), z: (0, 2, 1, 3)}  # keys stand transposed in the product
-    whole = {node: _heads(node.shape) for node in (*swaps, scores, pattern)}
+    values: Node = z.args[1] if v is None else v
+    whole = {node: _heads(node.shape) for node in (a, b, values, z, scores, pattern)}
     if any(layout is None for layout in whole.values()):
         return None
     shown = {node: Address(node=node, layout=layout) for node, layout in whole.items() if layout}
-    q, k, value, mixed = (Address(node=n, layout=_reorder(shown[n].layout, order)) for n, order in swaps.items())
+    q, value, mixed = (_moved(shown[node], (0, 2, 1, 3)) for node in (a, values, z))
+    k = _moved(shown[b], (0, 3, 1, 2))  # keys stand transposed in the product
     (q, scale_q), (k, scale_k) = _unscaled(q), _unscaled(k)
     return Found(
         scope=softmax.scope,
@@ -188,10 +188,11 @@ def _heads(shape: tuple[int, ...] | None) -> Layout | None:
     return Layout(shape=shape, split=split, order=order)
 
 
-def _reorder(layout: Layout, order: tuple[int, ...]) -> Layout:
-    return Layout(
-        shape=layout.shape, split=layout.split, order=tuple(layout.order[i] for i in order), negate=layout.negate
-    )
+def _moved(address: Address, order: tuple[int, ...]) -> Address:
+    """The same value with its canonical axes in another order."""
+    layout = address.layout
+    order = tuple(layout.order[i] for i in order)
+    return Address(node=address.node, layout=Layout(shape=layout.shape, split=layout.split, order=order))
 
 
 def _simplest(address: Address) -> Address:
@@ -256,13 +257,15 @@ def _projection(graph: Graph, address: Address) -> Projection:
 
 
 def _affine(layer: Node) -> tuple[Node, Node, Node | None, bool]:
-    if layer.op == "linear":
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        return layer.args[0], layer.args[1], bias, False
-    if layer.op in {"matmul", "mm"} and not any(node.op == "input" for node in _ancestors(layer.args[1])):
-        return layer.args[0], layer.args[1], None, True
-    if layer.op == "addmm":
-        return layer.args[1], layer.args[2], layer.args[0], True
+    match layer.op, layer.args:
+        case "linear", (source, weight, *bias):
+            return source, weight, bias[0] if bias else None, False
+        case "matmul" | "mm", (source, weight) if not any(node.op == "input" for node in _ancestors(weight)):
+            return source, weight, None, True
+        case "addmm", (bias, source, weight):
+            return source, weight, bias, True
+        case _:
+            pass
     raise _NoProjectionError(f"they come from {layer.op!r}, not from one linear layer")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,25 @@ class ActivationCache(Mapping[str, Tensor]):
     """
 
     def __init__(self, values: Mapping[str, Tensor], *, axes: Mapping[str, tuple[Axis, ...]]) -> None:
-        self._values = dict(values)
+        self._values: dict[str, Tensor | None] = dict(values)
         self._axes = axes
-        self._versions = [_version(value) for value in self._values.values()]
+        self._versions = {name: _version(value) for name, value in values.items()}
+        self._deferred: dict[str, Callable[[], Tensor]] = {}
+
+    def defer(self, name: str, compute: Callable[[], Tensor]) -> None:
+        """Offer a value that is computed when somebody first asks for it."""
+        self._values[name] = None
+        self._deferred[name] = compute
 
     def __getitem__(self, name: str) -> Tensor:
         try:
             value = self._values[name]
         except KeyError:
             raise self._missing(name) from None
-        if _version(value) != (was := self._versions[list(self._values).index(name)]):
+        if value is None:
+            self._values[name] = value = self._deferred.pop(name)()
+            self._versions[name] = _version(value)
+        if _version(value) != (was := self._versions[name]):
             raise CacheError(
                 f"The cached value of {name!r}, or one that shares its memory, was changed in place.",
                 given=f"version {_version(value)}",
@@ -69,7 +78,7 @@ class ActivationCache(Mapping[str, Tensor]):
     @property
     def batch_size(self) -> int:
         """Rows of the batch."""
-        return next(iter(self._values.values())).shape[0] if self._values else 0
+        return next((value.shape[0] for value in self._values.values() if value is not None), 0)
 
     def axes(self, name: str) -> tuple[Axis, ...]:
         """Axis names of an activation.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rlmech.core.attention import AttentionBlock, AttentionBlocks
-from rlmech.core.attention_nodes import Found, Role
+from rlmech.core.attention_nodes import Found, Role, value_of
 from rlmech.core.attention_search import PROBE_BATCH, find_attention
 from rlmech.core.attention_verify import verify
 from rlmech.core.graph import Graph, Node, trace
@@ -18,10 +18,12 @@ from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
 from rlmech.core.program import Program, compile_program
+from rlmech.errors import CacheError
 
 EngineName = Literal["graph", "eager"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What runs a policy: the points it offers, and forward passes that hook and read them."""
 
@@ -138,6 +140,26 @@ class GraphEngine:
         for name, layout in rearranged:
             shown[name] = layout.show(shown[name])
         return self._scores.layout.show(values[-1]), shown
+
+    def deferred(self, name: str, cache: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+        """How to compute a `hook_result` later, from a cache's own z; the weights must not have changed by then."""
+        node = self.points[name].address.node
+        z = name.removesuffix("result") + "z"
+        layout, call = self.points[z].address.layout, node.call or torch.einsum
+        weight = value_of(self.graph, node.args[1])
+        version = weight._version  # torch's own counter of in-place changes
+
+        def compute() -> Tensor:
+            if weight._version != version:
+                raise CacheError(
+                    f"{name!r} was not computed yet, and the weights have changed since.",
+                    given="a cache from before the change",
+                    expected="the weights of the forward pass",
+                    fix=f"ask for it by name: run_with_cache(obs, names={name!r})",
+                )
+            return call(layout.restore(cache[z]), weight)
+
+        return compute
 
     def _returned(self, names: tuple[str, ...]) -> tuple[Node, ...]:
         return (*(self.points[name].address.node for name in names), self._scores.node)

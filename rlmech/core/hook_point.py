@@ -2,7 +2,7 @@
 
 A hook is `fn(tensor, hook=point) -> tensor | None`, as in TransformerLens. It gets a copy, so that what it does in
 place reaches this activation and nothing else; what it returns must keep shape, dtype and device. Several run in order,
-forward and backward alike. While a hook runs, forward passes that it makes itself see only the hooks that it attaches itself.
+forward and backward alike. Forward passes made inside a hook see only the hooks attached there.
 """
 
 from __future__ import annotations

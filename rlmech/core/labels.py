@@ -16,8 +16,8 @@ Labels = dict[str, tuple[str, ...]]
 def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySpec) -> dict[str, Labels]:
     """Names along the axes of every hook point.
 
-    A row of an activation gets an entity's name where that entity alone moves it. A row that several entities move (past
-    self-attention), or none, gets no name, and then its axis has none at all.
+    A row of an activation gets an entity's name where that entity alone moves it. A row that several entities move
+    (past self-attention), or none, gets no name, and then its axis has none at all.
     """
     labels: dict[str, Labels] = {name: {} for name in engine.points}
     for name, point in engine.points.items():

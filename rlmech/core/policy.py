@@ -109,6 +109,8 @@ class HookedPolicy(nn.Module):
             for name, point in self._engine.points.items()
         }
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in self._engine.points.items()}
+        self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
+        self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
         self._names = NameChooser(type(self.module).__name__, list(self.hook_dict))
 
     def _make_engine(self) -> Engine:
@@ -167,10 +169,16 @@ class HookedPolicy(nn.Module):
         chosen, engine = self._names(names), self._active_engine()
         if engine is not self._engine:
             chosen = self._offered(engine, chosen, all_of_them=names is None)
+        later = self._deferred if names is None and engine is self._engine and self._registry.is_idle else ()
+        if later:
+            chosen = self._at_once
         scores, values = engine.run(arrays, chosen, self._registry, self.hook_dict)
         if type(obs) is not Tensor:  # an array's memory may be used again, and no version counter would tell
             values |= {name: values[name].clone() for name in chosen if name.startswith("hook_obs")}
-        return scores, ActivationCache(values, axes=self._all_axes)
+        cache = ActivationCache(values, axes=self._all_axes)
+        for name in later:
+            cache.defer(name, self.graph_engine.deferred(name, cache))
+        return scores, cache
 
     def run_with_hooks(
         self, obs: Observation, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()

@@ -43,7 +43,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
 
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:
-    """Coordinates along `site`: `hook`, and one for each axis that some site selects on; -1 or empty where it does not."""
+    """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
     coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
     for axis in axes:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -44,12 +45,12 @@ class MultiLayerPerceptron(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [d_in, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.predict = None if d_out is None else nn.Linear(sizes[-1], d_out)
         self.activation: Activation = activation
         self.flatten = flatten
 
-    def forward(self, x: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest_out"]:
+    def forward(self, x: Float[Tensor, batch *rest]) -> Float[Tensor, batch *rest_out]:
         """Map the last axis through the hidden layers and the head."""
         if self.flatten:
             x = rearrange(x, "batch ... -> batch (...)")
@@ -101,7 +102,7 @@ class DuelingNetwork(nn.Module):
         super().__init__()
         self.base_module, self.value, self.advantage = base_module, value, advantage
 
-    def forward(self, x: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch action"]:
+    def forward(self, x: Float[Tensor, batch *rest]) -> Float[Tensor, "batch action"]:
         """Score the actions."""
         base = self.base_module(x)
         advantage = self.advantage(base)

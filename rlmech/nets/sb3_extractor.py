@@ -1,6 +1,6 @@
 """The ego-attention encoder as a Stable-Baselines3 features extractor.
 
-    policy_kwargs = dict(features_extractor_class=EgoAttentionExtractor, net_arch=[64, 64])
+policy_kwargs = dict(features_extractor_class=EgoAttentionExtractor, net_arch=[64, 64])
 """
 
 from __future__ import annotations

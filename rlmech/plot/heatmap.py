@@ -118,9 +118,11 @@ def sweep(
     grids: list[_Panel] = []
     for one in named.values():
         _check_sweep(one)
+    module = _common_module([str(hook) for one in named.values() for hook in one.coords["hook"].values])
     for axes in dict.fromkeys(tuple(selected) for one in named.values() for selected in _selections(one)):
-        grids += _sweep_grids(named, axes)
-    return _draw(grids, colour_title=_effect_title(next(iter(named.values()))), title=title, limit=limit)
+        grids += _sweep_grids(named, axes, module)
+    legend = _effect_title(next(iter(named.values()))) + (f"; hook points in {module}" if module else "")
+    return _draw(grids, colour_title=legend, title=title, limit=limit)
 
 
 def _check_sweep(result: xr.Dataset) -> None:
@@ -256,14 +258,26 @@ class _Cell:
     high: float
 
 
-def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...]) -> list[_Panel]:
+def _common_module(hooks: Sequence[str]) -> str:
+    """The path of the module that all hook points lie in, so that it need not be said of each."""
+    paths = [hook.split(".")[:-1] for hook in hooks]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...], module: str) -> list[_Panel]:
     """Lay the sites that select the given axes out on grids."""
     panels: dict[str, list[_Cell]] = {}
     for name, result in results.items():
         for site, selected in enumerate(_selections(result)):
             if tuple(selected) != axes:
                 continue
-            hook, names = str(result.coords["hook"].values[site]), list(selected.values())
+            hook = str(result.coords["hook"].values[site]).removeprefix(f"{module}.")
+            names = list(selected.values())
             single = len(axes) < 2
             where = " · ".join(part for part in (name, hook) if part)
             cell = _Cell(

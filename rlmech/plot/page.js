@@ -86,7 +86,7 @@
       });
     }
 
-    function choose(group) {
+    function choose(group, start) {
       shown = frames.filter(function (frame) { return frame.dataset.group === group; });
       slider.max = shown.length - 1;
       marks.replaceChildren();
@@ -101,7 +101,7 @@
       if (marks.children.length) { marks.prepend("Jump to:"); }
       var overview = overviews.find(function (one) { return one.dataset.group === group; });
       fill(overviewStage, overview ? Array.from(overview.content.cloneNode(true).children) : []);
-      var first = shown.findIndex(function (frame) { return frame.dataset.mark; });
+      var first = shown.findIndex(function (frame) { return start ? frame === start : frame.dataset.mark; });
       show(first < 0 ? 0 : first);
     }
 
@@ -113,7 +113,9 @@
       var key = event.target.closest("[data-toggle-head]");
       if (key) { stage.classList.toggle("hide-head-" + key.dataset.toggleHead); }
     });
-    choose(frames[0].dataset.group);
+    var opening = frames[Number(root.dataset.start)];
+    select.value = opening.dataset.group;
+    choose(opening.dataset.group, opening);
   }
 
   document.querySelectorAll(".steps").forEach(steps);

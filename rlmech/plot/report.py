@@ -54,14 +54,23 @@ class Steps:
     Attributes:
         frames: The moments, those of a group in order.
         overviews: For each group a figure that stays while its steps change; the step shown is marked on it.
+        start: Which of the moments is shown first.
     """
 
     frames: tuple[Frame, ...]
     overviews: dict[str, Figure] = field(default_factory=dict)
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not self.frames:
             raise ConfigError("There are no steps to show.", given="no frames", expected="one or more", fix="add one")
+        if not 0 <= self.start < len(self.frames):
+            raise ConfigError(
+                "The first moment to show is not there.",
+                given=f"start={self.start}",
+                expected=f"0 to {len(self.frames) - 1}",
+                fix="start=0 shows the first",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +199,7 @@ def _steps(steps: Steps) -> str:
         for group, figure in steps.overviews.items()
     )
     return (
-        '<div class="steps"><div class="controls">'
+        f'<div class="steps" data-start="{steps.start}"><div class="controls">'
         f'<label class="group"{"" if len(groups) > 1 else " hidden"}>'
         f'<select aria-label="run">{options}</select></label>'
         '<button class="previous" aria-label="previous step">◀</button>'

@@ -28,6 +28,7 @@ BAND = 64  # pixels above the road, for the title and the legend
 MARGIN = 24.0  # metres shown around the ego's way
 ASPECT = 1.4  # width by height, at least
 WIDEST = 130.0  # metres; on a longer way the window goes along with the ego
+RING = 1.45  # metres between the rings of two heads
 _AHEAD, _BEHIND = 45.0, 20.0  # metres of a window that goes along
 _EDGE = "#c5ccd4"
 _MARKED_FROM = 40.0  # metres; shorter straight lanes lie within a junction, where no lines are painted
@@ -250,11 +251,11 @@ def _attention(ego: _Vehicle, vehicles: Sequence[_Vehicle], weights: _Weights) -
                 continue
             style: dict[str, str | float] = {
                 "stroke": head_colour(head),
-                "stroke_width": 0.25 + 1.5 * weight,
+                "stroke_width": 0.25 + (1.0 if vehicle is ego else 1.5) * weight,
                 "stroke_opacity": 0.35 + 0.6 * weight,
             }
             if vehicle is ego:
-                shapes += tag("circle", "", cx=ego.x, cy=ego.y, r=3.6 + 1.3 * head, fill="none", **style)
+                shapes += tag("circle", "", cx=ego.x, cy=ego.y, r=3.4 + RING * head, fill="none", **style)
             else:
                 shapes += _line(ego, vehicle, shift=(head - (n_heads - 1) / 2) * 0.75, style=style)
         drawn.append(tag("g", shapes or " ", class_=f"head-{head}"))

@@ -28,13 +28,15 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
 
     Returns:
         For each step the road with attention from the first query, the action scores and the CircuitsVis pattern,
-        as far as the recording has them; for each episode the scores along it.
+        as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
+        much attention goes to other vehicles.
     """
     weights = recorded_pattern(recording, pattern) if pattern or len(recorded_patterns(recording)) == 1 else None
     kind = recording.manifest["policy"]["output_kind"]
     names = action_names(recording, recording.scores.shape[1])
     numbers = recording.steps["episode"].to_numpy()
     frames: list[Frame] = []
+    looks_away: list[float] = []
     overviews: dict[str, Figure] = {}
     for number in np.unique(numbers) if only is None else only:
         rows = np.flatnonzero(numbers == number)
@@ -54,8 +56,15 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
                     figures=_figures(recording, int(number), step, int(row), here, names, SCORES.get(kind, "score")),
                 )
             )
+            looks_away.append(0.0 if here is None else 1.0 - float(here.isel(query=0, key=0).mean()))
             before = taken
-    return Steps(frames=tuple(frames), overviews=overviews)
+    return Steps(frames=tuple(frames), overviews=overviews, start=_most_telling(frames, looks_away))
+
+
+def _most_telling(frames: list[Frame], looks_away: list[float]) -> int:
+    """The step to open with: a change of action, if there is one, at which most attention goes to others."""
+    marked = [index for index, frame in enumerate(frames) if frame.mark] or list(range(len(frames)))
+    return max(marked, key=lambda index: looks_away[index])
 
 
 def _figures(

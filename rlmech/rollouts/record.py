@@ -7,7 +7,6 @@ nothing is observed twice, and one thread does the arithmetic. Cost: the environ
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,8 +91,7 @@ def record(
             else:
                 _run_in_processes(job, env, path, seeds, workers=workers, progress=progress)
         except BaseException:
-            if not any((path / store.EPISODES).glob("[0-9]*")):
-                shutil.rmtree(path, ignore_errors=True)
+            store.abandon(path)
             raise
     recording = Recording.load(path)
     return recording if folder is None else recording.hold(folder)

@@ -259,7 +259,7 @@ def create(path: Path, manifest: Mapping[str, Any]) -> None:
     """Make a recording's directory, with its manifest and no episode.
 
     Raises:
-        RecordingError: The path is taken.
+        RecordingError: The path is taken, or cannot be written to.
     """
     try:
         path.mkdir(parents=True)
@@ -270,10 +270,16 @@ def create(path: Path, manifest: Mapping[str, Any]) -> None:
             expected="a path that does not exist",
             fix="choose another path; Recording.load opens a recording, an interrupted one too",
         ) from None
-    (path / EPISODES).mkdir()
-    partial = path / f".{MANIFEST}"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path / MANIFEST)
+    except OSError as error:
+        raise _unwritable("The recording", path, error) from error
+    try:
+        (path / EPISODES).mkdir()
+        partial = path / f".{MANIFEST}"
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path / MANIFEST)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise _unwritable("The recording", path, error) from error
 
 
 def append(
@@ -296,14 +302,26 @@ def append(
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial / ARRAYS)
         partial.rename(folder / f"{number:06d}")
     except (OSError, SafetensorError) as error:
-        raise RecordingError(
-            f"Episode {number} could not be written.",
-            given=f"{path}: {error}",
-            expected="room on the disk and permission to write",
-            fix=f"make room; the episodes finished before are kept: Recording.load({str(path)!r})",
-        ) from error
+        raise _unwritable(f"Episode {number}", path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def abandon(path: Path) -> None:
+    """Clean up after an interrupted recording: half-written episodes go, and all of it where none was finished."""
+    for partial in (path / EPISODES).glob(".*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    if not any((path / EPISODES).glob("[0-9]*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unwritable(what: str, path: Path, error: Exception) -> RecordingError:
+    return RecordingError(
+        f"{what} could not be written.",
+        given=f"{path}: {error}",
+        expected="room on the disk and permission to write",
+        fix=f"make room; episodes that were finished are kept: Recording.load({str(path)!r})",
+    )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ the untrained network, through all runs that were continued.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def history(config: TrainConfig, run: Path) -> list[tuple[TrainConfig, Path, int
     if config.continues is None:
         return [(config, run, 0)]
     earlier = Path(config.continues)
-    before = history(TrainConfig.from_json(json.loads((earlier / "config.json").read_text())), earlier)
+    before = history(TrainConfig.read_run(earlier), earlier)
     last, _, offset = before[-1]
     return [*before, (config, run, offset + last.total_steps)]
 
@@ -213,7 +212,9 @@ def _binned_curve(curve: pd.DataFrame) -> list[dict[str, float]]:
     places = np.minimum(np.searchsorted(ends, curve["step"]), CURVE_BINS - 1)
     bins: list[dict[str, float]] = []
     for place, group in curve.groupby(places):
-        means = {name: round(float(group[name].to_numpy(dtype=float).mean()), 4) for name in ("return", "length", "crashed")}
+        means = {
+            name: round(float(group[name].to_numpy(dtype=float).mean()), 4) for name in ("return", "length", "crashed")
+        }
         bins.append({"step": float(ends[int(str(place))]), "episodes": len(group), **means})
     return bins
 

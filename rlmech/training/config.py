@@ -8,6 +8,7 @@ It holds `name`, `about`, `continues`, `seed`, `total_steps`, `n_checkpoints`; t
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -146,6 +147,24 @@ class TrainConfig:
                 fix=f"mend the file: {error}",
             ) from None
         return _from_toml(raw)
+
+    @classmethod
+    def read_run(cls, run: Path) -> TrainConfig:
+        """Read the configuration of a run from its directory.
+
+        Raises:
+            ConfigError: There is none, or it is damaged.
+        """
+        try:
+            values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "The directory is not that of a training run.",
+                given=f"{run}: {error}",
+                expected="a directory with a config.json, as rlmech train makes it",
+                fix="check the path, or train that run first",
+            ) from error
+        return cls.from_json(values)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_json` reads them back."""

@@ -60,7 +60,7 @@ def train(config: TrainConfig | str | Path, run: str | Path | None = None, *, pr
 
 def learn(config: TrainConfig, run: Path, *, progress: bool = True) -> None:
     """Train up to the last checkpoint; a run that has it is left as it is."""
-    _claim(run, config)
+    _check_claim(run, config)
     if (run / "checkpoints" / f"step_{config.total_steps:07d}.zip").exists():
         return
     torch.set_num_threads(1)
@@ -71,22 +71,34 @@ def learn(config: TrainConfig, run: Path, *, progress: bool = True) -> None:
         recorder.save_resume()
 
 
+def _check_claim(run: Path, config: TrainConfig) -> None:
+    """Check that the run's directory, if it is there, is this configuration's."""
+    if not (run / "config.json").exists():
+        return
+    ours, theirs = config.to_json(), TrainConfig.read_run(run).to_json()
+    differ = [key for key in ours if ours[key] != theirs[key]]
+    if differ:
+        raise ConfigError(
+            "The run's directory holds a run of another configuration.",
+            given=f"{run}, where {', '.join(f'{key}={theirs[key]!r}' for key in differ)}",
+            expected=", ".join(f"{key}={ours[key]!r}" for key in differ),
+            fix="name another directory with --run, or remove this one",
+        )
+
+
 def _claim(run: Path, config: TrainConfig) -> None:
-    """Make the run's directory, or check that it is this configuration's."""
-    path = run / "config.json"
-    if path.exists():
-        there = TrainConfig.from_json(json.loads(path.read_text()))
-        if there != config:
-            ours, theirs = config.to_json(), there.to_json()
-            differ = [key for key in ours if ours[key] != theirs[key]]
-            raise ConfigError(
-                "The run's directory holds a run of another configuration.",
-                given=f"{run}, where {', '.join(f'{key}={theirs[key]!r}' for key in differ)}",
-                expected=", ".join(f"{key}={ours[key]!r}" for key in differ),
-                fix="name another directory with --run, or remove this one",
-            )
+    """Make the run's directory."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    (run / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    (run / "curve.csv").write_text(",".join(CURVE_COLUMNS) + "\n")
+
+
+def _save_checkpoint(model: BaseAlgorithm, run: Path, step: int) -> None:
+    """Keep a checkpoint; only a complete one takes its name."""
+    path = run / "checkpoints" / f"step_{step:07d}.zip"
+    partial = path.with_name(f".{path.name}")
+    model.save(partial)
+    partial.replace(path)
 
 
 def _resumed_or_new(run: Path, config: TrainConfig) -> tuple[BaseAlgorithm, int]:
@@ -98,7 +110,6 @@ def _resumed_or_new(run: Path, config: TrainConfig) -> tuple[BaseAlgorithm, int]
         model.set_random_seed(config.seed + model.num_timesteps)
         _cut_curve(run / "curve.csv", model.num_timesteps)
         return model, model.num_timesteps
-    (run / "curve.csv").write_text(",".join(CURVE_COLUMNS) + "\n")
     kwargs = _algorithm_kwargs(config, algorithm)
     if config.continues is None:
         model = algorithm(env=env, seed=config.seed, policy_kwargs=_policy_kwargs(config), **kwargs)
@@ -113,7 +124,8 @@ def _resumed_or_new(run: Path, config: TrainConfig) -> tuple[BaseAlgorithm, int]
             )
         kwargs.pop("policy", None)
         model = _opened(algorithm, saved, env, seed=config.seed, **kwargs)
-    model.save(run / "checkpoints" / "step_0000000.zip")
+    _claim(run, config)
+    _save_checkpoint(model, run, 0)
     return model, 0
 
 
@@ -199,7 +211,7 @@ class _RunRecorder(BaseCallback):
             if done:
                 self._end_episode(info)
         if self.num_timesteps in self.config.checkpoint_steps:
-            self.model.save(self.run / "checkpoints" / f"step_{self.num_timesteps:07d}.zip")
+            _save_checkpoint(self.model, self.run, self.num_timesteps)
         if self.num_timesteps % RESUME_EVERY == 0:
             self.save_resume()
         if self.bar is not None:

@@ -134,3 +134,18 @@ def test_to_and_detach_give_new_caches(cache):
     moved = cache.to("cpu")
     assert moved is not cache
     assert not any(value.requires_grad for value in cache.detach().values())
+
+
+def test_per_head_results_are_computed_when_asked_for_and_not_from_other_weights():
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(nets.FusedAttention(), nets.scenes(2))
+    obs = nets.scenes(3)
+    _, cache = policy.run_with_cache(obs)
+    _, asked = policy.run_with_cache(obs, "hook_result")
+    assert torch.equal(cache["hook_result"], asked["hook_result"])
+    assert list(cache) == [name for name in policy.hook_dict if name != "hook_result"] + ["hook_result"]
+    _, late = policy.run_with_cache(obs)
+    with torch.no_grad():
+        policy.module.out.weight.mul_(2)
+    with pytest.raises(CacheError, match="weights have changed"):
+        late["hook_result"]

@@ -95,7 +95,7 @@ def test_replacing_an_activation_by_itself_changes_nothing(case):
 
 
 def test_every_point_is_a_cut_that_an_edit_passes_through(case):
-    """Values of another observation, put in at every point that cuts the graph alone, give that observation's scores."""
+    """Values of another observation, put in at the inputs or at the output, give that observation's scores."""
     _, _, example, policy = case
     with torch.no_grad():
         one, other = example(4), example(4)

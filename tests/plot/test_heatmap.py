@@ -96,7 +96,7 @@ def test_a_dimension_that_is_not_there_is_named():
 def test_a_sweep_stands_by_hook_and_head_with_its_interval():
     result = sites(["a.hook_v"] * 2 + ["a.hook_z"] * 2, [0.1, 0.2, 0.3, 0.4], head=[0, 1, 0, 1])
     trace = sweep(result).data[0]
-    assert (list(trace.y), list(trace.x)) == (["a.hook_v", "a.hook_z"], ["0", "1"])
+    assert (list(trace.y), list(trace.x)) == (["hook_v", "hook_z"], ["0", "1"])
     np.testing.assert_allclose(np.asarray(trace.z), [[0.1, 0.2], [0.3, 0.4]])
     np.testing.assert_allclose(np.asarray(trace.customdata)[1, 0], [0.05, 0.8])
     assert "95 % interval" in trace.hovertemplate
@@ -108,7 +108,7 @@ def test_a_sweep_over_heads_and_entities_has_a_panel_per_hook():
         ["a.hook_k", "a.hook_k", "a.hook_v"], [1.0, 2.0, 3.0], head=[0, 0, 0], entity=["ego", "vehicle_1", "ego"]
     )
     figure = sweep(result)
-    assert [a.text for a in figure.layout.annotations[:2]] == ["a.hook_k", "a.hook_v"]
+    assert [a.text for a in figure.layout.annotations[:2]] == ["hook_k", "hook_v"]
     assert list(figure.data[0].x) == ["ego", "vehicle_1"]
 
 
@@ -122,6 +122,13 @@ def test_sites_that_select_other_axes_do_not_share_a_panel(nothing: object):
     )
     figure = sweep(result)
     assert [(list(t.y), list(t.x)) for t in figure.data] == [(["z"], ["2"]), (["e"], ["ego"])]
+
+
+def test_the_module_that_all_hook_points_lie_in_is_said_once():
+    result = sites(["net.a.hook_z", "net.b.hook_z"], [1.0, 2.0], head=[0, 0])
+    figure = sweep(result)
+    assert list(figure.data[0].y) == ["a.hook_z", "b.hook_z"]
+    assert figure.layout.annotations[-1].text.endswith("; hook points in net")
 
 
 def test_several_sweeps_stand_below_one_another_by_name():

@@ -259,6 +259,36 @@ def test_a_full_disk_at_the_first_episode_leaves_nothing(
     assert not (tmp_path / "full").exists()
 
 
+def test_a_disk_too_full_for_the_manifest_leaves_nothing(
+    cartpole: rlm.HookedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RecordingError, match="The recording could not be written"):
+        record(cartpole, make_env("CartPole-v1"), seeds=[0], path=tmp_path / "full", progress=False)
+    assert not (tmp_path / "full").exists()
+
+
+def test_an_interrupted_recording_keeps_the_finished_episodes(
+    cartpole: rlm.HookedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = store.append
+
+    def until_interrupted(path: Path, number: int, **parts: Any) -> None:
+        if number == 3:
+            (path / "episodes" / ".000003.1").mkdir()
+            raise KeyboardInterrupt
+        write(path, number, **parts)
+
+    monkeypatch.setattr(store, "append", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record(cartpole, make_env("CartPole-v1"), seeds=range(9), path=tmp_path / "cut", progress=False)
+    assert list(Recording.load(tmp_path / "cut").episodes["seed"]) == [0, 1, 2]
+    assert len(list((tmp_path / "cut" / "episodes").iterdir())) == 3
+
+
 @pytest.mark.slow
 def test_a_kill_leaves_the_finished_episodes(tmp_path: Path) -> None:
     path = tmp_path / "killed"

@@ -161,6 +161,8 @@ def test_a_run_continues_another_one_with_its_own_settings(run: Path, tmp_path: 
     assert _curve(config, tmp_path)["step"].is_monotonic_increasing
     with pytest.raises(ConfigError, match="no run to continue"):
         learn(dataclasses.replace(config, continues="nowhere"), tmp_path / "other", progress=False)
+    with pytest.raises(ConfigError, match="not that of a training run"):
+        checkpoints(dataclasses.replace(config, continues="nowhere"), tmp_path)
 
 
 def test_a_published_policy_acts_as_the_checkpoint_does(run: Path, tmp_path: Path) -> None:
@@ -194,6 +196,7 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(ConfigError, match=problem) as caught:
         learn(dataclasses.replace(CONFIG, **change), tmp_path, progress=False)
     assert fix in caught.value.fix
+    assert not list(tmp_path.iterdir()), "nothing is claimed by a run that never began"
 
 
 def test_a_curve_is_binned_by_the_steps_at_which_episodes_end() -> None:
