@@ -1,13 +1,19 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share; the package's shape annotations are checked while tests run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
+from jaxtyping import install_import_hook
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "seed_policy"
+import tests.typecheck
+
+install_import_hook("rlmech", "tests.typecheck.checked")
+
+import torch  # noqa: E402
+
+SEED_POLICY = Path(__file__).resolve().parents[2] / "shared" / "data" / "seed_policy"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +24,6 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def seed_policy_dir() -> Path:
     """The published checkpoint with its true outputs; not part of the repository."""
-    if not SHARED.exists():
+    if not SEED_POLICY.exists():
         pytest.skip("the published checkpoint is not here")
-    return SHARED
+    return SEED_POLICY

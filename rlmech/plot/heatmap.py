@@ -121,7 +121,7 @@ def sweep(
     module = _common_module([str(hook) for one in named.values() for hook in one.coords["hook"].values])
     for axes in dict.fromkeys(tuple(selected) for one in named.values() for selected in _selections(one)):
         grids += _sweep_grids(named, axes, module)
-    legend = _effect_title(next(iter(named.values()))) + (f"; hook points in {module}" if module else "")
+    legend = _effect_title(next(iter(named.values()))) + (f"<br>hook points in {module}" if module else "")
     return _draw(grids, colour_title=legend, title=title, limit=limit)
 
 
@@ -299,7 +299,7 @@ def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str
     columns = list(dict.fromkeys(cell.column for cell in cells))
     values = np.full((3, len(rows), len(columns)), np.nan)
     for cell in cells:
-        values[:, rows.index(cell.row), columns.index(cell.column)] = (cell.effect, cell.low, cell.high)
+        values[:, rows.index(cell.row), columns.index(cell.column) - 1] = (cell.effect, cell.low, cell.high)
     known = bool(np.isfinite(values[1:]).any())
     return _Panel(
         title=title,
@@ -340,6 +340,9 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
             title_text=grid.column_axis if last else None,
             title_standoff=8,
             zeroline=False,
+            showline=True,
+            mirror=True,
+            linecolor=CELLS,
             showticklabels=True,
             type="category",
             showgrid=False,
@@ -351,6 +354,9 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
             title_text=grid.row_axis if first else None,
             title_standoff=10,
             zeroline=False,
+            showline=True,
+            mirror=True,
+            linecolor=CELLS,
             showticklabels=first,
             type="category",
             showgrid=False,
@@ -358,7 +364,10 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
         )
     values = np.concatenate([grid.values.ravel() for grid in grids])
     named = any(grid.title for grid in grids)
-    top, bottom = 40 + 20 * named + 34 * bool(title), 96 if any(_long(grid.columns) for grid in grids) else 58
+    top, bottom = (
+        40 + 20 * named + 34 * bool(title) + 15 * colour_title.count("<br>"),
+        96 if any(_long(grid.columns) for grid in grids) else 58,
+    )
     axis = colour_axis(values, limit=limit)
     axis["colorbar"] |= {"lenmode": "pixels", "len": max(min(inner, 260), 100), "y": 1.0, "yanchor": "top"}
     figure.update_layout(
@@ -372,6 +381,7 @@ def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: f
     figure.update_annotations(font={"size": 13, "color": INK})
     figure.add_annotation(
         text=f"colour and numbers: {colour_title}" if colour_title else "",
+        align="left",
         x=0.0,
         xref="paper",
         xanchor="left",

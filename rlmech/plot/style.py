@@ -84,5 +84,5 @@ def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = N
         "colorscale": [list(stop) for stop in scale],
         "cmin": -reach if signed else 0.0,
         "cmax": reach,
-        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickformat": ".2~g", "nticks": 7, "xpad": 8, "ypad": 0},
+        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickformat": ".3~g", "nticks": 7, "xpad": 8, "ypad": 0},
     }

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Shaped, UInt8
 
 from rlmech.errors import RecordingError, nearest
 from rlmech.spec import PolicySpec
@@ -120,22 +121,22 @@ class Recording:
         return table.reset_index()
 
     @cached_property
-    def observations(self) -> np.ndarray | dict[str, np.ndarray]:
+    def observations(self) -> Shaped[np.ndarray, "step ..."] | dict[str, Shaped[np.ndarray, "step ..."]]:
         """What the policy saw, `[step, ...]`; by key for dictionary observations."""
         return self._by_key(OBSERVATION)
 
     @cached_property
-    def actions(self) -> np.ndarray:
+    def actions(self) -> Shaped[np.ndarray, "step ..."]:
         """What it did, `[step]`, or `[step, component]` for continuous actions."""
         return self._array(ACTION)
 
     @cached_property
-    def scores(self) -> np.ndarray:
+    def scores(self) -> Float[np.ndarray, "step action"]:
         """How it scored the actions, `[step, action]`."""
         return self._array(SCORES)
 
     @property
-    def frames(self) -> np.ndarray:
+    def frames(self) -> UInt8[np.ndarray, "step height width channel"]:
         """Pictures of the scenes decided in, `[step, height, width, channel]`, uint8.
 
         Raises:
@@ -150,7 +151,7 @@ class Recording:
             )
         return self._array(FRAMES)
 
-    def activation(self, name: str) -> np.ndarray:
+    def activation(self, name: str) -> Shaped[np.ndarray, "step ..."]:
         """The values at a hook point, `[step, ...]`, with `axes(name)`.
 
         Raises:

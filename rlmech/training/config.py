@@ -13,12 +13,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rlmech.errors import ConfigError, nearest
 
-Algorithm = Literal["DQN", "PPO", "A2C"]
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+ALGORITHMS = ("DQN", "PPO", "A2C")
 _TABLES: dict[str, tuple[str, ...]] = {
     "": (
         "name",
@@ -54,7 +53,7 @@ class TrainConfig:
             is kept as well, as step 0.
         env_id: Gymnasium id of the environment.
         env_config: Changes to the environment's own configuration.
-        algorithm: Stable-Baselines3 algorithm.
+        algorithm: Stable-Baselines3 algorithm, one of `ALGORITHMS`.
         algorithm_kwargs: Its arguments, `policy` among them; `learning_rate` is a number or `{start, end}`, linear.
         policy_kwargs: The policy's arguments; extractors are given by name.
         evaluation_first_seed: First of the evaluation's seeds, none of which is met in training or validation.
@@ -76,7 +75,7 @@ class TrainConfig:
     n_checkpoints: int
     env_id: str
     env_config: dict[str, Any] = field(default_factory=dict)
-    algorithm: Algorithm
+    algorithm: str
     algorithm_kwargs: dict[str, Any]
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
     evaluation_first_seed: int
@@ -98,7 +97,7 @@ class TrainConfig:
                 f"rlmech does not train with {self.algorithm!r}.",
                 given=repr(self.algorithm),
                 expected=f"one of {list(ALGORITHMS)}",
-                fix=_did_you_mean(str(self.algorithm), ALGORITHMS),
+                fix=_did_you_mean(self.algorithm, ALGORITHMS),
             )
         if not set(self.evaluation_seeds).isdisjoint(self.validation_seeds):
             raise ConfigError(

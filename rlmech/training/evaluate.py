@@ -10,12 +10,13 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
 import pandas as pd
 from gymnasium import spaces
+from jaxtyping import Float
 from rich.progress import track
 
 from rlmech.errors import ConfigError
@@ -29,6 +30,7 @@ Actor = Callable[[int], Decide]
 """From an episode's seed to the function that drives it."""
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """A policy with Stable-Baselines3's `predict`."""
 
@@ -127,7 +129,7 @@ def paired_difference(better: pd.DataFrame, worse: pd.DataFrame, column: str = "
     return {"n": len(values), "mean": float(values.mean()), "low": low, "high": high}
 
 
-def bootstrap(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Float[np.ndarray, " episode"], *, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval, 95 %, of a mean.
 
     Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13.

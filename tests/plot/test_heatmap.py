@@ -128,7 +128,7 @@ def test_the_module_that_all_hook_points_lie_in_is_said_once():
     result = sites(["net.a.hook_z", "net.b.hook_z"], [1.0, 2.0], head=[0, 0])
     figure = sweep(result)
     assert list(figure.data[0].y) == ["a.hook_z", "b.hook_z"]
-    assert figure.layout.annotations[-1].text.endswith("; hook points in net")
+    assert figure.layout.annotations[-1].text.endswith("<br>hook points in net")
 
 
 def test_several_sweeps_stand_below_one_another_by_name():

@@ -47,7 +47,7 @@ def test_each_row_is_the_vehicle_it_is_said_to_be(order: str, vehicles_count: in
         assert len(rows) == int((observation[:, 0] > 0.5).sum()), "as many rows as vehicles that are present"
         for row, vehicle in rows.items():
             state = dict(zip(VEHICLE_COLUMNS, vehicle, strict=True))
-            seen = [float(spec.features[i].physical(observation[row, i])) for i in (x, y, vx)]
+            seen = [spec.features[i].physical(observation[row : row + 1, i])[0] for i in (x, y, vx)]
             true = [state["x"], state["y"], state["speed"] * np.cos(state["heading"])]
             assert seen == pytest.approx(np.clip(true, [-30, -30, -20], [30, 30, 20]), abs=1e-4)
             assert observation[row, 0] == 1
