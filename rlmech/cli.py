@@ -100,11 +100,13 @@ def train(
     run: Annotated[Path | None, typer.Option("--run", help="The run's folder; runs/NAME by default.")] = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Train with Stable-Baselines3, or resume a run."""
+    """Train, evaluate and write a card; resumes a run."""
     from rlmech.training import train as run_training
 
     written = run_training(config, run, progress=not as_json)
-    print_result({"run": str(written)}, as_json=as_json, lines=[f"The run is at {written}."])
+    card = json.loads((written / "card.json").read_text(encoding="utf-8"))
+    lines = [card["about"], f"The run is at {written}, its card at {written / 'card.json'}."]
+    print_result({"run": str(written), "card": card}, as_json=as_json, lines=lines)
 
 
 @app.command()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmech.axes import Axis
-from rlmech.errors import HookError
+from rlmech.errors import HookError, SiteError
 
 HookFunction = Callable[..., Tensor | None]
 Direction = Literal["fwd", "bwd"]
@@ -190,9 +190,21 @@ class HookPoint(nn.Module):
         self._registry.clear(self.name)
 
     def size(self, axis: str) -> int:
-        """Size along an axis other than the batch."""
-        size = self.shape[self.axes.index(axis)]  # type: ignore[arg-type]
-        return -1 if size is None else size
+        """Size along an axis other than the batch.
+
+        Raises:
+            SiteError: The point has no such axis.
+        """
+        sizes: dict[str, int | None] = dict(zip(self.axes, self.shape, strict=True))
+        size = sizes.get(axis)
+        if size is None:
+            raise SiteError(
+                f"{self.name!r} has no axis {axis!r}.",
+                given=f"axis {axis!r}",
+                expected=f"one of {', '.join(self.axes[1:])}",
+                fix="choose a hook point that has the axis, or another axis",
+            )
+        return size
 
     def extra_repr(self) -> str:
         """Name, axes and sizes."""

@@ -6,7 +6,6 @@ bit or within 1e-5 of the output's scale. Cost: a second to wrap; a forward pass
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +26,12 @@ from rlmech.core.engine import Engine, EngineName, GraphEngine
 from rlmech.core.graph import NotTraceable
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
+from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
 from rlmech.core.names import NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.core.parity import prove_parity
 from rlmech.core.points import OutputKind, Point
-from rlmech.errors import EngineError, SiteError
+from rlmech.errors import EngineError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -86,17 +86,12 @@ class HookedPolicy(nn.Module):
 
     def _prepare(self) -> None:
         self._registry = HookRegistry()
-        self._mode_dependent = [m for m in self.module.modules() if _depends_on_mode(m)]
-        modes = {m: m.training for m in self.module.modules()}
-        self.module.eval()
-        try:
+        self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
+        with evaluating(self.module):
             self._engine = self._make_engine()
             prove_parity(self.module, self._engine, self._format)
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
             labels = entity_labels(self._engine, self._format, self.spec)
-        finally:
-            for child, training in modes.items():
-                child.training = training
         self.hook_dict: dict[str, HookPoint] = {
             name: HookPoint(
                 name,
@@ -277,7 +272,7 @@ class HookedPolicy(nn.Module):
         sites: list[Site] = []
         for name in self._names(names):
             point = self.hook_dict[name]
-            ranges = [point.labels.get(axis) or range(self._size(point, axis)) for axis in over]
+            ranges = [point.labels.get(axis) or range(point.size(axis)) for axis in over]
             for choice in itertools.product(*ranges):
                 sites.append(Site(name, **dict(zip(over, choice, strict=True))))
         return sites
@@ -300,11 +295,7 @@ class HookedPolicy(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of the network's names, shapes and present weights: the same weights give the same fingerprint."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.module)
 
     def point(self, name: str) -> HookPoint:
         """The hook point of a name.
@@ -406,25 +397,6 @@ class HookedPolicy(nn.Module):
             )
         return tuple(name for name in names if name in engine.points)
 
-    @staticmethod
-    def _size(point: HookPoint, axis: str) -> int:
-        if axis in point.axes[1:]:
-            return point.size(axis)
-        raise SiteError(
-            f"{point.name!r} has no axis {axis!r}.",
-            given=f"over {axis!r}",
-            expected=f"one of {', '.join(point.axes[1:])}",
-            fix="choose names that have the axis, or another axis",
-        )
-
     def _attach(self, hooks: Hooks, direction: Direction) -> list[HookHandle]:
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
         return [self._registry.attach(name, function, direction) for name, function in pairs]
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether train mode changes what a layer computes."""
-    if hasattr(module, "track_running_stats"):  # batch norm, and instance norm that keeps statistics
-        return True
-    dropout = getattr(module, "p" if type(module).__name__.endswith("Dropout") else "dropout", 0.0)
-    return isinstance(dropout, float) and dropout > 0

@@ -299,7 +299,7 @@ def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str
     columns = list(dict.fromkeys(cell.column for cell in cells))
     values = np.full((3, len(rows), len(columns)), np.nan)
     for cell in cells:
-        values[:, rows.index(cell.row), columns.index(cell.column) - 1] = (cell.effect, cell.low, cell.high)
+        values[:, rows.index(cell.row), columns.index(cell.column)] = (cell.effect, cell.low, cell.high)
     known = bool(np.isfinite(values[1:]).any())
     return _Panel(
         title=title,

@@ -96,6 +96,20 @@ def test_a_page_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+def test_a_page_is_never_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    original = Path.write_text
+
+    def noting(self: Path, *args: str, **kwargs: str) -> int:
+        opened.append(self.name)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", noting)
+    written(tmp_path, panel(SVG))
+    assert opened
+    assert "page.html" not in opened
+
+
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old = written(tmp_path, panel(SVG), title="old")
 

@@ -1,0 +1,39 @@
+"""Train and eval mode, weights and their fingerprint: the state of a module that decides how it may be run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Put a module in eval mode, and every part of it back as it was."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether train mode changes what a layer computes."""
+    if hasattr(module, "track_running_stats"):  # batch norm, and instance norm that keeps statistics
+        return True
+    dropout = getattr(module, "p" if type(module).__name__.endswith("Dropout") else "dropout", 0.0)
+    return isinstance(dropout, float) and dropout > 0
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of a module's names, shapes and present weights: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
