@@ -75,6 +75,10 @@ class CheckpointError(RlmechError, ValueError):
     """A checkpoint that is damaged, unsafe, or does not fit its configuration."""
 
 
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """A file that is not there."""
+
+
 class ConfigError(RlmechError, ValueError):
     """A configuration that is missing, malformed or contradictory."""
 

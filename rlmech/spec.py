@@ -87,6 +87,18 @@ class PolicySpec:
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for axis in ("entity", "feature", "action"):
+            names = self.names(axis)
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ConfigError(
+                    f"Two of the spec's {axis} names are the same.",
+                    given=", ".join(map(repr, twice)),
+                    expected="names that tell one from the other",
+                    fix="number them",
+                )
+
     def names(self, axis: str) -> tuple[str, ...]:
         """Names along `entity`, `feature` or `action`; empty where the spec has none."""
         match axis:

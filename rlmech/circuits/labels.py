@@ -36,7 +36,7 @@ def choose_block(policy: HookedPolicy, path: str | None) -> AttentionBlock:
         else "The policy has no attention.",
         given="block=None",
         expected=f"one of {paths}" if paths else "a policy with attention",
-        fix=f"name one: block={paths[0]!r}" if paths else "use local_affine for policies without attention",
+        fix=f"name one: block={paths[0]!r}" if paths else "patch or ablate its layers instead: rlm.ablation_sweep",
     )
 
 

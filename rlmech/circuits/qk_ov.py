@@ -20,6 +20,7 @@ from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ung
 from rlmech.circuits.labels import choose_block, labelled, provenance
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
+from rlmech.errors import ConfigError
 
 Space = Literal["model", "feature"]
 
@@ -71,18 +72,19 @@ def qk_circuit(
     policy: HookedPolicy,
     block: str | None = None,
     *,
-    space: Space = "model",
+    space: Space = "feature",
     obs: States | None = None,
-    gated: bool = True,
+    gated: bool | None = None,
 ) -> xr.Dataset:
     """What each head looks for: the bilinear form from a query's and a key's embedding, or features, to their score.
 
     Args:
         policy: The policy.
         block: Path of the attention block; None where there is one.
-        space: `model` for the product of the weights, `feature` for the form through the embeddings' gates.
-        obs: States whose gates are taken; needed for `space="feature"`, unless `gated=False`.
-        gated: False for the product of the weights with every gate held open, which is no state's own form.
+        space: `feature` for the form through the embeddings' gates, `model` for the product of the weights.
+        obs: States whose gates are taken, in feature space.
+        gated: False for the product with every gate held open, which is no state's own form and says so in `attrs`;
+            None for what `obs` allows: gated with states, open gates without.
 
     Returns:
         Scores before mask and softmax: dimensionless, positive attracts attention, the factor 1/sqrt(d_head) included.
@@ -109,8 +111,9 @@ def qk_circuit(
         8
     """
     found = choose_block(policy, block)
-    if space == "model":
+    if _in_model_space(space):
         return _qk_weights(policy, found)
+    gated = obs is not None if gated is None else gated
     return mean_qk(policy, obs, block=found) if gated else ungated_qk(policy, block=found)
 
 
@@ -118,9 +121,9 @@ def ov_circuit(
     policy: HookedPolicy,
     block: str | None = None,
     *,
-    space: Space = "model",
+    space: Space = "feature",
     obs: States | None = None,
-    gated: bool = True,
+    gated: bool | None = None,
     to: Readout = "action",
 ) -> xr.Dataset:
     """What each head says of what it attends to: the map from an embedding, or features, to what full attention adds.
@@ -128,9 +131,10 @@ def ov_circuit(
     Args:
         policy: The policy.
         block: Path of the attention block; None where there is one.
-        space: `model` for the product of the weights, `feature` for the map through the embeddings' gates.
-        obs: States whose gates are taken; needed for `space="feature"`, unless `gated=False`.
-        gated: False for the product of the weights with every gate held open, which is no state's own map.
+        space: `feature` for the map through the embeddings' gates, `model` for the product of the weights.
+        obs: States whose gates are taken, in feature space.
+        gated: False for the product with every gate held open, which is no state's own map and says so in `attrs`;
+            None for what `obs` allows: gated with states, open gates without.
         to: In feature space: `action` for the scores, through the output layers' gates, or `d_model`.
 
     Returns:
@@ -157,9 +161,18 @@ def ov_circuit(
         ('head', 'query', 'entity', 'feature', 'action')
     """
     found = choose_block(policy, block)
-    if space == "model":
+    if _in_model_space(space):
         return _ov_weights(policy, found)
+    gated = obs is not None if gated is None else gated
     return mean_ov(policy, obs, to=to, block=found) if gated else ungated_ov(policy, to=to, block=found)
+
+
+def _in_model_space(space: str) -> bool:
+    if space in ("model", "feature"):
+        return space == "model"
+    raise ConfigError(
+        f"There is no space {space!r}.", given=repr(space), expected="'feature' or 'model'", fix="space='feature'"
+    )
 
 
 def _qk_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:

@@ -61,7 +61,7 @@ class ActivationCache(Mapping[str, Tensor]):
                 expected=f"version {was}",
                 fix="work on cache[name].clone(); an edit belongs into policy.edited([...])",
             )
-        return value
+        return value.clone() if value.is_inference() else value  # those keep no count of in-place changes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

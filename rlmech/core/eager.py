@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -225,6 +227,22 @@ class _Recorder:
         return value
 
 
+def _unfolded(function: Any) -> Callable[..., Any]:
+    """A Python function of torch that does not hand itself over to a function mode as a whole."""
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, "has_torch_function": lambda *_: False},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_UNFOLDED_ATTENTION = _unfolded(F.multi_head_attention_forward)
+
+
 class _FunctionMode(TorchFunctionMode):
     def __init__(
         self,
@@ -244,6 +262,9 @@ class _FunctionMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:  # one call to torch's mode: look inside it
+            with self:
+                return _UNFOLDED_ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if not name or name in ("__set__", "__setitem__") or not _makes_tensors(result):

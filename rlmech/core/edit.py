@@ -5,6 +5,7 @@ One edit serves a single forward pass, a sweep or a whole episode. Exact: an edi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -291,13 +292,24 @@ def _choice(axis: str, value: Any) -> Choice:
             fix=f"{axis}=range(…)",
         )
     if isinstance(value, Iterable):
-        several = tuple(item if isinstance(item, str) else int(item) for item in value)
+        several = tuple(item if isinstance(item, str) else _whole(axis, item) for item in value)
         if not several:
             raise SiteError(
                 f"Nothing is selected along {axis!r}.", given="[]", expected="at least one position", fix="leave it out"
             )
         return several
-    return int(value)
+    return _whole(axis, value)
+
+
+def _whole(axis: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise SiteError(
+            f"A position along {axis!r} is a whole number or a name.",
+            given=f"{axis}={value!r}",
+            expected="an int, a name, or several of them",
+            fix=f"{axis}=0",
+        )
+    return operator.index(value)
 
 
 def _positions(point: HookPoint, axis: str, choice: Choice) -> tuple[int, ...]:

@@ -6,9 +6,11 @@ is read through its owner's dict at call time, so training, `load_state_dict` an
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.overrides import TorchFunctionMode
 
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
@@ -134,7 +137,7 @@ def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Export
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul():
             warnings.simplefilter("ignore")
             argument = example if isinstance(example, Tensor) else dict(example)
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
@@ -142,6 +145,58 @@ def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Export
         raise NotTraceable(str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep torch from printing whole graphs when something cannot be exported; the error says what is needed."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _EinsumAsMatmul(TorchFunctionMode):
+    """Traces a product of two tensors over one axis as the matrix product that it is, so that attention is seen in it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.einsum and isinstance(args[0], str):
+            operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+            product = _as_matmul(args[0], list(operands))
+            if product is not None:
+                return product
+        return func(*args, **(kwargs or {}))
+
+
+def _as_matmul(equation: str, operands: list[Tensor]) -> Tensor | None:
+    text = equation.replace(" ", "")
+    if len(operands) != 2 or "..." in text or "->" not in text:
+        return None
+    left, out = text.split("->")
+    a, b = left.split(",")
+    shared = [axis for axis in out if axis in a and axis in b]
+    rows = [axis for axis in out if axis in a and axis not in b]
+    columns = [axis for axis in out if axis in b and axis not in a]
+    summed = [axis for axis in a if axis in b and axis not in out]
+    plain = len(set(a)) == len(a) == len(shared + rows + summed) and len(set(b)) == len(b) == len(
+        shared + columns + summed
+    )
+    if not plain or (len(rows), len(columns), len(summed)) != (1, 1, 1):
+        return None
+    product = torch.matmul(
+        _permuted(operands[0], a, shared + rows + summed), _permuted(operands[1], b, shared + summed + columns)
+    )
+    return _permuted(product, "".join(shared + rows + columns), list(out))
+
+
+def _permuted(tensor: Tensor, have: str, wanted: list[str]) -> Tensor:
+    order = [have.index(axis) for axis in wanted]
+    return tensor if order == list(range(len(order))) else tensor.permute(order)
 
 
 def _mutates(node: torch.fx.Node) -> bool:

@@ -49,11 +49,13 @@ class HookHandle:
 
     def __init__(self, function: HookFunction, name: str, attached: dict[str, list[HookHandle]]) -> None:
         self.function, self.name, self.fired = function, name, 0
+        self.listening = True
         self._attached = attached
         attached.setdefault(name, []).append(self)
 
     def remove(self) -> None:
-        """Detach the function; detaching twice does nothing."""
+        """Detach the function; detaching twice does nothing. A backward pass that is still to come passes it by."""
+        self.listening = False
         handles = self._attached.get(self.name, [])
         if self in handles:
             handles.remove(self)
@@ -63,7 +65,7 @@ class HookHandle:
     def move(self, attached: dict[str, list[HookHandle]]) -> None:
         """Attach the function elsewhere."""
         self.remove()
-        self._attached = attached
+        self.listening, self._attached = True, attached
         attached.setdefault(self.name, []).append(self)
 
     def __enter__(self) -> HookHandle:
@@ -244,6 +246,8 @@ def check_fired(handles: Sequence[HookHandle]) -> None:
 
 def _backward(registry: HookRegistry, handle: HookHandle, point: HookPoint) -> Callable[[Tensor], Tensor]:
     def run(gradient: Tensor) -> Tensor:
+        if not handle.listening:
+            return gradient
         handle.fired += 1
         given = gradient.clone()
         with registry.suspended():

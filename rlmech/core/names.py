@@ -6,9 +6,21 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlmech.core.hook_point import HookPoint
 from rlmech.errors import SiteError, nearest
 
 Names = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class HookPoints(dict[str, HookPoint]):
+    """A policy's hook points by name; asking for one that is not there is an error with the nearest names."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        self.network = network
+
+    def __missing__(self, name: object) -> HookPoint:
+        raise NameChooser(self.network, list(self)).no_match(name)
 
 
 class NameChooser:
@@ -29,6 +41,8 @@ class NameChooser:
         Raises:
             SiteError: One of them, or the function, matches nothing.
         """
+        if not (names is None or callable(names) or isinstance(names, str | list | tuple)):
+            raise self.no_match(names)
         if callable(names):
             chosen = tuple(name for name in self.known if names(name))
             if not chosen:

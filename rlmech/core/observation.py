@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from rlmech.errors import ObservationError
 
@@ -132,11 +133,11 @@ def _as_tensor(key: str, value: Any) -> Tensor:
             expected="numbers",
             fix="give a numpy array or a tensor of numbers",
         )
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
+    return torch.as_tensor(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
 
 
 def _has_nan(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.is_meta or is_functorch_wrapped_tensor(tensor):
         return False
     if tensor.numel() <= SMALL:
         return not torch.equal(tensor, tensor)

@@ -14,6 +14,7 @@ from torch import nn
 
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Role
+from rlmech.core.attention_search import LAYOUT_OPS
 from rlmech.core.graph import Graph, Node
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
@@ -31,7 +32,7 @@ OPERATIONS: dict[str, Kind] = {
         (
             "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "prelu", "rrelu",
             "relu6", "hardtanh", "hardsigmoid", "hardswish", "softplus", "softsign", "log_sigmoid", "tanhshrink",
-            "softshrink", "hardshrink", "threshold", "softmax", "_softmax", "log_softmax", "_log_softmax", "glu",
+            "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "softmax", "_softmax", "log_softmax", "_log_softmax", "glu",
         ),
         "activation",
     ),
@@ -45,7 +46,7 @@ OPERATIONS: dict[str, Kind] = {
          "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
         "pool",
     ),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "recurrent"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), "recurrent"),
     "embedding": "layer",
 }  # fmt: skip
 ROLE_KINDS: dict[Role, Kind] = {
@@ -146,35 +147,40 @@ class _Namer:
         return points
 
     def _layers(self, in_attention: set[Node]) -> list[Point]:
+        """What leaf modules put out, and every other operation that has a kind, as the k-th of its module."""
+        ends = self._leaf_ends()
         points: list[Point] = []
-        last_in_scope = {node.scope: node for node in self.graph.nodes if node.shape is not None}
         for node in self.graph.nodes:
             kind = OPERATIONS.get(node.op)
-            if kind is None or node in in_attention or not _has_input(node):
+            ends_leaf = ends.get(node.scope) is node
+            if (kind is None or node in in_attention) and not ends_leaf:
                 continue
             shown = self._first_output(node)
-            if shown is None or not _has_batch(shown):
+            if shown is None or not _has_batch(shown) or not _has_input(node):
                 continue
-            points.append(self._layer(node, shown, kind))
-        named = {point.address.node for point in points}
-        for scope, node in last_in_scope.items():
-            if self._own_leaf(scope) and node not in named and _has_input(node) and _has_batch(node):
-                name = f"{strip_root(scope, self.root)}.hook_out"
-                address = Address(node=node, layout=Layout.plain(node.sizes))
-                points.append(Point(name=name, kind="layer", axes=self._axes(node, address.layout), address=address))
+            path = strip_root(node.scope, self.root)
+            if ends_leaf:
+                name = f"{path}.hook_out"
+            else:
+                op = node.op.lstrip("_")
+                name = f"{path}.{op}_{self.counts[path, op]}.hook_out".lstrip(".")
+                self.counts[path, op] += 1
+            address = Address(node=shown, layout=Layout.plain(shown.sizes))
+            axes = self._axes(shown, address.layout)
+            points.append(Point(name=name, kind=kind or "layer", axes=axes, address=address))
         return points
 
-    def _layer(self, node: Node, shown: Node, kind: Kind) -> Point:
-        path = strip_root(node.scope, self.root)
-        if self._builtin_leaf(node.scope) and not self.counts[path, ""]:
-            self.counts[path, ""] += 1
-            name = f"{path}.hook_out"
-        else:
-            op = node.op.lstrip("_")
-            name = f"{path}.{op}_{self.counts[path, op]}.hook_out".lstrip(".")
-            self.counts[path, op] += 1
-        layout = Layout.plain(shown.sizes)
-        return Point(name=name, kind=kind, axes=self._axes(shown, layout), address=Address(node=shown, layout=layout))
+    def _leaf_ends(self) -> dict[str, Node]:
+        """The last operation of each call of a module without children; the recurrent one where there is one."""
+        ends: dict[str, Node] = {}
+        for node in self.graph.nodes:
+            if node.op in ("parameter", "constant", "input", "getitem", "dropout", "sym_size") or node.op in LAYOUT_OPS:
+                continue
+            before = ends.get(node.scope)
+            if before is not None and OPERATIONS.get(before.op) == "recurrent":
+                continue
+            ends[node.scope] = node
+        return {scope: node for scope, node in ends.items() if self._is_leaf(scope)}
 
     def _first_output(self, node: Node) -> Node | None:
         if node.shape is not None:
@@ -252,24 +258,13 @@ class _Namer:
         except AttributeError:
             return None
 
-    def _builtin_leaf(self, scope: str) -> bool:
-        module = self._module(scope)
-        return (
-            bool(scope) and module is not None and _is_leaf(module) and type(module).__module__.startswith("torch.nn")
-        )
-
-    def _own_leaf(self, scope: str) -> bool:
+    def _is_leaf(self, scope: str) -> bool:
         module = self._module(scope)
         return (
             bool(scope)
             and module is not None
-            and _is_leaf(module)
-            and not type(module).__module__.startswith("torch.nn")
+            and all(name == "parametrizations" for name, _ in module.named_children())
         )
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None
 
 
 def _has_batch(node: Node) -> bool:

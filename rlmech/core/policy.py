@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from rlmech.core.graph import NotTraceable
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
 from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
-from rlmech.core.names import NameChooser, Names
+from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.core.parity import prove_parity
 from rlmech.core.points import OutputKind, Point
@@ -76,7 +76,7 @@ class HookedPolicy(nn.Module):
         action_space: Space[Any] | None = None,
     ) -> None:
         super().__init__()
-        self.module = module
+        self.module: nn.Module = getattr(module, "_orig_mod", module)  # of torch.compile: its own module is what counts
         self.spec = spec or PolicySpec()
         self.output_kind: OutputKind = output_kind
         self.observation_space, self.action_space = observation_space, action_space
@@ -87,13 +87,19 @@ class HookedPolicy(nn.Module):
     def _prepare(self) -> None:
         self._registry = HookRegistry()
         self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
+        self._children = [
+            (module._modules, name, child)  # pyright: ignore[reportPrivateUsage]
+            for module in self.module.modules()
+            for name, child in module.named_children()
+        ]
         with evaluating(self.module):
             self._engine = self._make_engine()
             prove_parity(self.module, self._engine, self._format)
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
             labels = entity_labels(self._engine, self._format, self.spec)
-        self.hook_dict: dict[str, HookPoint] = {
-            name: HookPoint(
+        self.hook_dict = HookPoints(type(self.module).__name__)
+        for name, point in self._engine.points.items():
+            self.hook_dict[name] = HookPoint(
                 name,
                 axes=point.axes,
                 shape=tuple(None if size < 0 else size for size in point.address.layout.canonical_shape),
@@ -101,8 +107,6 @@ class HookedPolicy(nn.Module):
                 registry=self._registry,
                 labels=labels.get(name),
             )
-            for name, point in self._engine.points.items()
-        }
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in self._engine.points.items()}
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
@@ -168,8 +172,9 @@ class HookedPolicy(nn.Module):
         if later:
             chosen = self._at_once
         scores, values = engine.run(arrays, chosen, self._registry, self.hook_dict)
-        if type(obs) is not Tensor:  # an array's memory may be used again, and no version counter would tell
+        if values:  # the caller goes on using its observation and its scores
             values |= {name: values[name].clone() for name in chosen if name.startswith("hook_obs")}
+            scores = scores.clone()
         cache = ActivationCache(values, axes=self._all_axes)
         for name in later:
             cache.defer(name, self.graph_engine.deferred(name, cache))
@@ -191,6 +196,8 @@ class HookedPolicy(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        for handle in backward:
+            handle.listening = True  # the caller's own backward is still to come
         check_fired([handle for handle in handles if handle not in backward])
         return scores
 
@@ -249,19 +256,19 @@ class HookedPolicy(nn.Module):
         """
         single = self._format.is_single(obs)
         batch = {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, Mapping) else np.asarray(obs)[None]
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             scores = self(batch if single else obs)
         actions = choose_actions(scores, self.output_kind, self.action_space, deterministic=deterministic)
         return (actions[0] if single else actions), state
 
     # ---- looking
 
-    def sites(self, names: Names = None, *, over: Sequence[str] = ()) -> list[Site]:
+    def sites(self, names: Names = None, *, over: str | Sequence[str] = ()) -> list[Site]:
         """Expand hook names into sites, one for each position along some axes.
 
         Args:
             names: As in `run_with_cache`.
-            over: Axes to run through; points without them are an error.
+            over: Axis or axes to run through; points without them are an error.
 
         Example:
             >>> import rlmech as rlm
@@ -270,6 +277,7 @@ class HookedPolicy(nn.Module):
             4
         """
         sites: list[Site] = []
+        over = (over,) if isinstance(over, str) else over
         for name in self._names(names):
             point = self.hook_dict[name]
             ranges = [point.labels.get(axis) or range(point.size(axis)) for axis in over]
@@ -303,8 +311,6 @@ class HookedPolicy(nn.Module):
         Raises:
             SiteError: There is none, with the nearest names.
         """
-        if name not in self.hook_dict:
-            raise self._names.no_match(name)
         return self.hook_dict[name]
 
     def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
@@ -373,8 +379,21 @@ class HookedPolicy(nn.Module):
 
     # ---- inside
 
+    @property
+    def couples_rows(self) -> bool:
+        """Whether train mode makes rows depend on each other or on chance: sweeps refuse that."""
+        return any(module.training for module in self._mode_dependent)
+
     def _active_engine(self) -> Engine:
-        if self._mode_dependent and any(module.training for module in self._mode_dependent):
+        for children, name, child in self._children:
+            if children.get(name) is not child:
+                raise EngineError(
+                    f"The network was changed since it was wrapped: {name!r} is another module now.",
+                    given=f"a {type(children.get(name)).__name__}",
+                    expected=f"the {type(child).__name__} that was traced",
+                    fix="wrap the network again: HookedPolicy(module, example_obs)",
+                )
+        if self._mode_dependent and self.couples_rows:
             if self._eager is None:
                 self._eager = EagerEngine(
                     self.module,

@@ -56,7 +56,10 @@ def _setup(look: FirstLook, source: str) -> str:
     seeds = manifest["seeds"]
     names = list(manifest["activations"])
     run = range(seeds[0], seeds[-1] + 1)
-    return f"""import rlmech as rlm
+    return f"""import torch
+import xarray as xr
+
+import rlmech as rlm
 
 policy = rlm.load({source!r})
 env = rlm.make_env({manifest["env"]["id"]!r}, config=policy.spec.env_config)

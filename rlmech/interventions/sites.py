@@ -29,7 +29,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
-        chosen = [found for site in sites for found in (policy.sites(site) if isinstance(site, str) else [site])]
+        chosen = [found for site in sites for found in ([site] if isinstance(site, Site) else policy.sites(site))]
     if not chosen:
         raise SiteError(
             "There is no site to sweep over.",
@@ -76,7 +76,8 @@ def _automatic(policy: HookedPolicy) -> list[Site]:
     hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
     channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
     neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
-    return [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
+    chosen = [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
+    return chosen or [Site(name) for name, point in points.items() if point.kind in ("linear", "observation")]
 
 
 def _last_of_each_module(names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from rlmech.core.layout import Layout
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Program
+from rlmech.errors import EngineError
 from rlmech.interventions.metrics import BoundMetric, Outputs
 
 ROWS_AT_ONCE = 1024
@@ -67,6 +68,13 @@ def run_sweep(
         metric: Bound to the unpatched runs.
         on_site: Called with the number of sites finished, now and then.
     """
+    if policy.couples_rows:
+        raise EngineError(
+            "The network is in train mode, where batch statistics and dropout couple or randomise rows.",
+            given="policy.training with dropout or batch norm",
+            expected="eval mode",
+            fix="policy.eval()",
+        )
     names = list(dict.fromkeys(site.name for site in sites))
     with torch.no_grad():
         arrays = policy.coerce(obs)

@@ -50,7 +50,7 @@ class MultiLayerPerceptron(nn.Module):
         self.activation: Activation = activation
         self.flatten = flatten
 
-    def forward(self, x: Float[Tensor, batch *rest]) -> Float[Tensor, batch *rest_out]:
+    def forward(self, x: Float[Tensor, batch * rest]) -> Float[Tensor, batch * rest_out]:
         """Map the last axis through the hidden layers and the head."""
         if self.flatten:
             x = rearrange(x, "batch ... -> batch (...)")
@@ -102,7 +102,7 @@ class DuelingNetwork(nn.Module):
         super().__init__()
         self.base_module, self.value, self.advantage = base_module, value, advantage
 
-    def forward(self, x: Float[Tensor, batch *rest]) -> Float[Tensor, "batch action"]:
+    def forward(self, x: Float[Tensor, batch * rest]) -> Float[Tensor, "batch action"]:
         """Score the actions."""
         base = self.base_module(x)
         advantage = self.advantage(base)

@@ -257,7 +257,7 @@ def _attention(ego: _Vehicle, vehicles: Sequence[_Vehicle], weights: _Weights) -
             if vehicle is ego:
                 shapes += tag("circle", "", cx=ego.x, cy=ego.y, r=3.4 + RING * head, fill="none", **style)
             else:
-                shapes += _line(ego, vehicle, shift=(head - (n_heads - 1) / 2) * 0.75, style=style)
+                shapes += _line(ego, vehicle, shift=(head - (n_heads - 1) / 2) * 1.15, style=style)
         drawn.append(tag("g", shapes or " ", class_=f"head-{head}"))
     return "".join(drawn)
 

@@ -1,6 +1,7 @@
 """From a finished run to its card: choose a checkpoint, evaluate it beside baselines, write down what came out.
 
-The checkpoint of the highest mean return on the validation seeds is chosen; what is published is measured on the
+The checkpoint of the highest mean return on the validation seeds is chosen, among those that crash no more often than
+the configuration allows; what is published is measured on the
 evaluation seeds, which neither training nor the choice has met. Episodes are kept as CSV files under `validation/` and
 `evaluation/` in the run's directory, so that an assessment that was killed goes on where it stopped. Steps count from
 the untrained network, through all runs that were continued.
@@ -66,17 +67,14 @@ def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Ca
     rungs = checkpoints(config, run)
     env = make_env(config.env_id, config=_home_config(config))
     ladder = [_validated(rung, config, env, progress=progress) for rung in rungs]
-    best = max(ladder[1:], key=lambda rung: rung["return"]["mean"])["step"]
+    best, chosen_by = _choose(ladder[1:], config)
     chosen = next(rung for rung in rungs if rung.step == best)
     evaluations = _evaluate_everywhere(config, run, chosen, rungs[0], progress=progress)
     card = Card(
         name=config.name,
         about=_about(config, chosen.step, evaluations[0]),
         step=chosen.step,
-        chosen_by=(
-            f"highest mean return of {len(ladder) - 1} checkpoints over {config.validation_episodes} validation seeds "
-            f"from {config.validation_first_seed}"
-        ),
+        chosen_by=chosen_by,
         config=config.to_json(),
         continued=[earlier.to_json() for earlier, _, _ in history(config, run)[:-1]],
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
@@ -121,6 +119,17 @@ def _validated(rung: Checkpoint, config: TrainConfig, env: gym.Env, *, progress:
     _tell(f"validation: step {rung.step}", progress=progress)
     table = evaluate(rung.load(), env, seeds=config.validation_seeds, path=rung.validation, progress=progress)
     return {"step": rung.step, **summarise(table)}
+
+
+def _choose(ladder: list[dict[str, Any]], config: TrainConfig) -> tuple[int, str]:
+    """Step of the best checkpoint, and how it was found."""
+    limit, allowed, among = config.crash_limit, ladder, f"{len(ladder)} checkpoints"
+    careful = [rung for rung in ladder if limit is None or rung["crashed"]["mean"] <= limit]
+    if limit is not None and careful:
+        allowed, among = careful, f"those {len(careful)} of {among} that crash in at most {limit:.0%} of episodes,"
+    best = max(allowed, key=lambda rung: rung["return"]["mean"])
+    seeds = f"{config.validation_episodes} validation seeds from {config.validation_first_seed}"
+    return best["step"], f"highest mean return of {among} over {seeds}"
 
 
 def _evaluate_everywhere(

@@ -2,8 +2,8 @@
 
 It holds `name`, `about`, `continues`, `seed`, `total_steps`, `n_checkpoints`; tables `[env]` (`id`, `config`),
 `[algorithm]` (`class` and the arguments of that class), `[policy_kwargs]` and `[evaluation]` (`first_seed`,
-`n_episodes`, `validation_first_seed`, `validation_episodes`, `config`); and any number of `[[evaluation.also_on]]`
-(`id`, `config`, `n_episodes`).
+`n_episodes`, `validation_first_seed`, `validation_episodes`, `crash_limit`, `config`); and any number of
+`[[evaluation.also_on]]` (`id`, `config`, `n_episodes`).
 """
 
 from __future__ import annotations
@@ -18,24 +18,17 @@ from typing import Any
 from rlmech.errors import ConfigError, nearest
 
 ALGORITHMS = ("DQN", "PPO", "A2C")
+_EVALUATION = ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "crash_limit", "config")
 _TABLES: dict[str, tuple[str, ...]] = {
     "": (
-        "name",
-        "about",
-        "continues",
-        "seed",
-        "total_steps",
-        "n_checkpoints",
-        "env",
-        "algorithm",
-        "policy_kwargs",
-        "evaluation",
+        *("name", "about", "continues", "seed", "total_steps", "n_checkpoints"),
+        *("env", "algorithm", "policy_kwargs", "evaluation"),
     ),
     "env": ("id", "config"),
-    "evaluation": ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "config", "also_on"),
+    "evaluation": (*_EVALUATION, "also_on"),
     "evaluation.also_on": ("id", "config", "n_episodes"),
 }
-_OPTIONAL = ("about", "continues", "config", "policy_kwargs", "validation_first_seed", "validation_episodes", "also_on")
+_OPTIONAL = ("about", "continues", "policy_kwargs", "config", "also_on", *_EVALUATION[2:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +53,7 @@ class TrainConfig:
         evaluation_episodes: Number of evaluation episodes.
         validation_first_seed: First of the seeds on which a checkpoint is chosen.
         validation_episodes: Number of validation episodes per checkpoint.
+        crash_limit: Highest crash rate on the validation seeds of a checkpoint that may be chosen; None for any.
         evaluation_config: Configuration of the environment that is evaluated in; None for that of the training.
         also_on: Further environments to evaluate in, each with `id`, `config` and `n_episodes`.
 
@@ -82,6 +76,7 @@ class TrainConfig:
     evaluation_episodes: int
     validation_first_seed: int = 50_000
     validation_episodes: int = 100
+    crash_limit: float | None = None
     evaluation_config: dict[str, Any] | None = None
     also_on: list[dict[str, Any]] = field(default_factory=list)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,23 @@ def test_the_page_has_every_figure_with_its_code(look: FirstLook, tmp_path: Path
         assert f"<h3>{title}" in page
     assert page.count("<article") == page.count("The code that makes this")
     assert page.count('<template class="frame"') == len(look.recording.steps)
+
+
+@pytest.mark.slow
+def test_the_code_on_the_page_runs_from_top_to_bottom(
+    look: FirstLook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    saved = tmp_path / "policy"
+    rlm.save_policy(look.policy, saved)
+    page = write_page(look, tmp_path / "index.html", source=str(saved)).read_text(encoding="utf-8")
+    snippets = [unescape(re.sub(r"<[^>]+>", "", code)) for code in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
+    assert len(snippets) == 1 + page.count("<article")
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert isinstance(names["recording"], rlm.Recording)
+    assert names["recording"].steps["action"].tolist() == look.recording.steps["action"].tolist()
+    capsys.readouterr()
 
 
 def test_a_policy_without_attention_gets_a_page_too(tmp_path: Path):

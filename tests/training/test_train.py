@@ -18,7 +18,7 @@ from rlmech import load
 from rlmech.errors import ConfigError
 from rlmech.rollouts.env import make_env
 from rlmech.training import TrainConfig, publish, train
-from rlmech.training.assess import _binned_curve, _curve, checkpoints
+from rlmech.training.assess import _binned_curve, _choose, _curve, checkpoints
 from rlmech.training.train import _RunRecorder, learn
 from rlmech.zoo import Card
 
@@ -203,6 +203,18 @@ def test_a_curve_is_binned_by_the_steps_at_which_episodes_end() -> None:
     rows = {"step": [10, 19, 20], "return": [1.0, 2.0, 4.0], "length": [10, 9, 1], "crashed": [0, 0, 1]}
     curve = _binned_curve(pd.DataFrame(rows))
     assert [(b["step"], b["episodes"], b["return"]) for b in curve] == [(10, 1, 1), (19, 1, 2), (20, 1, 4)]
+
+
+def test_a_checkpoint_that_crashes_too_often_is_passed_over() -> None:
+    ladder = [
+        {"step": step, "return": {"mean": mean}, "crashed": {"mean": rate}}
+        for step, mean, rate in [(1, 7.0, 0.2), (2, 6.0, 0.1), (3, 5.0, 0.0)]
+    ]
+    assert _choose(ladder, CONFIG) == (1, "highest mean return of 3 checkpoints over 2 validation seeds from 50000")
+    careful = _choose(ladder, dataclasses.replace(CONFIG, crash_limit=0.15))
+    assert careful[0] == 2
+    assert "those 2 of 3 checkpoints that crash in at most 15% of episodes" in careful[1]
+    assert _choose(ladder[:1], dataclasses.replace(CONFIG, crash_limit=0.1))[0] == 1, "the best there is"
 
 
 def test_a_run_is_trained_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
