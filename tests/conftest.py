@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-import tests.typecheck
+import tests.typecheck  # noqa: F401  # the import hook asks for it by name
 
 install_import_hook("rlmech", "tests.typecheck.checked")
 

@@ -15,7 +15,11 @@ from rlmech.training.train import learn
 
 HERE = Path(__file__).parent
 PARTS = {
-    "intersection-ego-attention": ("intersection_ego_attention", "intersection_ego_attention_annealed"),
+    "intersection-ego-attention": (
+        "intersection_ego_attention",
+        "intersection_ego_attention_annealed",
+        "intersection_ego_attention_careful",
+    ),
     "highway-dqn-mlp": ("highway_dqn_mlp", "highway_dqn_mlp_annealed"),
 }
 LADDERS = {"intersection-ego-attention": True, "highway-dqn-mlp": False}

@@ -31,8 +31,13 @@ HEAD_AXES: tuple[Axis, ...] = ("batch", "head", "query", "key")
 PROBE_BATCH = 2
 
 
-def find_attention(graph: Graph) -> list[Found]:
-    """All attention blocks of a graph; adds the synthetic nodes they need."""
+def find_attention(graph: Graph, *, weights: bool = True) -> list[Found]:
+    """All attention blocks of a graph; adds the synthetic nodes they need.
+
+    Args:
+        graph: The graph.
+        weights: Whether to look for the linear maps around a block, too, which takes running parts of the graph.
+    """
     users = graph.users()
     found: list[Found] = []
     for node in list(graph.nodes):
@@ -42,9 +47,10 @@ def find_attention(graph: Graph) -> list[Found]:
             block = _from_softmax(node, users)
         else:
             continue
-        if block is not None:
+        if block is not None and weights:
             _find_projections(graph, block)
             _find_output(graph, block, graph.users())
+        if block is not None:
             found.append(block)
     return found
 

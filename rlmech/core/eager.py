@@ -69,10 +69,8 @@ class EagerEngine:
         self.points: dict[str, Point] = {}
         blocks: dict[str, Found] = {}
         for recording in self._recordings():
-            found = {strip_root(block.scope, root): block for block in find_attention(recording)}
+            found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
             for block in found.values():
-                block.projections.clear()
-                block.output = block.result = block.attn_out = None
                 block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS)
             points = name_points(recording, module, root=root, blocks=found, output_kind=output_kind)
             outputs = {name: point for name, point in points.items() if point.kind == "output"}

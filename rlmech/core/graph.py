@@ -42,6 +42,7 @@ class Node:
         shape: Sizes; None for what is not a tensor.
         dtype: Dtype of a tensor, else None.
         owner: For a parameter or buffer: the dict that holds it. For an input: its key.
+        synthetic: Whether it was added to the module's own operations: a per-head result, decomposed attention.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Node:
     shape: tuple[Size, ...] | None = None
     dtype: torch.dtype | None = None
     owner: Any = None
+    synthetic: bool = False
 
     def __repr__(self) -> str:
         return f"%{self.index}:{self.op}"
@@ -97,7 +99,7 @@ class Graph:
 
     def add(self, op: str, call: Callable[..., Any], *args: Any, like: Node, shape: tuple[Size, ...]) -> Node:
         """Append a synthetic node that stands in the scope of `like`."""
-        node = Node(len(self.nodes), op, call, args, {}, like.scope, shape, like.dtype)
+        node = Node(len(self.nodes), op, call, args, {}, like.scope, shape, like.dtype, synthetic=True)
         self.nodes.append(node)
         return node
 
@@ -160,7 +162,7 @@ def _quiet() -> Generator[None]:
 
 
 class _EinsumAsMatmul(TorchFunctionMode):
-    """Traces a product of two tensors over one axis as the matrix product that it is, so that attention is seen in it."""
+    """Traces a product of two tensors over one axis as the matrix product that it is: attention is then seen in it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -32,7 +32,8 @@ OPERATIONS: dict[str, Kind] = {
         (
             "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "prelu", "rrelu",
             "relu6", "hardtanh", "hardsigmoid", "hardswish", "softplus", "softsign", "log_sigmoid", "tanhshrink",
-            "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "softmax", "_softmax", "log_softmax", "_log_softmax", "glu",
+            "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "softmax", "_softmax",
+            "log_softmax", "_log_softmax", "glu",
         ),
         "activation",
     ),
@@ -174,7 +175,11 @@ class _Namer:
         """The last operation of each call of a module without children; the recurrent one where there is one."""
         ends: dict[str, Node] = {}
         for node in self.graph.nodes:
-            if node.op in ("parameter", "constant", "input", "getitem", "dropout", "sym_size") or node.op in LAYOUT_OPS:
+            if (
+                node.synthetic
+                or node.op in ("parameter", "constant", "input", "getitem", "dropout", "sym_size")
+                or node.op in LAYOUT_OPS
+            ):
                 continue
             before = ends.get(node.scope)
             if before is not None and OPERATIONS.get(before.op) == "recurrent":

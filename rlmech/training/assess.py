@@ -72,7 +72,7 @@ def assess(config: TrainConfig, run: str | Path, *, progress: bool = True) -> Ca
     evaluations = _evaluate_everywhere(config, run, chosen, rungs[0], progress=progress)
     card = Card(
         name=config.name,
-        about=_about(config, chosen.step, evaluations[0]),
+        about=_about(config, chosen.step, evaluations),
         step=chosen.step,
         chosen_by=chosen_by,
         config=config.to_json(),
@@ -174,23 +174,33 @@ def _evaluation(env_id: str, env_config: dict[str, Any], first: int, tables: dic
     )
 
 
-def _about(config: TrainConfig, step: int, home: Evaluation) -> str:
-    """The configuration's own words, and what the evaluation says."""
-    policy, constant, by = home.drivers[POLICY], home.drivers[home.best_constant], home.difference["return"]
+def _about(config: TrainConfig, step: int, evaluations: list[Evaluation]) -> str:
+    """The configuration's own words, and what the evaluations say."""
+    sentences = [
+        config.about.strip(),
+        f"Trained with {config.algorithm} for {step} environment steps.",
+        *(_verdict(evaluation) for evaluation in evaluations),
+        "Brackets are 95 % intervals.",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _verdict(evaluation: Evaluation) -> str:
+    """How the policy does in one environment, beside the best constant action."""
+    policy, by = evaluation.drivers[POLICY], evaluation.difference["return"]
+    constant = evaluation.drivers[evaluation.best_constant]
     verdict = "clearly better" if by["low"] > 0 else "worse" if by["high"] < 0 else "not distinguishable"
-    measured = f"Over {policy['n']} unseen seeds of {home.env_id} its mean return is {_interval(policy['return'])}"
+    changed = ", ".join(f"{key} {value}" for key, value in evaluation.env_config.items())
+    place = f"{evaluation.env_id} ({changed})" if changed else evaluation.env_id
+    measured = f"Over {policy['n']} unseen seeds of {place} its mean return is {_interval(policy['return'])}"
     if "crashed" in policy:
         measured += f", its crash rate {_interval(policy['crashed'])}"
     if "arrived" in policy:
         measured += f", its arrival rate {_interval(policy['arrived'])}"
-    sentences = [
-        config.about.strip(),
-        f"Trained with {config.algorithm} for {step} environment steps.",
-        f"{measured}.",
-        f"The best constant action, {home.best_constant}, returns {_interval(constant['return'])}; paired by seed the "
-        f"policy returns {_interval(by)} more: {verdict}. Brackets are 95 % intervals.",
-    ]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return (
+        f"{measured}; {evaluation.best_constant} returns {_interval(constant['return'])}, and paired by seed the policy "
+        f"returns {_interval(by)} more: {verdict}."
+    )
 
 
 def _interval(value: dict[str, float]) -> str:

@@ -152,3 +152,19 @@ def test_the_fast_path_of_the_running_process_is_left_as_it_was():
     before = torch.backends.mha.get_fastpath_enabled()
     rlm.HookedPolicy(nets.Transformer(), nets.scenes(2))
     assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: EgoAttentionNetwork(7, 3), nets.FusedAttention, nets.MultiHead, nets.ScaledQueries]
+)
+def test_what_is_put_in_at_any_point_reaches_the_scores(make):
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(make().eval(), nets.scenes(3))
+    obs = nets.scenes(6, seed=5)
+    with torch.no_grad():
+        before = policy(obs)
+        for name, point in policy.hook_dict.items():
+            if point.kind == "mask":
+                continue
+            after = policy.run_with_hooks(obs, fwd_hooks=[(name, lambda tensor, hook: tensor.flip(0) * 1.7)])
+            assert not torch.allclose(after, before), name

@@ -143,5 +143,5 @@ def test_a_point_that_only_the_graph_has_is_refused_in_train_mode():
     policy = rlm.HookedPolicy(nets.Transformer().eval(), nets.scenes(2))
     policy.train()
     with pytest.raises(EngineError, match=r"policy\.eval\(\)"):
-        policy.run_with_cache(nets.scenes(2), "*.hook_pattern")
+        policy.run_with_cache(nets.scenes(2), "*.hook_result")
     assert "embed.hook_out" in policy.run_with_cache(nets.scenes(2))[1]
