@@ -198,8 +198,8 @@ def _verdict(evaluation: Evaluation) -> str:
     if "arrived" in policy:
         measured += f", its arrival rate {_interval(policy['arrived'])}"
     return (
-        f"{measured}; {evaluation.best_constant} returns {_interval(constant['return'])}, and paired by seed the policy "
-        f"returns {_interval(by)} more: {verdict}."
+        f"{measured}; {evaluation.best_constant} returns {_interval(constant['return'])}, and paired by seed the "
+        f"policy returns {_interval(by)} more: {verdict}."
     )
 
 

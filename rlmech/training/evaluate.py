@@ -153,7 +153,7 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     z = 1.959963984540054
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # rounding must not pass the rate
 
 
 def _rows_in(path: Path) -> dict[int, dict[str, float]]:

@@ -222,7 +222,7 @@ def test_a_run_is_trained_from_its_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(TRAINING, "learn", lambda config, run, progress: seen.append((config, run)))
     monkeypatch.setattr(TRAINING, "assess", lambda config, run, progress: None)
     path = Path(__file__).parents[2] / "experiments" / "00_train_the_zoo" / "highway_dqn_mlp.toml"
-    assert train(path, progress=False) == Path("runs/highway_dqn_mlp")
-    assert seen == [(TrainConfig.load(path), Path("runs/highway_dqn_mlp"))]
+    assert train(path, progress=False) == Path("runs/highway_dqn_mlp_40k")
+    assert seen == [(TrainConfig.load(path), Path("runs/highway_dqn_mlp_40k"))]
     assert json.dumps(seen[0][0].to_json())
     assert make_env(seen[0][0].env_id).observation_space.shape == (5, 5)
