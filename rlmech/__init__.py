@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from rlmech.adapters.load import load
     from rlmech.adapters.native import save_policy
     from rlmech.circuits.factored_matrix import FactoredMatrix
-    from rlmech.circuits.qk_ov import ov_circuit, qk_circuit
+    from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
     from rlmech.interventions.metrics import Metric, action_flip, action_gap, action_score, policy_kl, state_value
     from rlmech.interventions.patching import ablation_sweep, activation_patching
     from rlmech.plot.report import report
-    from rlmech.rollouts.env import make_env
+    from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
     from rlmech.rollouts.recording import Recording
 
@@ -42,11 +42,14 @@ _LAZY = {
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.rollouts.env",
     "ov_circuit": "rlmech.circuits.qk_ov",
+    "ov_factored": "rlmech.circuits.qk_ov",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
+    "qk_factored": "rlmech.circuits.qk_ov",
     "record": "rlmech.rollouts.record",
     "report": "rlmech.plot.report",
     "save_policy": "rlmech.adapters.native",
+    "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
 }
 _MODULES = {"plot", "zoo"}
@@ -72,14 +75,17 @@ __all__ = [
     "make_env",
     "mean_ablation",
     "ov_circuit",
+    "ov_factored",
     "patch",
     "plot",
     "policy_kl",
     "qk_circuit",
+    "qk_factored",
     "record",
     "report",
     "resample_ablation",
     "save_policy",
+    "spec_of",
     "state_value",
     "steer",
     "zero_ablation",
