@@ -100,6 +100,6 @@ def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
 
     Example:
         >>> nearest("hook_patern", ["hook_pattern", "hook_z"])
-        ['hook_pattern']
+        ['hook_pattern', 'hook_z']
     """
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.5)

@@ -185,7 +185,7 @@ def spec_from_config(config: Mapping[str, Any], *, n_lanes: int | None = None) -
     Example:
         >>> spec = spec_from_config({"observation": {"type": "Kinematics", "features_range": {"x": [-100, 100]}}})
         >>> [feature.label for feature in spec.features]
-        ['presence', 'x [m]', 'y', 'vx [m/s]', 'vy [m/s]']
+        ['presence', 'x [m]', 'y [m]', 'vx [m/s]', 'vy [m/s]']
     """
     observation, action = config.get("observation") or {}, config.get("action") or {}
     environment = {key: value for key, value in config.items() if key not in ("id", "import_module")}

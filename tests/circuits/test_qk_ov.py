@@ -10,7 +10,7 @@ from torch import nn
 import rlmech.circuits.feature_space as feature_space
 from rlmech.circuits import ov_circuit, ov_factored, ov_forms, qk_circuit, qk_factored, qk_forms
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import AttentionError, ObservationError
+from rlmech.errors import AttentionError, ConfigError, ObservationError
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.spec import FeatureSpec, PolicySpec
 
@@ -151,7 +151,7 @@ def test_the_model_form_with_its_bias_terms_gives_every_score_back(which, reques
         x_key = torch.cat((x_query, network.others_embedding(obs[:, 1:])), 1)
     else:
         x_query = x_key = torch.relu(network.embed(obs))
-    found = {name: torch.as_tensor(values.values) for name, values in qk_circuit(policy).items()}
+    found = {name: torch.as_tensor(values.values) for name, values in qk_circuit(policy, space="model").items()}
     scores = (
         einsum(x_query, found["circuit"], x_key, "b q l, h l r, b k r -> b h q k")
         + einsum(x_query, found["query_bias"], "b q l, h l -> b h q")[..., None]
@@ -163,7 +163,7 @@ def test_the_model_form_with_its_bias_terms_gives_every_score_back(which, reques
     seen = visible(cache) if which == "ego" else torch.ones_like(cache[name], dtype=torch.bool)
     assert_equal(scores.expand_as(cache[name])[seen], cache[name][seen])
 
-    found = {name: torch.as_tensor(values.values) for name, values in ov_circuit(policy).items()}
+    found = {name: torch.as_tensor(values.values) for name, values in ov_circuit(policy, space="model").items()}
     said = einsum(x_key, found["circuit"], "b k l, h l r -> b h k r") + found["bias"][:, None]
     out = einsum(cache[block.names["pattern"]], said, "b h q k, b h k r -> b q r") + found["output_bias"]
     assert_equal(out, cache[block.names["attn_out"]])
@@ -216,7 +216,10 @@ def test_a_hand_built_policy_s_circuits_are_recovered():
 
 
 def test_factored_circuits_are_the_model_space_circuits(ego):
-    for factored, circuit in ((qk_factored(ego), qk_circuit(ego)), (ov_factored(ego), ov_circuit(ego))):
+    for factored, circuit in (
+        (qk_factored(ego), qk_circuit(ego, space="model")),
+        (ov_factored(ego), ov_circuit(ego, space="model")),
+    ):
         assert_equal(circuit.circuit.values, factored.AB)
         assert (factored.shape, factored.mdim) == ((4, 16, 16), 4)
     before = ov_factored(ego)
@@ -341,9 +344,11 @@ def test_the_pattern_is_a_softmax_over_visible_entities_and_not_over_model_dimen
     scores, pattern, seen = scores_from(qk_forms(ego, obs), obs), cache[f"{BLOCK}.hook_pattern"], visible(cache)
     assert_equal(scores.masked_fill(~seen, -1e9).softmax(-1), pattern)
     assert (scores.softmax(-1) - pattern).abs().max() > 0.05  # no mask
-    over_features = torch.as_tensor(qk_circuit(ego).circuit.values).softmax(-1)  # the notebooks' "attention"
+    over_features = torch.as_tensor(qk_circuit(ego, space="model").circuit.values).softmax(
+        -1
+    )  # the notebooks' "attention"
     assert over_features.shape[-1] != pattern.shape[-1]
-    assert (qk_circuit(ego).circuit < 0).any()
+    assert (qk_circuit(ego, space="model").circuit < 0).any()
 
 
 @pytest.mark.parametrize("mistake", ["skip not halved", "output gates ignored", "output weights transposed"])
@@ -418,7 +423,7 @@ def wrapped(network: nn.Module) -> HookedPolicy:
 def test_feature_space_without_states_asks_for_them(ego):
     for circuit in (qk_circuit, ov_circuit):
         with pytest.raises(ObservationError, match="goes through the ReLU gates of given states") as caught:
-            circuit(ego, space="feature")
+            circuit(ego, space="feature", gated=True)
         with pytest.raises(ObservationError, match="goes through the ReLU gates of given states"):
             circuit(ego, space="feature", obs=scenes(3)[:0])
         assert "obs=" in caught.value.fix
@@ -482,4 +487,12 @@ def test_an_observation_that_is_no_table_of_entities_is_refused():
     policy = HookedPolicy(Flat().double(), scenes(2).flatten(1))
     with pytest.raises(ObservationError, match="need an observation of entities"):
         qk_circuit(policy, space="feature", obs=scenes(2))
-    assert qk_circuit(policy).circuit.shape == (2, 8, 8)
+    assert qk_circuit(policy, space="model").circuit.shape == (2, 8, 8)
+
+
+def test_without_states_feature_space_has_open_gates_and_says_so(ego):
+    for circuit in (qk_circuit, ov_circuit):
+        assert "open" in circuit(ego).attrs["gates"]
+        assert circuit(ego).equals(circuit(ego, space="feature", gated=False))
+        with pytest.raises(ConfigError, match="no space 'bar'"):
+            circuit(ego, space="bar")
