@@ -116,13 +116,14 @@ class HookRegistry:
     def intercept(self, point: HookPoint, value: Tensor) -> Tensor:
         """Pass an activation, in canonical axes, through the functions attached to its point."""
         for handle in tuple(self.attached["fwd"].get(point.name, ())):
-            value = self._run(handle, point, value)
+            value = self.run(handle, point, value)
         backward = tuple(self.attached["bwd"].get(point.name, ()))
         if backward:
             value = self._listen(point, value, backward)
         return value
 
-    def _run(self, handle: HookHandle, point: HookPoint, value: Tensor) -> Tensor:
+    def run(self, handle: HookHandle, point: HookPoint, value: Tensor) -> Tensor:
+        """What one attached function makes of an activation or of its gradient, checked."""
         handle.fired += 1
         given = value.clone()
         with self.suspended():
@@ -246,15 +247,7 @@ def check_fired(handles: Sequence[HookHandle]) -> None:
 
 def _backward(registry: HookRegistry, handle: HookHandle, point: HookPoint) -> Callable[[Tensor], Tensor]:
     def run(gradient: Tensor) -> Tensor:
-        if not handle.listening:
-            return gradient
-        handle.fired += 1
-        given = gradient.clone()
-        with registry.suspended():
-            returned = handle.function(given, hook=point)
-        result = given if returned is None else returned
-        check_replacement(point, gradient, result)
-        return result
+        return registry.run(handle, point, gradient) if handle.listening else gradient
 
     return run
 
