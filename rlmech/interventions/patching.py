@@ -8,7 +8,6 @@ Source: Heimersheim and Nanda 2024, *How to use and interpret activation patchin
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +20,9 @@ from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, zero_
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
-from rlmech.interventions.sites import Sites, choose_sites, site_coordinates
+from rlmech.interventions.results import bind_pairs, sweep_attrs, sweep_coords, unknown_choice
+from rlmech.interventions.sites import Sites, choose_sites
 from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
 from rlmech.interventions.sweep import outputs_of, run_sweep
 
@@ -73,12 +72,10 @@ def activation_patching(
         {'site': 8, 'pair': 16}
     """
     if direction not in ("denoise", "noise"):
-        raise _unknown("direction", direction, ("denoise", "noise"))
+        raise unknown_choice("direction", direction, ("denoise", "noise"))
     chosen = choose_sites(policy, sites)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    bound = bind(
-        metric or action_gap(), policy, clean=outputs_of(policy, clean), corrupt=_paired(policy, clean, corrupt)
-    )
+    bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     names = list(dict.fromkeys(site.name for site in chosen))
     with torch.no_grad():
         _, cache = policy.run_with_cache(source, names)
@@ -120,7 +117,7 @@ def ablation_sweep(
         SiteError, EditError, MetricError: Something does not fit the policy.
     """
     if kind not in ("zero", "mean", "resample"):
-        raise _unknown("kind", kind, ("zero", "mean", "resample"))
+        raise unknown_choice("kind", kind, ("zero", "mean", "resample"))
     chosen = choose_sites(policy, sites)
     bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
     names = list(dict.fromkeys(site.name for site in chosen))
@@ -144,13 +141,13 @@ def ablation_sweep(
         "effect_high": ("site", effect.high, {"units": bound.unit}),
     }
     described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
-    attrs = _attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
+    attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
         "method": f"{kind} ablation",
         "reference": described,
         "sign": "positive: ablation raises the metric",
         **effect.attrs,
     }
-    return xr.Dataset(data, coords=_coords(policy, chosen, patched.shape[1]), attrs=attrs)
+    return xr.Dataset(data, coords=sweep_coords(policy, chosen, patched.shape[1]), attrs=attrs)
 
 
 def _patching_result(
@@ -175,41 +172,13 @@ def _patching_result(
         "tiny_denominator": ("pair", recovery.tiny),
     }
     what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"
-    attrs = _attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
+    attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
         "method": f"activation patching, {direction} ({what})",
         "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
         "denominator_trustworthy": recovery.trustworthy,
         **recovery.ratio.attrs,
     }
-    return xr.Dataset(data, coords=_coords(policy, sites, patched.shape[1]), attrs=attrs)
-
-
-def _attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:
-    return {
-        "metric": bound.name,
-        "metric_units": bound.unit,
-        "n_pairs": n_pairs,
-        "seed": seed,
-        "policy": policy.fingerprint,
-        "engine": policy.engine,
-        "rlmech": version("rlmech"),
-    }
-
-
-def _coords(policy: HookedPolicy, sites: list[Site], n_pairs: int) -> dict[str, Any]:
-    return {"site": np.arange(len(sites)), "pair": np.arange(n_pairs), **site_coordinates(policy, sites)}
-
-
-def _paired(policy: HookedPolicy, clean: Observation, corrupt: Observation) -> Any:
-    n_clean, n_corrupt = policy.coerce(clean)[0].shape[0], policy.coerce(corrupt)[0].shape[0]
-    if n_clean == n_corrupt and n_clean > 0:
-        return outputs_of(policy, corrupt)
-    raise ObservationError(
-        "Clean and corrupt observations do not pair up.",
-        given=f"{n_clean} clean and {n_corrupt} corrupt rows",
-        expected="as many of one as of the other, at least one",
-        fix="give the corrupt counterpart of each clean observation, in the same order",
-    )
+    return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
 
 
 def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: int) -> Edit:
@@ -217,13 +186,4 @@ def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: in
         return zero_ablation(name)
     return (
         mean_ablation(name, reference=cache) if kind == "mean" else resample_ablation(name, reference=cache, seed=seed)
-    )
-
-
-def _unknown(what: str, given: object, known: tuple[str, ...]) -> ConfigError:
-    return ConfigError(
-        f"There is no {what} {given!r}.",
-        given=repr(given),
-        expected=f"one of {', '.join(known)}",
-        fix=f"{what}={known[0]!r}",
     )
