@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from rlmech.axes import AXES
@@ -80,6 +80,11 @@ class Site:
             else:
                 index.append((place, positions))
         return tuple(index) if not several else _OpenMesh(tuple(index))  # type: ignore[return-value]
+
+    def mask(self, point: HookPoint) -> Bool[Tensor, ...]:
+        """Which elements of one row of the point's value are selected, in the shape of its axes without the batch."""
+        chosen = torch.zeros(1, *(point.size(axis) for axis in point.axes[1:]), dtype=torch.bool)
+        return write(chosen, self.index(point), True)[0]
 
     def block_shape(self, point: HookPoint) -> tuple[int, ...]:
         """Sizes of what is selected, without the batch and without axes at a single position."""

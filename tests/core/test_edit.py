@@ -55,6 +55,19 @@ def test_selections_along_two_axes_are_their_outer_product(policy):
     assert torch.equal(edited, expected)
 
 
+def test_the_mask_of_a_site_is_what_zero_ablation_reaches(policy):
+    obs = nets.scenes(4)
+    for site in (
+        rlm.Site(Z, head=2),
+        rlm.Site(EMBEDDED, entity=("vehicle_1", 3)),
+        rlm.Site(OBS, entity=2, feature=(0, 3)),
+    ):
+        ones = {site.name: torch.ones(4, *policy.hook_dict[site.name].shape[1:])}
+        edits = [rlm.patch(site.name, source=ones), rlm.zero_ablation(site)]
+        after_both = after(policy, edits, obs, site.name)
+        assert torch.equal(after_both[0] == 0, site.mask(policy.hook_dict[site.name]))
+
+
 def test_mean_ablation_puts_in_the_references_mean(policy):
     reference = policy.run_with_cache(nets.scenes(9, seed=1), Z)[1]
     edited = after(policy, [rlm.mean_ablation(rlm.Site(Z, head=1), reference=reference)], nets.scenes(4), Z)
