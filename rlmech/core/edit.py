@@ -84,7 +84,7 @@ class Site:
     def mask(self, point: HookPoint) -> Bool[Tensor, ...]:
         """Which elements of one row of the point's value are selected, in the shape of its axes without the batch."""
         chosen = torch.zeros(1, *(point.size(axis) for axis in point.axes[1:]), dtype=torch.bool)
-        return write(chosen, self.index(point), True)[0]
+        return write(chosen, self.index(point), 1)[0]
 
     def block_shape(self, point: HookPoint) -> tuple[int, ...]:
         """Sizes of what is selected, without the batch and without axes at a single position."""
