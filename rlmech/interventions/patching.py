@@ -10,23 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from rlmech.core.cache import ActivationCache
-from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, zero_ablation
+from rlmech.core.edit import Edit, mean_ablation, resample_ablation, zero_ablation
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
-from rlmech.interventions.results import bind_pairs, sweep_attrs, sweep_coords, unknown_choice
+from rlmech.interventions.metrics import Metric, MetricFunction, action_gap, bind
+from rlmech.interventions.results import (
+    Direction,
+    bind_pairs,
+    patching_result,
+    sweep_attrs,
+    sweep_coords,
+    unknown_choice,
+)
 from rlmech.interventions.sites import Sites, choose_sites
-from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
+from rlmech.interventions.statistics import bootstrap_mean
 from rlmech.interventions.sweep import outputs_of, run_sweep
 
-Direction = Literal["denoise", "noise"]
 Ablation = Literal["zero", "mean", "resample"]
 
 
@@ -82,7 +87,9 @@ def activation_patching(
     patched = run_sweep(
         policy, base, chosen, replacement=lambda point, _: cache[point.name], metric=bound, on_site=on_site
     )
-    return _patching_result(policy, chosen, bound, patched=patched.numpy(), direction=direction, seed=seed)
+    return patching_result(
+        policy, chosen, bound, patched=patched.numpy(), method="activation patching", direction=direction, seed=seed
+    )
 
 
 def ablation_sweep(
@@ -148,37 +155,6 @@ def ablation_sweep(
         **effect.attrs,
     }
     return xr.Dataset(data, coords=sweep_coords(policy, chosen, patched.shape[1]), attrs=attrs)
-
-
-def _patching_result(
-    policy: HookedPolicy, sites: list[Site], bound: BoundMetric, *, patched: np.ndarray, direction: Direction, seed: int
-) -> xr.Dataset:
-    assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
-    clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
-    base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    recovery = normalised_recovery(patched, source=source, base=base, seed=seed)
-    shift = bootstrap_mean(patched - base, seed=seed)
-    unit = {"units": bound.unit}
-    data: dict[str, Any] = {
-        "patched": (("site", "pair"), patched, unit),
-        "clean": ("pair", clean, unit),
-        "corrupt": ("pair", corrupt, unit),
-        "effect": ("site", recovery.ratio.estimate, {"units": "1", "long_name": f"recovery of {bound.name}"}),
-        "effect_low": ("site", recovery.ratio.low, {"units": "1"}),
-        "effect_high": ("site", recovery.ratio.high, {"units": "1"}),
-        "shift": ("site", shift.estimate, unit | {"long_name": f"change of {bound.name}"}),
-        "shift_low": ("site", shift.low, unit),
-        "shift_high": ("site", shift.high, unit),
-        "tiny_denominator": ("pair", recovery.tiny),
-    }
-    what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"
-    attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
-        "method": f"activation patching, {direction} ({what})",
-        "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
-        "denominator_trustworthy": recovery.trustworthy,
-        **recovery.ratio.attrs,
-    }
-    return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
 
 
 def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: int) -> Edit:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
+from jaxtyping import Float
 
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
@@ -14,7 +16,10 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import site_coordinates
+from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
 from rlmech.interventions.sweep import outputs_of
+
+Direction = Literal["denoise", "noise"]
 
 
 def bind_pairs(
@@ -35,6 +40,55 @@ def bind_pairs(
             fix="give the corrupt counterpart of each clean observation, in the same order",
         )
     return bind(metric or action_gap(), policy, clean=outputs_of(policy, clean), corrupt=outputs_of(policy, corrupt))
+
+
+def patching_result(
+    policy: HookedPolicy,
+    sites: Sequence[Site],
+    bound: BoundMetric,
+    *,
+    patched: Float[np.ndarray, "site pair"],
+    method: str,
+    direction: Direction,
+    seed: int,
+) -> xr.Dataset:
+    """The result of a method that puts one run's values into the other: effects as normalised recovery, and shifts.
+
+    Args:
+        policy: The policy.
+        sites: The sites, in the order of `patched`.
+        bound: The metric, bound to both unpatched runs.
+        patched: The metric of the patched runs, in its unit.
+        method: What the attributes call it.
+        direction: `denoise` where clean values went into corrupt runs, `noise` where corrupt ones into clean runs.
+        seed: Of the bootstrap.
+    """
+    assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
+    clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
+    base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    recovery = normalised_recovery(patched, source=source, base=base, seed=seed)
+    shift = bootstrap_mean(patched - base, seed=seed)
+    unit = {"units": bound.unit}
+    data: dict[str, Any] = {
+        "patched": (("site", "pair"), patched, unit),
+        "clean": ("pair", clean, unit),
+        "corrupt": ("pair", corrupt, unit),
+        "effect": ("site", recovery.ratio.estimate, {"units": "1", "long_name": f"recovery of {bound.name}"}),
+        "effect_low": ("site", recovery.ratio.low, {"units": "1"}),
+        "effect_high": ("site", recovery.ratio.high, {"units": "1"}),
+        "shift": ("site", shift.estimate, unit | {"long_name": f"change of {bound.name}"}),
+        "shift_low": ("site", shift.low, unit),
+        "shift_high": ("site", shift.high, unit),
+        "tiny_denominator": ("pair", recovery.tiny),
+    }
+    what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"
+    attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
+        "method": f"{method}, {direction} ({what})",
+        "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
+        "denominator_trustworthy": recovery.trustworthy,
+        **recovery.ratio.attrs,
+    }
+    return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
 
 
 def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:
