@@ -1,0 +1,24 @@
+"""Policies whose circuit is known, because it was built by hand or planted: what methods are tried on.
+
+Each function returns a `KnownPolicy`: a float64 policy, pairs of observations, the equations of all units, the edges of
+the circuit, and effects derived by hand. `brute_force` evaluates the equations with any edges fed from another run.
+"""
+
+from rlmech.testbed.cancellation import cancellation
+from rlmech.testbed.known import Edge, Equation, KnownPolicy
+from rlmech.testbed.oracle import brute_force, brute_force_paths, paths_between, unit_values
+from rlmech.testbed.random_circuit import random_circuit
+from rlmech.testbed.scoring import edge_auroc
+
+__all__ = [
+    "Edge",
+    "Equation",
+    "KnownPolicy",
+    "brute_force",
+    "brute_force_paths",
+    "cancellation",
+    "edge_auroc",
+    "paths_between",
+    "random_circuit",
+    "unit_values",
+]
