@@ -4,8 +4,12 @@ Each function returns a `KnownPolicy`: a float64 policy, pairs of observations, 
 the circuit, and effects derived by hand. `brute_force` evaluates the equations with any edges fed from another run.
 """
 
+from rlmech.testbed.brake import brake
 from rlmech.testbed.cancellation import cancellation
+from rlmech.testbed.gates import and_gate, backup, or_gate
 from rlmech.testbed.known import Edge, Equation, KnownPolicy
+from rlmech.testbed.matched_filter import matched_filter
+from rlmech.testbed.nearest_vehicle import nearest_vehicle
 from rlmech.testbed.oracle import brute_force, brute_force_paths, paths_between, unit_values
 from rlmech.testbed.random_circuit import random_circuit
 from rlmech.testbed.scoring import edge_auroc
@@ -14,10 +18,16 @@ __all__ = [
     "Edge",
     "Equation",
     "KnownPolicy",
+    "and_gate",
+    "backup",
+    "brake",
     "brute_force",
     "brute_force_paths",
     "cancellation",
     "edge_auroc",
+    "matched_filter",
+    "nearest_vehicle",
+    "or_gate",
     "paths_between",
     "random_circuit",
     "unit_values",

@@ -27,6 +27,10 @@ Rule = Callable[..., Tensor]
 """(values of the units read, each `[pair]`) -> value `[pair]`, or a constant without axes."""
 
 
+Effects = dict[Site | Edge, Tensor]
+"""By site or edge: the change of the gap, `[pair]`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equation:
     """One unit, and how it follows from others.
@@ -59,10 +63,11 @@ class KnownPolicy:
         worse: The other one: the metric is `action_gap(better, worse)`.
         equations: All units, each after those it reads; numbers of the observation first, scores of all actions last.
         edges: The edges of the circuit, among `all_edges`.
-        answers: By experiment, then by unit or edge: the change of the gap, patched minus base, per pair, derived by
-            hand. Experiments: `denoise` and `noise` (one unit or edge takes the other run's value), `zero` (a unit of
+        answers: By experiment, then by site or edge: the change of the gap, patched minus base, per pair, derived by
+            hand. Experiments: `denoise` and `noise` (one site or edge takes the other run's value), `zero` (a site of
             the clean run set to zero), `attribute_denoise` and `attribute_noise` (the first order of the same patch,
-            (source - base) times the gradient at the base run). A missing key has not been worked out.
+            (source - base) times the gradient at the base run). Most sites are units, some stand for several. A
+            missing key has not been worked out.
         description: The circuit, in a sentence.
 
     Raises:

@@ -44,7 +44,7 @@ def brute_force(
     known: KnownPolicy,
     *,
     base: Float[Tensor, "pair ..."],
-    other: Float[Tensor, "..."],
+    other: Float[Tensor, ...],
     edges: Collection[Edge],
 ) -> Float[Tensor, "pair action"]:
     """Scores of the base runs when some edges carry what they carry in the other runs.
@@ -90,7 +90,7 @@ def brute_force_paths(
     known: KnownPolicy,
     *,
     base: Float[Tensor, "pair ..."],
-    other: Float[Tensor, "..."],
+    other: Float[Tensor, ...],
     paths: Collection[Sequence[Site]],
 ) -> Float[Tensor, "pair action"]:
     """Scores of the base runs when the first unit of each path has its value of the other run, along that path alone.

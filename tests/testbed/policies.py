@@ -5,7 +5,16 @@ from functools import cache
 import rlmech.testbed as testbed
 from rlmech.testbed import KnownPolicy
 
-POLICIES = ("cancellation", "random_circuit")
+POLICIES = (
+    "brake",
+    "and_gate",
+    "or_gate",
+    "backup",
+    "nearest_vehicle",
+    "cancellation",
+    "matched_filter",
+    "random_circuit",
+)
 
 
 @cache
