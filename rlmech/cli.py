@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlmech.console import fail, look_lines, look_tables, plain, print_result, progress, status
+from rlmech.console import fail, look_lines, look_tables, plain, print_result, status
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -213,10 +213,9 @@ def patch(
     opened, episodes = _open(policy, config=config, env_config=env_config), rlm.Recording.load(recording)
     pairs = take_away(opened, episodes)
     chosen = _sites(opened, sites, over)
-    with _bar(opened, "patching", chosen, as_json=as_json) as advance:
-        result = rlm.activation_patching(
-            opened, clean=pairs.clean, corrupt=pairs.corrupt, sites=chosen, direction=direction, on_site=advance
-        )
+    result = rlm.activation_patching(
+        opened, clean=pairs.clean, corrupt=pairs.corrupt, sites=chosen, direction=direction, progress=not as_json
+    )
     lines = [
         f"{len(pairs.rows)} pairs of {pairs.n_states} states; taking the vehicle away ({pairs.chosen_by}) changes the "
         f"action in {pairs.n_flips}.",
@@ -246,10 +245,9 @@ def ablate(
     opened, episodes = _open(policy, config=config, env_config=env_config), rlm.Recording.load(recording)
     chosen = _sites(opened, sites, over)
     measure = rlm.action_flip() if metric == "flip" else rlm.action_gap()
-    with _bar(opened, "ablating", chosen, as_json=as_json) as advance:
-        result = rlm.ablation_sweep(
-            opened, episodes.observations, sites=chosen, kind=kind, metric=measure, on_site=advance
-        )
+    result = rlm.ablation_sweep(
+        opened, episodes.observations, sites=chosen, kind=kind, metric=measure, progress=not as_json
+    )
     lines = [f"{len(episodes.steps)} states; effect: {result['effect'].attrs['long_name']} by {kind} ablation."]
     _show_sweep(result, lines, title=f"Ablating {policy}", figure=figure, as_json=as_json)
 
@@ -431,10 +429,6 @@ def _sites(policy: HookedPolicy, names: str, over: str) -> str | list[Site]:
     axes = tuple(axis.strip() for axis in over.split(",") if axis.strip())
     chosen = None if names == "auto" else [name.strip() for name in names.split(",")]
     return policy.sites(chosen, over=axes)
-
-
-def _bar(policy: HookedPolicy, what: str, sites: str | list[Site], *, as_json: bool) -> Any:
-    return progress(what, len(policy.hook_dict) if isinstance(sites, str) else len(sites), enabled=not as_json)
 
 
 def _show_sweep(result: xr.Dataset, lines: list[str], *, title: str, figure: Path | None, as_json: bool) -> None:

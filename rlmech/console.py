@@ -104,20 +104,6 @@ def status(what: str, *, enabled: bool) -> Generator[Callable[[str], None]]:
         yield lambda text: spinner.update(text)
 
 
-@contextmanager
-def progress(what: str, n: int, *, enabled: bool) -> Generator[Callable[[int], None]]:
-    """A progress bar on the standard error; call what it gives with the number finished since the last call."""
-    if not enabled:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(what, total=n)
-        yield lambda done: bars.advance(task, done)
-
-
 def plain(value: Any) -> Any:
     """A value as JSON has it: numbers of numpy as Python's, NaN and infinities as None, all else as text."""
     if hasattr(value, "tolist"):

@@ -1,4 +1,4 @@
-"""Activation patching and ablation sweeps: what each site does to a metric, with an interval over pairs.
+"""Activation patching, ablation and steering sweeps: what each site does to a metric, with an interval over pairs.
 
 Denoising puts clean activations into corrupt runs (is the site sufficient?), noising the other way round (is it
 necessary?). Exact. What a patch brings is in-distribution for its site, not for what it meets there.
@@ -7,19 +7,22 @@ Source: Heimersheim and Nanda 2024, *How to use and interpret activation patchin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.core.cache import ActivationCache
-from rlmech.core.edit import Edit, mean_ablation, resample_ablation, zero_ablation
-from rlmech.core.hook_point import HookPoint
+from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.interventions.metrics import Metric, MetricFunction, action_gap, bind
+from rlmech.interventions.journal import Journal, digest
+from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.results import (
     Direction,
     bind_pairs,
@@ -28,11 +31,13 @@ from rlmech.interventions.results import (
     sweep_coords,
     unknown_choice,
 )
-from rlmech.interventions.sites import Sites, choose_sites
+from rlmech.interventions.sites import Groups, choose_groups
 from rlmech.interventions.statistics import bootstrap_mean
-from rlmech.interventions.sweep import outputs_of, run_sweep
+from rlmech.interventions.sweep import Job, Source, Swept, outputs_of, run_sweep
+from rlmech.progress import progress_bar
 
 Ablation = Literal["zero", "mean", "resample"]
+Place = str | os.PathLike[str]
 
 
 def activation_patching(
@@ -40,11 +45,12 @@ def activation_patching(
     *,
     clean: Observation,
     corrupt: Observation,
-    sites: Sites = "auto",
+    sites: Groups = "auto",
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
     seed: int = 0,
-    on_site: Callable[[int], None] = lambda n: None,
+    journal: Place | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Patch each site from one run into the other, pair by pair.
 
@@ -52,21 +58,25 @@ def activation_patching(
         policy: The policy.
         clean: Observations, one row per pair.
         corrupt: Their counterparts, row by row.
-        sites: `auto`, a hook name or glob, or a list of sites.
+        sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
         direction: `denoise`: clean activations into corrupt runs; `noise`: corrupt ones into clean runs.
         seed: Of the bootstrap.
-        on_site: Called with the number of sites finished since the last call, for a progress bar.
+        journal: A directory that keeps what is finished; the same call goes on from there after an interruption.
+        progress: Whether to draw a progress bar.
 
     Returns:
         Dimensions `site` and `pair`. `patched[site, pair]`, `clean[pair]`, `corrupt[pair]` in the metric's unit;
         `shift[site]`, the mean of patched - base in that unit; `effect[site]`, the normalised recovery
         mean(patched - base) / mean(source - base): 0 nothing, 1 all that the whole input does, never clipped; each
-        with `_low` and `_high`, 95 % bootstrap over pairs. `tiny_denominator[pair]` flags pairs that say nothing.
+        with `_low` and `_high`, 95 % bootstrap over pairs. `tiny_denominator[pair]` flags pairs that say nothing, and
+        `no_op[site, pair]` patches that cannot have changed anything: the same activation on both sides, or a vehicle
+        that the base run masks (patch `hook_mask` with it to let it be seen).
 
     Raises:
         ObservationError: Clean and corrupt do not pair up.
         SiteError, MetricError: A site or the metric does not fit the policy.
+        EngineError: The network couples the rows of a batch.
 
     Example:
         >>> import torch, rlmech as rlm
@@ -78,67 +88,163 @@ def activation_patching(
     """
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
-    chosen = choose_sites(policy, sites)
+    groups = choose_groups(policy, sites)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
-    names = list(dict.fromkeys(site.name for site in chosen))
-    with torch.no_grad():
-        _, cache = policy.run_with_cache(source, names)
-    patched = run_sweep(
-        policy, base, chosen, replacement=lambda point, _: cache[point.name], metric=bound, on_site=on_site
+    swept = _swept(policy, base, groups, [_activations(policy, source, groups)], bound, journal, progress, direction)
+    result = patching_result(
+        policy,
+        groups,
+        bound,
+        patched=swept.measured.numpy(),
+        method="activation patching",
+        direction=direction,
+        seed=seed,
     )
-    return patching_result(
-        policy, chosen, bound, patched=patched.numpy(), method="activation patching", direction=direction, seed=seed
-    )
+    return _with_no_ops(result, swept)
 
 
 def ablation_sweep(
     policy: HookedPolicy,
     obs: Observation,
     *,
-    sites: Sites = "auto",
+    sites: Groups = "auto",
     kind: Ablation = "mean",
     metric: Metric | MetricFunction | None = None,
     reference: Observation | ActivationCache | None = None,
     seed: int = 0,
-    on_site: Callable[[int], None] = lambda n: None,
+    journal: Place | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Ablate each site in turn.
 
     Args:
         policy: The policy.
         obs: Observations, one row per run.
-        sites: `auto`, a hook name or glob, or a list of sites.
-        kind: `zero`, `mean` (over the reference) or `resample` (a random reference row for each run).
+        sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is ablated together.
+        kind: `zero`, `mean` (over the reference), `resample` (a random reference row for each run) or `optimal` (the
+            constant that changes the scores least, trained on the reference).
         metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
-        reference: Observations or a cache that mean and resample ablation draw from; None for `obs` itself.
+        reference: Observations, or for mean and resample ablation a cache, that the replacement is made from; None
+            for `obs` itself.
         seed: Of the resampled rows and of the bootstrap.
-        on_site: Called with the number of sites finished since the last call, for a progress bar.
+        journal: A directory that keeps what is finished; the same call goes on from there after an interruption.
+        progress: Whether to draw a progress bar.
 
     Returns:
         Dimensions `site` and `pair` (a pair is a run and its ablated twin): `patched[site, pair]`, `baseline[pair]` and
         `effect[site]`, the mean of patched - baseline, in the metric's unit, with `effect_low` and `effect_high`,
-        95 % bootstrap over runs.
+        95 % bootstrap over runs; `no_op[site, pair]` as in `activation_patching`.
+
+    Raises:
+        SiteError, EditError, MetricError: Something does not fit the policy.
+        EngineError: The network couples the rows of a batch.
+    """
+    if kind not in ("zero", "mean", "resample"):
+        raise unknown_choice("kind", kind, ("zero", "mean", "resample"))
+    groups = choose_groups(policy, sites)
+    bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
+    cache: ActivationCache | None = reference if isinstance(reference, ActivationCache) else None
+    if cache is None and kind != "zero":
+        with torch.no_grad():
+            _, cache = policy.run_with_cache(obs if reference is None else reference, _names(groups))
+    edits = {name: _ablation(name, kind, cache, seed) for name in _names(groups)}
+    swept = _swept(policy, obs, groups, [_edited(policy, obs, edits)], bound, journal, progress, kind)
+    described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
+    result = _ablation_result(policy, groups, bound, swept, seed=seed)
+    return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
+
+
+def steering_sweep(
+    policy: HookedPolicy,
+    obs: Observation,
+    *,
+    site: Site | str,
+    direction: Tensor | np.ndarray,
+    coefficients: Sequence[float] | Float[np.ndarray, " condition"],
+    metric: Metric | MetricFunction | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Add a direction to a site in growing doses.
+
+    Args:
+        policy: The policy.
+        obs: Observations, one row per run.
+        site: Where.
+        direction: Of the selected shape, without the batch and without axes at a single position.
+        coefficients: Factors of the direction.
+        metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
+        seed: Of the bootstrap.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        As of `ablation_sweep`, one `site` for each dose, with the coordinate `coefficient`.
 
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
     """
-    if kind not in ("zero", "mean", "resample"):
-        raise unknown_choice("kind", kind, ("zero", "mean", "resample"))
-    chosen = choose_sites(policy, sites)
+    site = Site(site) if isinstance(site, str) else site
+    groups = [(site,)] * len(coefficients)
     bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
-    names = list(dict.fromkeys(site.name for site in chosen))
-    cache: ActivationCache | None = reference if isinstance(reference, ActivationCache) else None
-    if cache is None and kind != "zero":
-        with torch.no_grad():
-            _, cache = policy.run_with_cache(obs if reference is None else reference, names)
-    ablations = {name: _ablation(name, kind, cache, seed) for name in names}
+    doses = [
+        _edited(policy, obs, {site.name: steer(site, torch.as_tensor(direction), coefficient=float(dose))})
+        for dose in coefficients
+    ]
+    swept = _swept(policy, obs, groups, doses, bound, None, progress, "steering")
+    result = _ablation_result(policy, groups, bound, swept, seed=seed)
+    result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
+    return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
 
-    def replacement(point: HookPoint, value: Tensor) -> Tensor:
-        return ablations[point.name].bind(point)(value.clone(), hook=point)
 
-    patched = run_sweep(policy, obs, chosen, replacement=replacement, metric=bound, on_site=on_site).numpy()
-    baseline = bound.clean.double().cpu().numpy()
+def _names(groups: Sequence[tuple[Site, ...]]) -> list[str]:
+    return list(dict.fromkeys(site.name for group in groups for site in group))
+
+
+def _activations(policy: HookedPolicy, obs: Observation, groups: Sequence[tuple[Site, ...]]) -> Source:
+    with torch.no_grad():
+        return policy.run_with_cache(obs, _names(groups))[1]
+
+
+def _edited(policy: HookedPolicy, obs: Observation, edits: dict[str, Edit]) -> Source:
+    """What some edits make of the base run's activations."""
+    with torch.no_grad():
+        _, cache = policy.run_with_cache(obs, list(edits))
+    bound = {name: edit.bind(policy.point(name)) for name, edit in edits.items()}
+    return {name: replace(cache[name].clone(), hook=policy.point(name)) for name, replace in bound.items()}
+
+
+def _swept(
+    policy: HookedPolicy,
+    obs: Observation,
+    groups: Sequence[tuple[Site, ...]],
+    sources: Sequence[Source],
+    bound: BoundMetric,
+    journal: Place | None,
+    progress: bool,  # noqa: FBT001  # internal; the public functions take it by name
+    what: str,
+) -> Swept:
+    """Run the jobs: all of them from the one source, or each from its own."""
+    jobs = [Job(sites=group, source=i if len(sources) > 1 else 0) for i, group in enumerate(groups)]
+    kept = None
+    if journal is not None:
+        identity: dict[str, Any] = {
+            "policy": policy.fingerprint,
+            "observations": digest(policy.coerce(obs)),
+            "sources": digest([value for source in sources for value in source.values()]),
+            "metric": (bound.name, digest([bound.clean])),
+            "sites": groups,
+            "method": what,
+        }
+        kept = Journal(journal, identity=identity)
+    with progress_bar(what, len(jobs), enabled=progress) as advance:
+        return run_sweep(policy, obs, jobs, sources=sources, metric=bound, journal=kept, on_jobs=advance)
+
+
+def _ablation_result(
+    policy: HookedPolicy, groups: Sequence[tuple[Site, ...]], bound: BoundMetric, swept: Swept, *, seed: int
+) -> xr.Dataset:
+    patched, baseline = swept.measured.numpy(), bound.clean.double().cpu().numpy()
     effect = bootstrap_mean(patched - baseline, seed=seed)
     data: dict[str, Any] = {
         "patched": (("site", "pair"), patched, {"units": bound.unit}),
@@ -147,14 +253,18 @@ def ablation_sweep(
         "effect_low": ("site", effect.low, {"units": bound.unit}),
         "effect_high": ("site", effect.high, {"units": bound.unit}),
     }
-    described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
     attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
-        "method": f"{kind} ablation",
-        "reference": described,
         "sign": "positive: ablation raises the metric",
         **effect.attrs,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, chosen, patched.shape[1]), attrs=attrs)
+    result = xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1]), attrs=attrs)
+    return _with_no_ops(result, swept)
+
+
+def _with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
+    no_op = (("site", "pair"), ~swept.active.numpy(), {"long_name": "the replacement cannot have changed anything"})
+    schemes = ", ".join(f"{swept.schemes.count(name)} {name}" for name in dict.fromkeys(swept.schemes))
+    return result.assign(no_op=no_op).assign_attrs(scheme=schemes)
 
 
 def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: int) -> Edit:

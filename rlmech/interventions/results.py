@@ -15,7 +15,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
-from rlmech.interventions.sites import site_coordinates
+from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
 from rlmech.interventions.sweep import outputs_of
 
@@ -44,7 +44,7 @@ def bind_pairs(
 
 def patching_result(
     policy: HookedPolicy,
-    sites: Sequence[Site],
+    sites: Sequence[Site] | Sequence[tuple[Site, ...]],
     bound: BoundMetric,
     *,
     patched: Float[np.ndarray, "site pair"],
@@ -104,9 +104,12 @@ def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed:
     }
 
 
-def sweep_coords(policy: HookedPolicy, sites: Sequence[Site], n_pairs: int) -> dict[str, Any]:
-    """The coordinates of `site` and `pair`."""
-    return {"site": np.arange(len(sites)), "pair": np.arange(n_pairs), **site_coordinates(policy, sites)}
+def sweep_coords(
+    policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int
+) -> dict[str, Any]:
+    """The coordinates of `site` and `pair`, for single sites or for groups of them."""
+    groups = [site if isinstance(site, tuple) else (site,) for site in sites]
+    return {"site": np.arange(len(groups)), "pair": np.arange(n_pairs), **group_coordinates(policy, groups)}
 
 
 def unknown_choice(what: str, given: object, known: tuple[str, ...]) -> ConfigError:

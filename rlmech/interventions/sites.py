@@ -12,6 +12,8 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
 
 Sites = str | Site | Sequence[Site | str]
+Groups = str | Site | Sequence[Site | str | Sequence[Site]]
+"""Sites, and groups of sites that are replaced together."""
 
 
 def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
@@ -40,6 +42,77 @@ def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
     for site in chosen:
         site.positions(policy.point(site.name))  # raises where it does not fit
     return chosen
+
+
+def choose_groups(policy: HookedPolicy, sites: Groups) -> list[tuple[Site, ...]]:
+    """The jobs of a sweep: single sites, and groups of sites that are replaced together.
+
+    Raises:
+        SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
+    """
+    if isinstance(sites, str | Site):
+        return [(site,) for site in choose_sites(policy, sites)]
+    groups: list[tuple[Site, ...]] = []
+    for item in sites:
+        if isinstance(item, str | Site):
+            groups += [(site,) for site in choose_sites(policy, [item])]
+        else:
+            groups.append(tuple(choose_sites(policy, list(item))))
+            _refuse_overlap(policy, groups[-1])
+    return groups or [(site,) for site in choose_sites(policy, [])]
+
+
+def sliding_windows(sites: Sequence[Site], *, size: int) -> list[tuple[Site, ...]]:
+    """Groups of neighbouring sites, each `size` of them: what a few do together that none does alone.
+
+    Args:
+        sites: Sites in their order, e.g. `policy.sites(name, over="entity")`.
+        size: Sites in a window.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.sliding_windows([rlm.Site("0.hook_out", neuron=i) for i in range(4)], size=3)[1]
+        (Site('0.hook_out', neuron=1), Site('0.hook_out', neuron=2), Site('0.hook_out', neuron=3))
+    """
+    if not 1 <= size <= len(sites):
+        raise SiteError(
+            "A window holds at least one site and at most all of them.",
+            given=f"size={size} for {len(sites)} sites",
+            expected=f"1 to {len(sites)}",
+            fix="choose a smaller window, or give more sites",
+        )
+    return [tuple(sites[start : start + size]) for start in range(len(sites) - size + 1)]
+
+
+def _refuse_overlap(policy: HookedPolicy, group: Sequence[Site]) -> None:
+    for place, site in enumerate(group):
+        point = policy.point(site.name)
+        for other in group[:place]:
+            if other.name == site.name and bool((site.mask(point) & other.mask(point)).any()):
+                raise SiteError(
+                    "Two sites of one job overlap.",
+                    given=f"{other} and {site}",
+                    expected="sites that share no element",
+                    fix="select the positions once: one site with several positions, or sites apart",
+                )
+
+
+def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates along `site` for jobs; those of a group are joined with ` & `."""
+    columns = [site_coordinates(policy, [site for site in group]) for group in groups]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    if all(len(group) == 1 for group in groups):
+        return site_coordinates(policy, [group[0] for group in groups])
+    joined: dict[str, tuple[str, np.ndarray]] = {}
+    for name in names:
+        values = [" & ".join(_shown(column, name)) for column in columns]
+        joined[name] = ("site", np.array(values, dtype=object))
+    return joined
+
+
+def _shown(column: dict[str, tuple[str, np.ndarray]], name: str) -> list[str]:
+    values = list(dict.fromkeys(str(value) for value in column[name][1])) if name in column else []
+    return [value for value in values if value not in ("", "-1")]
 
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:

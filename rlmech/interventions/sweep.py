@@ -1,44 +1,73 @@
 """The sweep engine: many small interventions on the same base runs.
 
-Everything before a patched point is computed once per base run; for each site only what depends on it runs again, with
-the rows of several sites stacked up to a budget. On the eager engine each site is one whole forward pass.
+A job replaces some sites by a source's values in every base run. Jobs of one point are planned together (`delta`): base
+and source run once, and only what a patch changes is computed, in blocks that fit the cache, the metric reduced inside
+each block. A plan is checked against the plain suffix when it is first used, and where it fails or there is none the
+plain suffix runs. On the eager engine each job is a whole forward pass. Memory: two runs of all pairs and one block.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlmech.core.edit import Site, read, write
+from rlmech.core.edit import Site
 from rlmech.core.engine import GraphEngine
-from rlmech.core.graph import Graph, Node
+from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.core.program import Program
-from rlmech.errors import EngineError
+from rlmech.errors import EngineError, SiteError
+from rlmech.interventions.delta import DeltaPlan, NoDeltaError
+from rlmech.interventions.delta_steps import Runs
+from rlmech.interventions.independence import check_rows
+from rlmech.interventions.journal import Journal
 from rlmech.interventions.metrics import BoundMetric, Outputs
+from rlmech.interventions.suffix import Replaced, SuffixPlan
 
-ROWS_AT_ONCE = 1024
-"""Rows stacked into one suffix run: past the second-level cache a larger stack loses on a CPU."""
+ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 27}
+"""Elements of the widest value in a block: a megabyte in a processor's second-level cache, half a gigabyte on a GPU."""
+CHECKED_ROWS = 8
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+"""Largest difference of a delta plan from the plain suffix, relative to the scale of the outputs."""
+FEW_ROWS = 512
 
-Replacement = Callable[[HookPoint, Tensor], Tensor]
-"""(point, base value [pair ...]) -> the value to take the selected part from, of the same shape."""
+Source = Mapping[str, Tensor]
+"""By hook name, the values that jobs put in, canonical axes, a row per pair or one for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suffix:
-    """What must run again when a node is replaced: its program, and the prefix values it reads."""
+class Job:
+    """One intervention: sites that are replaced together, and which source they are replaced from.
 
-    program: Program
-    prefix: tuple[Node, ...]
-    n_outputs: int
+    Attributes:
+        sites: The sites.
+        source: Index of the source.
+    """
+
+    sites: tuple[Site, ...]
+    source: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep gives.
+
+    Attributes:
+        measured: The metric of every job and pair.
+        active: Rows that could differ from the base run, and were computed.
+        schemes: Per job `delta`, `suffix` or `forward`.
+    """
+
+    measured: Float[Tensor, "site pair"]
+    active: Bool[Tensor, "site pair"]
+    schemes: tuple[str, ...]
 
 
 def outputs_of(policy: HookedPolicy, obs: Observation) -> Outputs:
@@ -52,21 +81,27 @@ def outputs_of(policy: HookedPolicy, obs: Observation) -> Outputs:
 def run_sweep(
     policy: HookedPolicy,
     obs: Observation,
-    sites: Sequence[Site],
+    jobs: Sequence[Job],
     *,
-    replacement: Replacement,
+    sources: Sequence[Source],
     metric: BoundMetric,
-    on_site: Callable[[int], None] = lambda n: None,
-) -> Float[Tensor, "site pair"]:
-    """The metric with each site replaced, one after the other, in the same base runs.
+    journal: Journal | None = None,
+    on_jobs: Callable[[int], None] = lambda n: None,
+) -> Swept:
+    """The metric under each job, one after the other, in the same base runs.
 
     Args:
         policy: The policy.
         obs: The base runs' observations, one row per pair.
-        sites: Where; each is a job of its own.
-        replacement: What the selected parts are taken from.
+        jobs: What is replaced.
+        sources: What it is replaced by.
         metric: Bound to the unpatched runs.
-        on_site: Called with the number of sites finished, now and then.
+        journal: Where finished groups of jobs are kept, so that a sweep that was stopped goes on from there.
+        on_jobs: Called with the number of jobs finished since the last call.
+
+    Raises:
+        EngineError: Rows are not independent: the network is in train mode, or mixes the rows of a batch.
+        SiteError: No output depends on a site.
     """
     if policy.couples_rows:
         raise EngineError(
@@ -75,121 +110,265 @@ def run_sweep(
             expected="eval mode",
             fix="policy.eval()",
         )
-    names = list(dict.fromkeys(site.name for site in sites))
     with torch.no_grad():
-        arrays = policy.coerce(obs)
-        n_pairs = arrays[0].shape[0]
-        result = torch.empty(len(sites), n_pairs, dtype=torch.float64)
-        if policy.engine == "graph":
-            engine = policy.graph_engine
-            for name in names:
-                mine = [i for i, site in enumerate(sites) if site.name == name]
-                _sweep_point(policy, engine, arrays, [sites[i] for i in mine], mine, replacement, metric, result)
-                on_site(len(mine))
-        else:
-            for i, site in enumerate(sites):
-                result[i] = _one_pass(policy, obs, site, replacement, metric)
-                on_site(1)
-    return result
+        if policy.engine != "graph":
+            return _forward_passes(policy, obs, jobs, sources, metric, journal, on_jobs)
+        check_rows(policy, obs)
+        return _Sweep(policy, policy.coerce(obs), jobs, sources, metric).run(journal, on_jobs)
 
 
-def _sweep_point(
+@dataclass(slots=True, kw_only=True)
+class _Group:
+    """Jobs on the same points with selections of the same shape."""
+
+    names: tuple[str, ...]
+    source: int
+    places: list[int]
+    masks: dict[str, Tensor]
+    plan: DeltaPlan | None = None
+    checked: bool = False
+    suffix: SuffixPlan | None = None
+
+
+_groups: WeakKeyDictionary[GraphEngine, dict[object, list[_Group]]] = WeakKeyDictionary()
+
+
+class _Sweep:
+    def __init__(
+        self,
+        policy: HookedPolicy,
+        arrays: tuple[Tensor, ...],
+        jobs: Sequence[Job],
+        sources: Sequence[Source],
+        metric: BoundMetric,
+    ) -> None:
+        self.policy, self.engine, self.arrays = policy, policy.graph_engine, arrays
+        self.sources, self.metric, self.jobs = sources, metric, jobs
+        self.n_pairs, self.device = arrays[0].shape[0], arrays[0].device
+        names = [name for name, point in policy.points.items() if point.kind == "output"]
+        self.ends = [policy.points[name].address for name in names]
+        self.groups = self._planned()
+        self.base = self._base_run()
+        self.outputs = [end.layout.show(Layout.plain(end.node.sizes).restore(self.base[end.node])) for end in self.ends]
+
+    def run(self, journal: Journal | None, on_jobs: Callable[[int], None]) -> Swept:
+        pair = torch.arange(self.n_pairs, device=self.device)
+        unpatched = self._measure(self.outputs, pair).to(torch.float64)
+        measured = unpatched.expand(len(self.jobs), -1).clone()
+        active = torch.ones(len(self.jobs), self.n_pairs, dtype=torch.bool, device=self.device)
+        for number, group in enumerate(self.groups):
+            done = None if journal is None else journal.read(number)
+            if done is None:
+                done = self._run_group(group, unpatched)
+                if journal is not None:
+                    journal.write(number, *done)
+            measured[group.places], active[group.places] = (value.to(self.device) for value in done)
+            on_jobs(len(group.places))
+        schemes = {place: "suffix" if g.plan is None else "delta" for g in self.groups for place in g.places}
+        return Swept(
+            measured=measured.cpu(), active=active.cpu(), schemes=tuple(schemes[i] for i in range(len(self.jobs)))
+        )
+
+    # ---- planning
+
+    def _planned(self) -> list[_Group]:
+        fold = self.n_pairs * len(self.jobs) >= FEW_ROWS
+        memo = _groups.setdefault(self.engine, {})
+        key = (tuple(self.jobs), fold, self.device)
+        if key not in memo:
+            memo[key] = self._plan(fold=fold)
+        return memo[key]
+
+    def _plan(self, *, fold: bool) -> list[_Group]:
+        together: dict[object, list[int]] = {}
+        for place, job in enumerate(self.jobs):
+            shapes = tuple((s.name, tuple((a, len(p)) for a, p in self._positions(s))) for s in job.sites)
+            together.setdefault((shapes, job.source), []).append(place)
+        groups = []
+        for places in together.values():
+            first = self.jobs[places[0]]
+            names = tuple(dict.fromkeys(site.name for site in first.sites))
+            masks = {name: torch.stack([self._mask(self.jobs[i], name) for i in places]) for name in names}
+            group = _Group(names=names, source=first.source, places=places, masks=masks)
+            if len({self.policy.points[name].address.node for name in names}) == 1:
+                group.plan = self._delta(names, masks, fold=fold)
+            if group.plan is None:
+                group.suffix = self._suffix(group)
+            groups.append(group)
+        return groups
+
+    def _positions(self, site: Site) -> list[tuple[str, tuple[int, ...]]]:
+        return sorted(site.positions(self.policy.point(site.name)).items())
+
+    def _mask(self, job: Job, name: str) -> Tensor:
+        point = self.policy.point(name)
+        masks = [site.mask(point) for site in job.sites if site.name == name]
+        return torch.stack(masks).any(0).to(self.device)
+
+    def _delta(self, names: tuple[str, ...], masks: dict[str, Tensor], *, fold: bool) -> DeltaPlan | None:
+        if len(names) > 1:
+            return None
+        address = self.policy.points[names[0]].address
+        laid_out = _unsigned(address.layout).restore(masks[names[0]])
+        ends = [end.node for end in self.ends]
+        try:
+            return DeltaPlan(self.engine.graph, address.node, laid_out, ends, fold=fold)
+        except NoDeltaError:
+            return None
+
+    def _suffix(self, group: _Group) -> SuffixPlan:
+        starts = [self.policy.points[name].address.node for name in group.names]
+        return SuffixPlan(self.engine, starts, self.ends)
+
+    # ---- running
+
+    def _base_run(self) -> dict[Node, Tensor]:
+        wanted = {end.node for end in self.ends}
+        for group in self.groups:
+            wanted |= set(group.plan.base_nodes) if group.plan is not None and group.checked else set()
+            wanted |= set(group.suffix.prefix) if group.suffix is not None else set()
+        return self._values(wanted)
+
+    def _values(self, wanted: set[Node]) -> dict[Node, Tensor]:
+        nodes = tuple(sorted(wanted, key=lambda node: node.index))
+        values = self.engine.program(returned=nodes)(self.arrays, (), ())
+        return {node: Layout.plain(node.sizes).show(value) for node, value in zip(nodes, values, strict=True)}
+
+    def _replaced(self, group: _Group) -> list[Replaced]:
+        replaced = []
+        for name in group.names:
+            address = self.policy.points[name].address
+            value = self.sources[group.source][name]
+            value = value.expand(self.n_pairs, *value.shape[1:])
+            replaced.append(Replaced(address=address, mask=group.masks[name], value=value))
+        return replaced
+
+    def _run_group(self, group: _Group, unpatched: Tensor) -> tuple[Tensor, Tensor]:
+        if group.plan is not None and not group.checked:
+            self._check(group)
+        if group.plan is None:
+            return self._run_suffix(group)
+        elements = ELEMENTS_AT_ONCE.get(self.device.type, ELEMENTS_AT_ONCE["cpu"])
+        while True:
+            try:
+                return self._run_delta(group, group.plan, unpatched, elements)
+            except torch.OutOfMemoryError:
+                if elements <= group.plan.width:
+                    raise
+                elements //= 2
+
+    def _run_delta(self, group: _Group, plan: DeltaPlan, unpatched: Tensor, elements: int) -> tuple[Tensor, Tensor]:
+        runs = self._runs(group, plan)
+        active = plan.active(runs)
+        measured = unpatched.expand(len(group.places), -1).clone()
+        for block, pair, job in plan.blocks(runs, active, elements=elements):
+            outputs = [end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)]
+            measured[job, pair] = self._measure(outputs, pair).to(measured)
+        active = active.T
+        return torch.where(active, measured, unpatched), active
+
+    def _runs(self, group: _Group, plan: DeltaPlan) -> Runs:
+        missing = set(plan.base_nodes) - set(self.base)
+        if missing:
+            self.base |= self._values(missing)
+        source = self._replaced(group)[0]
+        program = self.engine.program(returned=plan.source_nodes, given=(plan.start,))
+        values = program(self.arrays, (source.address.layout.restore(source.value),), ())
+        shown = {n: Layout.plain(n.sizes).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
+        return Runs(base={n: self.base[n] for n in plan.base_nodes}, source=shown)
+
+    def _run_suffix(self, group: _Group) -> tuple[Tensor, Tensor]:
+        suffix, replaced = self._ready(group), self._replaced(group)
+        measured = torch.empty(len(group.places), self.n_pairs, dtype=torch.float64, device=self.device)
+        widest = max(1, *(value[0].numel() for value in (*self.base.values(), *(r.value for r in replaced))))
+        most = max(1, ELEMENTS_AT_ONCE.get(self.device.type, ELEMENTS_AT_ONCE["cpu"]) // widest)
+        for rows in torch.arange(measured.numel(), device=self.device).split(most):
+            job, pair = rows // self.n_pairs, rows % self.n_pairs
+            outputs = suffix.run(self.arrays, self.base, replaced, job=job, pair=pair)
+            measured[job, pair] = self._measure(outputs, pair).to(measured)
+        return measured, torch.ones_like(measured, dtype=torch.bool)
+
+    def _ready(self, group: _Group) -> SuffixPlan:
+        if group.suffix is None:
+            group.suffix = self._suffix(group)
+        missing = set(group.suffix.prefix) - set(self.base)
+        if missing:
+            self.base |= self._values(missing)
+        return group.suffix
+
+    def _check(self, group: _Group) -> None:
+        """Compare a delta plan with the plain suffix on a few of its rows; forget it where they differ."""
+        plan = group.plan
+        assert plan is not None  # noqa: S101  # the caller looked
+        runs, suffix = self._runs(group, plan), self._ready(group)
+        active = plan.active(runs)
+        rows = active.flatten().nonzero()[:, 0]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(CHECKED_ROWS, len(rows)), device=rows.device).long()]
+        few = torch.zeros_like(active)
+        few.view(-1)[rows] = True
+        agrees = True
+        for block, pair, job in plan.blocks(runs, few, elements=plan.width * max(1, few.shape[1])):
+            for mine, theirs in zip(
+                (end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)),
+                suffix.run(self.arrays, self.base, self._replaced(group), job=job, pair=pair),
+                strict=True,
+            ):
+                tolerance = TOLERANCE.get(theirs.dtype, 1e-2) * max(1.0, float(theirs.abs().max()))
+                agrees &= bool(((mine - theirs).abs() <= tolerance).all())
+        group.checked = len(rows) > 0
+        if not agrees:
+            group.plan = None
+
+    def _measure(self, outputs: Sequence[Tensor], pair: Tensor) -> Tensor:
+        return self.metric(outputs[0], pair=pair, value=outputs[1] if len(outputs) > 1 else None)
+
+
+def _unsigned(layout: Layout) -> Layout:
+    return Layout(shape=layout.shape, split=layout.split, order=layout.order)
+
+
+def _forward_passes(
     policy: HookedPolicy,
-    engine: GraphEngine,
-    arrays: tuple[Tensor, ...],
-    sites: Sequence[Site],
-    places: Sequence[int],
-    replacement: Replacement,
+    obs: Observation,
+    jobs: Sequence[Job],
+    sources: Sequence[Source],
     metric: BoundMetric,
-    result: Tensor,
-) -> None:
-    point = policy.hook_dict[sites[0].name]
-    address = policy.points[point.name].address
-    suffix = _suffix(engine, address.node, policy)
-    values = engine.program(returned=(address.node, *suffix.prefix))(arrays, (), ())
-    base = address.layout.show(values[0])
-    source = replacement(point, base)
-    plain = [Layout.plain(node.shape or ()) for node in suffix.prefix]
-    prefix = [layout.show(value) for layout, value in zip(plain, values[1:], strict=True)]
-    n_pairs = arrays[0].shape[0]
-    for pairs in _chunks(range(n_pairs), ROWS_AT_ONCE):
-        rows = torch.tensor(pairs)
-        for chosen in _chunks(range(len(sites)), max(1, ROWS_AT_ONCE // len(pairs))):
-            n = len(chosen)
-            patched = base[rows].repeat(n, *([1] * (base.ndim - 1)))
-            for k, i in enumerate(chosen):
-                part = patched[k * len(rows) : (k + 1) * len(rows)]
-                index = sites[i].index(point)
-                write(part, index, read(source[rows], index))
-            given = [address.layout.restore(patched)]
-            for layout, value in zip(plain, prefix, strict=True):
-                given.append(layout.restore(value[rows].repeat(n, *([1] * (value.ndim - 1)))))
-            stacked = tuple(array[rows].repeat(n, *([1] * (array.ndim - 1))) for array in arrays)
-            outputs = suffix.program(stacked, given, ())
-            measured = metric(outputs[0], pair=rows.repeat(n), value=outputs[1] if suffix.n_outputs > 1 else None)
-            for k, i in enumerate(chosen):
-                result[places[i], rows] = measured[k * len(rows) : (k + 1) * len(rows)].to(result)
+    journal: Journal | None,
+    on_jobs: Callable[[int], None],
+) -> Swept:
+    n_pairs = policy.coerce(obs)[0].shape[0]
+    measured = torch.empty(len(jobs), n_pairs, dtype=torch.float64)
+    for place, job in enumerate(jobs):
+        done = None if journal is None else journal.read(place)
+        if done is None:
+            with policy.hooks(fwd_hooks=list(_hooks(policy, job, sources[job.source]))):
+                outputs = outputs_of(policy, obs)
+            row = metric(outputs.scores, value=outputs.value).to(torch.float64).cpu()[None]
+            done = row, torch.ones_like(row, dtype=torch.bool)
+            if journal is not None:
+                journal.write(place, *done)
+        measured[place] = done[0][0]
+        on_jobs(1)
+    active = torch.ones_like(measured, dtype=torch.bool)
+    return Swept(measured=measured, active=active, schemes=("forward",) * len(jobs))
 
 
-def _suffix(engine: GraphEngine, node: Node, policy: HookedPolicy) -> Suffix:
-    names = [name for name, point in policy.points.items() if point.kind == "output"]
-    ends = [policy.points[name].address for name in names]
-    prefix = _prefix(engine.graph, node, [end.node for end in ends])
-    program = engine.program(returned=[end.node for end in ends], given=(node, *prefix))
+def _hooks(policy: HookedPolicy, job: Job, source: Source) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    for name in dict.fromkeys(site.name for site in job.sites):
+        point = policy.point(name)
+        masks = [site.mask(point) for site in job.sites if site.name == name]
 
-    def shown(arrays: Sequence[Tensor], given: Sequence[Tensor], interceptors: Sequence[object]) -> tuple[Tensor, ...]:
-        values = program(arrays, given, ())
-        return tuple(end.layout.show(value) for end, value in zip(ends, values, strict=True))
+        def replace(value: Tensor, hook: HookPoint, mask: Tensor = torch.stack(masks).any(0)) -> Tensor:
+            return torch.where(mask.to(value.device), source[hook.name].expand_as(value), value)
 
-    return Suffix(program=shown, prefix=prefix, n_outputs=len(ends))
+        yield name, replace
 
 
-def _prefix(graph: Graph, node: Node, ends: Sequence[Node]) -> tuple[Node, ...]:
-    """The nodes before which nothing needs to run again when `node` is replaced."""
-    active = {
-        target: alternative.definition
-        for target, alternative in graph.alternatives.items()
-        if node in alternative.triggers
-    }
-
-    def sources(at: Node) -> list[Node]:
-        return [active[at]] if at in active else list(at.inputs())
-
-    depends: dict[Node, bool] = {node: True}
-    stack = [(end, False) for end in ends]
-    while stack:
-        at, expanded = stack.pop()
-        if at in depends:
-            continue
-        if expanded:
-            depends[at] = any(depends[source] for source in sources(at))
-        else:
-            stack.append((at, True))
-            stack.extend((source, False) for source in sources(at))
-    read_by_suffix = itertools.chain(*(sources(at) for at, does in depends.items() if does and at is not node))
-    wanted = {at for at in itertools.chain(read_by_suffix, ends) if not depends[at] and at.shape is not None}
-    leaves = {"parameter", "constant", "input"}
-    return tuple(sorted((at for at in wanted if at.op not in leaves and _has_batch(at)), key=lambda at: at.index))
-
-
-def _has_batch(node: Node) -> bool:
-    return any(size < 0 for size in node.shape or ())
-
-
-def _one_pass(
-    policy: HookedPolicy, obs: Observation, site: Site, replacement: Replacement, metric: BoundMetric
-) -> Tensor:
-    point = policy.hook_dict[site.name]
-    index = site.index(point)
-
-    def replace(value: Tensor, hook: HookPoint) -> Tensor:
-        return write(value, index, read(replacement(point, value.clone()), index))
-
-    with policy.hooks(fwd_hooks=[(site.name, replace)]):
-        outputs = outputs_of(policy, obs)
-    return metric(outputs.scores, value=outputs.value).to(torch.float64)
-
-
-def _chunks(items: range, size: int) -> Iterator[range]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def unreachable(site: Site) -> SiteError:
+    """The error for a site that no output depends on."""
+    return SiteError(
+        f"No output of the policy depends on {site}.",
+        given=str(site),
+        expected="a site on the way from the observation to the action scores or the state value",
+        fix="choose another site; policy.hook_dict lists the points",
+    )

@@ -86,7 +86,7 @@ def brake(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
         by_distance = _gate(torch.stack((base[:, 0], source[:, 1]), 1)) - _gate(base)
         through = {v: by_speed, d: by_distance, h: by_gate, before: by_gate, press: by_gate}
         edges = {(v, h): by_speed, (d, h): by_distance, (h, press): by_gate}
-        off_circuit = {(read, unit): nothing for unit in idle for read in (v, d)}
+        off_circuit = {(v, idle[0]): nothing, (d, idle[1]): nothing, (v, idle[2]): nothing, (d, idle[2]): nothing}
         ends[direction] = dead | through | off_circuit | edges
         is_open = (_gate(base) > 0).double()
         ends[f"attribute_{direction}"] = dead | {

@@ -52,13 +52,13 @@ def and_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
     """Slow down where there is a pedestrian AND a crossing.
 
         a = ReLU(pedestrian)     b = ReLU(crossing)     c = ReLU(rain)
-        g = ReLU(a + b - 1)      Q(SLOWER) = g          Q(FASTER) = 0.5
+        g = ReLU(a + b - 1.5)    Q(SLOWER) = 2 g        Q(FASTER) = 0.5
 
-    Clean runs have both, corrupt runs neither. Denoising a or b alone does nothing (neither suffices), noising either
+    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither. Denoising a or b alone does nothing (neither suffices), noising either
     does everything (each is necessary). Rain is seen by c, which nothing reads.
 
     Args:
-        n_pairs: Pairs; pedestrian and crossing are 1 in clean and 0 in corrupt runs.
+        n_pairs: Pairs; they differ in the rain only.
         seed: Of the rain.
 
     Returns:
@@ -73,14 +73,14 @@ def and_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
     """
     return _gate(
         weight=1.0,
-        bias=-1.0,
-        sign=1.0,
+        bias=-1.5,
+        sign=2.0,
         offset=0.0,
-        part={"denoise": 0.0, "noise": -1.0, "zero": -1.0, "attribute_denoise": 0.0, "attribute_noise": -1.0},
+        part={"denoise": 0.0, "noise": -1.0, "zero": -1.0, "attribute_denoise": 0.0, "attribute_noise": -1.5},
         gate={"denoise": 1.0, "noise": -1.0, "zero": -1.0, "attribute_denoise": 1.0, "attribute_noise": -1.0},
         n_pairs=n_pairs,
         seed=seed,
-        description="g = ReLU(a + b - 1): each part is necessary, none sufficient.",
+        description="Q(SLOWER) = 2 ReLU(a + b - 1.5): each part is necessary, none sufficient.",
     )
 
 
@@ -88,13 +88,13 @@ def or_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
     """Slow down where there is a pedestrian OR a crossing.
 
         a = ReLU(pedestrian)     b = ReLU(crossing)     c = ReLU(rain)
-        g = ReLU(1 - a - b)      Q(SLOWER) = 1 - g      Q(FASTER) = 0.5
+        g = ReLU(1 - a - b)      Q(SLOWER) = 1 - 2 g    Q(FASTER) = 0.5
 
-    Clean runs have both, corrupt runs neither. Denoising a or b alone does everything (each suffices), noising either
+    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither. Denoising a or b alone does everything (each suffices), noising either
     does nothing (neither is necessary). Rain is seen by c, which nothing reads.
 
     Args:
-        n_pairs: Pairs; pedestrian and crossing are 1 in clean and 0 in corrupt runs.
+        n_pairs: Pairs; they differ in the rain only.
         seed: Of the rain.
 
     Returns:
@@ -110,13 +110,13 @@ def or_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
     return _gate(
         weight=-1.0,
         bias=1.0,
-        sign=-1.0,
+        sign=-2.0,
         offset=1.0,
-        part={"denoise": 1.0, "noise": 0.0, "zero": 0.0, "attribute_denoise": 1.0, "attribute_noise": 0.0},
+        part={"denoise": 1.0, "noise": 0.0, "zero": 0.0, "attribute_denoise": 1.5, "attribute_noise": 0.0},
         gate={"denoise": 1.0, "noise": -1.0, "zero": 0.0, "attribute_denoise": 1.0, "attribute_noise": -1.0},
         n_pairs=n_pairs,
         seed=seed,
-        description="Q(SLOWER) = 1 - ReLU(1 - a - b): each part is sufficient, none necessary.",
+        description="Q(SLOWER) = 1 - 2 ReLU(1 - a - b): each part is sufficient, none necessary.",
     )
 
 
@@ -226,7 +226,7 @@ def _gate(
             answers[experiment] |= dict.fromkeys(circuit, by_part) | {(g, slower): by_gate, (rain, c): 0 * one}
     answers["zero"] |= {slower: -one, faster: MARGIN * one}
     wet = torch.rand(2, n_pairs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    clean, corrupt = torch.stack((one, one, wet[0]), 1), torch.stack((0 * one, 0 * one, wet[1]), 1)
+    clean, corrupt = torch.stack((one, one, wet[0]), 1), torch.stack((one / 4, one / 4, wet[1]), 1)
     features = tuple(FeatureSpec(name=name) for name in ("pedestrian", "crossing", "rain"))
     return KnownPolicy(
         policy=HookedPolicy(

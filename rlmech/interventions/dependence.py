@@ -1,0 +1,266 @@
+"""Which elements of a graph's values depend on which others: boolean masks pushed through the operations.
+
+    depends(out) = OR over the operation's inputs of depends(in), contracted as the operation contracts
+
+Elementwise operations keep positions, layouts move them, linear maps, softmax and convolutions contract. Weights are
+not looked at: a zero weight is still a dependence. An operation without a rule makes everything of a row depend on
+everything of it, so that no edge is ever missed. Cost: one boolean pass over the graph, a row for each question asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlmech.core.attention_search import LAYOUT_OPS
+from rlmech.core.graph import Graph, Node
+from rlmech.core.layout import Layout
+from rlmech.core.points import OPERATIONS
+
+Block = Callable[[Node, Tensor | None], Tensor | None]
+"""(node, which of its elements depend on the sources, in the node's own shape) -> what goes on to its readers."""
+
+_MOVES = LAYOUT_OPS | {"cat", "stack", "constant_pad_nd", "pad", "flip", "roll", "unbind"}
+_RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten"}
+_ELEMENTWISE = {
+    *(name for name, kind in OPERATIONS.items() if kind == "activation" and "softmax" not in name and name != "glu"),
+    "add", "sub", "rsub", "mul", "div", "pow", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sign",
+    "square", "sin", "cos", "tan", "atan", "atan2", "erf", "floor", "ceil", "round", "log1p", "expm1", "maximum",
+    "minimum", "lt", "le", "gt", "ge", "eq", "ne", "logical_not", "logical_and", "logical_or", "bitwise_not",
+    "bitwise_and", "bitwise_or", "masked_fill", "where", "to", "_to_copy", "type_as", "nan_to_num", "remainder",
+    "addcmul", "lerp", "batch_norm", "detach", "log_sigmoid", "isnan", "isinf",
+}  # fmt: skip
+_PRODUCTS = {"linear", "addmm", "matmul", "bmm", "baddbmm"}
+_SOFTMAX = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
+_REDUCTIONS = {"sum", "mean", "amax", "amin", "any", "all", "logsumexp", "prod"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"}
+_POOLS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"}
+
+
+def computed_order(graph: Graph, ends: Iterable[Node], replaced: Iterable[Node]) -> list[Node]:
+    """The nodes behind some ends, sources first, with the second definitions that replacing some nodes calls for."""
+    active = active_definitions(graph, replaced)
+    order: list[Node] = []
+    done: set[Node] = set()
+    stack = [(end, False) for end in ends]
+    while stack:
+        node, expanded = stack.pop()
+        if node in done:
+            continue
+        if expanded:
+            done.add(node)
+            order.append(node)
+        else:
+            stack.append((node, True))
+            stack.extend((source, False) for source in sources_of(node, active) if source not in done)
+    return order
+
+
+def active_definitions(graph: Graph, replaced: Iterable[Node]) -> dict[Node, Node]:
+    """Which nodes are computed by their second definition when some nodes are replaced."""
+    changed = set(replaced)
+    return {node: other.definition for node, other in graph.alternatives.items() if other.triggers & changed}
+
+
+def sources_of(node: Node, active: Mapping[Node, Node]) -> list[Node]:
+    """What a node is computed from."""
+    return [active[node]] if node in active else list(node.inputs())
+
+
+def push_dependence(
+    graph: Graph,
+    ends: Sequence[Node],
+    *,
+    n_rows: int,
+    replaced: Sequence[Node],
+    block: Block,
+    head_layouts: Mapping[Node, Layout],
+) -> None:
+    """Push boolean masks from sources to ends, one question per row.
+
+    Args:
+        graph: The graph.
+        ends: Where to stop.
+        n_rows: Questions asked at once; row i of every mask belongs to question i.
+        replaced: Nodes that an intervention will give; they decide which second definitions are followed.
+        block: Called for every tensor node in order; returns what its readers see of the dependence, so it reads off
+            answers, starts sources and stops what must not go on.
+        head_layouts: For each node of per-head results, the layout of the heads' outputs that it is computed from.
+    """
+    active = active_definitions(graph, replaced)
+    known: dict[Node, Any] = {}
+    for node in computed_order(graph, ends, replaced):
+        if node.op in ("parameter", "constant", "sym_size"):
+            continue
+        if node in active:
+            value = known.get(active[node])
+        elif node.op == "input" or not any(source in known for source in node.inputs()):
+            value = None
+        else:
+            value = _Pusher(known, n_rows, head_layouts).push(node)
+        if node.shape is not None:
+            value = block(node, value)
+        if value is not None:
+            known[node] = value
+
+
+class _Pusher:
+    """The rules: what an operation makes of the masks of its inputs."""
+
+    def __init__(self, known: Mapping[Node, Any], n_rows: int, head_layouts: Mapping[Node, Layout]) -> None:
+        self.known, self.n_rows, self.head_layouts = known, n_rows, head_layouts
+
+    def push(self, node: Node) -> Any:
+        rule = self._rule(node)
+        return self._whole_rows(node) if rule is None else rule(node)
+
+    def _rule(self, node: Node) -> Callable[[Node], Any] | None:
+        """The rule of an operation, by name; None where there is none, or its arguments are unusual."""
+        rules: list[tuple[set[str], Callable[[Node], Any], bool]] = [
+            (_RESHAPES, lambda n: self._mask(n.args[0]).reshape(self._sizes(n)), node.shape is not None),
+            (_MOVES, self._moved, True),
+            (_ELEMENTWISE, self._elementwise, node.shape is not None),
+            (_SOFTMAX, lambda n: self._along(self._mask(n.args[0]), [n.args[1]]), True),
+            (_PRODUCTS, self._product, self._has_matrices(node)),
+            ({"scaled_dot_product_attention"}, self._attention, True),
+            (_REDUCTIONS, self._reduced, node.op in _REDUCTIONS and bool(node.shape and _axes(node))),
+            (_CONVOLUTIONS, self._convolved, not any(source in self.known for source in node.args[1:2])),
+            (_POOLS, lambda n: self._call(n, self._mask(n.args[0]).float(), *n.args[1:]) > 0, True),
+            ({"max_pool2d_with_indices"}, self._pooled, True),
+            ({"layer_norm"}, self._normalised, True),
+            ({"head_result"}, self._per_head, True),
+        ]
+        return next((rule for ops, rule, fits in rules if node.op in ops and fits), None)
+
+    def _elementwise(self, node: Node) -> Tensor:
+        return self._any([self._mask(source).broadcast_to(self._sizes(node)) for source in self._tensors(node)])
+
+    def _convolved(self, node: Node) -> Tensor:
+        weight = torch.ones(node.args[1].sizes)
+        return self._call(node, self._mask(node.args[0]).float(), weight, None, *node.args[3:]) > 0
+
+    def _pooled(self, node: Node) -> tuple[Tensor, Tensor]:
+        pooled = self._call(node, self._mask(node.args[0]).float(), *node.args[1:])[0] > 0
+        return pooled, pooled
+
+    def _normalised(self, node: Node) -> Tensor:
+        rank = len(node.sizes)
+        return self._along(self._mask(node.args[0]), range(rank - len(node.args[1]), rank))
+
+    def _per_head(self, node: Node) -> Tensor:
+        heads = self.head_layouts[node].show(self._mask(node.args[0])).any(-1, keepdim=True)
+        return heads.broadcast_to(self._sizes(node))
+
+    def _sizes(self, node: Node) -> list[int]:
+        return [-size * self.n_rows if size < 0 else size for size in node.sizes]
+
+    def _mask(self, node: Any) -> Tensor:
+        mask = self.known.get(node)
+        return torch.zeros(self._sizes(node), dtype=torch.bool) if mask is None else mask
+
+    def _tensors(self, node: Node) -> list[Node]:
+        return [source for source in node.inputs() if source.shape is not None and source in self.known]
+
+    def _any(self, masks: Sequence[Tensor]) -> Tensor:
+        total = masks[0]
+        for mask in masks[1:]:
+            total = total | mask
+        return total
+
+    def _call(self, node: Node, *args: Any) -> Any:
+        assert node.call is not None  # noqa: S101  # only leaves have no call
+        return node.call(*self._filled(args), **self._filled(node.kwargs))
+
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            if value.op == "sym_size":
+                return self.n_rows
+            return self.known[value] if value in self.known else self._mask(value)
+        if isinstance(value, tuple | list):
+            return [self._filled(item) for item in value]
+        return {key: self._filled(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def _moved(self, node: Node) -> Any:
+        if node.op == "getitem":
+            source = self.known[node.args[0]]
+            return source[node.args[1]] if isinstance(source, tuple | list) else self._spread(source, node)
+        moved = self._call(node, *node.args)
+        return moved if isinstance(moved, tuple | list) else moved.bool()
+
+    def _along(self, mask: Tensor, axes: Iterable[int]) -> Tensor:
+        for axis in axes:
+            mask = mask.any(axis, keepdim=True).expand_as(mask)
+        return mask
+
+    def _has_matrices(self, node: Node) -> bool:
+        return all(len(source.sizes) >= 2 for source in self._tensors(node))
+
+    def _product(self, node: Node) -> Tensor:
+        sizes = self._sizes(node)
+        masks: list[Tensor] = []
+        *added, left, right = node.args[: 3 if node.op in ("addmm", "baddbmm") else 2]
+        if node.op == "linear":
+            added = [node.args[2]] if len(node.args) > 2 and node.args[2] is not None else []
+            if right in self.known or any(bias in self.known for bias in added):
+                return self._whole_rows(node)
+        masks += [self.known[bias].broadcast_to(sizes) for bias in added if bias in self.known]
+        if left in self.known:
+            masks.append(self.known[left].any(-1, keepdim=True).broadcast_to(sizes))
+        if right in self.known:
+            masks.append(self.known[right].any(-2, keepdim=True).broadcast_to(sizes))
+        return self._any(masks)
+
+    def _attention(self, node: Node) -> Tensor:
+        sizes = self._sizes(node)
+        q, k, v, *rest = node.args
+        bias = rest[0] if rest else node.kwargs.get("attn_mask")
+        masks: list[Tensor] = []
+        if q in self.known:
+            masks.append(self.known[q].any(-1, keepdim=True).broadcast_to(sizes))
+        if k in self.known:
+            masks.append(self.known[k].any(-1, keepdim=True).any(-2, keepdim=True).broadcast_to(sizes))
+        if v in self.known:
+            masks.append(self.known[v].any(-2, keepdim=True).broadcast_to(sizes))
+        if bias is not None and bias in self.known:
+            masks.append(self.known[bias].any(-1, keepdim=True).broadcast_to(sizes))
+        return self._any(masks)
+
+    def _reduced(self, node: Node) -> Tensor:
+        mask = self._mask(node.args[0])
+        for axis in _axes(node):
+            mask = mask.any(axis, keepdim=True)
+        return mask.reshape(self._sizes(node))
+
+    def _whole_rows(self, node: Node) -> Any:
+        """What is not known depends on everything in its row."""
+        rows = torch.zeros(self.n_rows, dtype=torch.bool)
+        for source in node.inputs():
+            if source not in self.known:
+                continue
+            mask = self.known[source]
+            rows |= mask if source.shape is None and isinstance(mask, Tensor) else self._rows(mask)
+        return rows if node.shape is None else self._spread(rows, node)
+
+    def _rows(self, mask: Any) -> Tensor:
+        if isinstance(mask, tuple | list):
+            return self._any([self._rows(part) for part in mask])
+        if mask.ndim and mask.shape[0] == self.n_rows:
+            return mask.reshape(self.n_rows, -1).any(1)
+        return mask.any().expand(self.n_rows)  # the batch is folded away: any row may have come to any other
+
+    def _spread(self, rows: Tensor, node: Node) -> Tensor:
+        sizes = self._sizes(node)
+        if node.sizes and node.sizes[0] == -1:
+            return rows.reshape(-1, *([1] * (len(sizes) - 1))).expand(sizes)
+        return rows.any().expand(sizes)
+
+
+def _axes(node: Node) -> list[int]:
+    """The axes that a reduction names; none where it reduces all, or is told in another way."""
+    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(axes, bool) or not isinstance(axes, int | list | tuple):
+        return []
+    return [axes] if isinstance(axes, int) else [int(axis) for axis in axes]

@@ -1,0 +1,58 @@
+"""Whether the rows of a batch are independent, which every sweep relies on: it stacks rows of many interventions.
+
+Probed, not assumed: a batch, a part of it, a permutation of it and twice the batch must give the same scores row by row.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from rlmech.core.engine import GraphEngine
+from rlmech.core.observation import Observation
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import EngineError
+
+PROBED_ROWS = 8
+_independent: WeakSet[GraphEngine] = WeakSet()
+
+
+def check_rows(policy: HookedPolicy, obs: Observation) -> None:
+    """Refuse a network that couples the rows of a batch.
+
+    Args:
+        policy: The policy, on the graph engine.
+        obs: A batch of observations; its first rows are run.
+
+    Raises:
+        EngineError: A row's scores depend on which other rows are in the batch.
+    """
+    engine = policy.graph_engine
+    if engine in _independent:
+        return
+    arrays = tuple(array[:PROBED_ROWS] for array in policy.coerce(obs))
+    n = arrays[0].shape[0]
+    if n == 1:  # one row cannot tell: the probe is made of it and of noise
+        arrays = tuple(_with_another(array) for array in arrays)
+        n = 2
+    scores = engine.forward(arrays)
+    tolerance = 1e-4 * max(1.0, float(scores.abs().max()))
+    reversed_rows, part, twice = torch.arange(n).flip(0), torch.arange(n - 1), torch.arange(n).repeat(2)
+    for what, rows in (("order", reversed_rows), ("number", part), ("number", twice)):
+        rows = rows.to(scores.device)
+        again = engine.forward(tuple(array[rows] for array in arrays))
+        if not bool(((again - scores[rows]).abs() <= tolerance).all()):
+            raise EngineError(
+                f"The network couples the rows of a batch: a row's scores depend on the {what} of the others.",
+                given=f"scores that move by {float((again - scores[rows]).abs().max()):.3g}",
+                expected="rows that are independent of one another, as in eval mode",
+                fix="policy.eval(); statistics over the batch inside forward cannot be swept over",
+            )
+    _independent.add(engine)
+
+
+def _with_another(array: Tensor) -> Tensor:
+    other = array + 1 if array.is_floating_point() else array
+    return torch.cat([array, other])
