@@ -22,6 +22,7 @@ from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.errors import ConfigError
 from rlmech.interventions.certificate import certify
 from rlmech.interventions.downstream import Continuation
 from rlmech.interventions.gradients import (

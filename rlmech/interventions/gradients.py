@@ -48,7 +48,9 @@ class MeasuredRun:
         values = [self.values[node] for node in nodes]
         handle = None if without is None else self.values[without].register_hook(torch.zeros_like)
         try:
-            found = torch.autograd.grad(self.measured.sum(), values, retain_graph=True, materialize_grads=True)
+            with torch.enable_grad():
+                total = self.measured.sum()
+            found = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
         finally:
             if handle is not None:
                 handle.remove()
