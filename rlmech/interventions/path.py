@@ -152,7 +152,7 @@ class _PathRuns:
         return result
 
     def _received(self, start: Place, routes: Sequence[Route], rows: slice) -> dict[Node, Tensor]:
-        """What the receivers' nodes hold when the sender's value has come along its routes, in the nodes' own shapes."""
+        """What the receivers' nodes hold when the sender's value has come along its routes."""
         sent = self._mixed(start, self._value(start.node, rows, source=True), self._value(start.node, rows))
         received: dict[Node, Tensor] = {}
         by_frozen = itertools.groupby(

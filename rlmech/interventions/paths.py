@@ -87,13 +87,13 @@ class Paths:
     def __init__(self, policy: HookedPolicy, *, receivers: Sequence[Site], through: Sequence[str]) -> None:
         self.policy, self.sites = policy, list(receivers)
         self.receivers = [Place.of(policy, site) for site in receivers]
-        named = list(dict.fromkeys(site.name for name in through for site in policy.sites(name)))
-        self.through = {policy.points[name].address.node: name for name in named}
+        self.through = {name: [policy.points[s.name].address.node for s in policy.sites(name)] for name in through}
+        named = {node for nodes in self.through.values() for node in nodes}
         self.layouts: dict[Node, Layout] = {}
         self.names: dict[Node, str] = {}
         for name, point in policy.points.items():
             node = point.address.node
-            if point.kind not in ("result", "output") or node in self.through:
+            if point.kind not in ("result", "output") or node in named:
                 self.names.setdefault(node, name)
                 self.layouts.setdefault(node, replace(point.address.layout, negate=False))
         self.nodes = list(self.names)
@@ -112,10 +112,7 @@ class Paths:
         met = [number for number, rows in reach.receivers.items() if bool(rows[0])]
         if not met:
             raise self._no_path(sender)
-        for node, name in self.through.items():
-            if not (node in reach.nodes and bool(reach.nodes[node][0])):
-                raise self._not_on_a_path(sender, name)
-        via = {node: self.push(self._whole(node)) for node in self.through}
+        via = self._via(sender, start, reach)
         routes: list[Route] = []
         between: dict[Node, str] = {}
         for number in met:
@@ -132,6 +129,29 @@ class Paths:
                 fix=f"name those that the path may take, e.g. through=[{next(reversed(between.values()))!r}]",
             )
         return routes
+
+    def _via(self, sender: Site, start: Place, reach: _Reach) -> dict[Node, _Reach]:
+        """The points that paths may run through, among those that lie on one, and what paths from them meet."""
+        outside = {start.node, *(place.node for place in self.receivers)}
+        lying = {
+            node
+            for node, rows in reach.nodes.items()
+            if bool(rows[0])
+            and node not in outside
+            and any(self._leads_to(node, i) for i in range(len(self.receivers)))
+        }
+        between = ", ".join(self.names[node] for node in self.nodes if node in lying)
+        for name, nodes in self.through.items():
+            if not lying & set(nodes):
+                raise SiteError(
+                    f"No path from the sender to the receiver runs through {name!r}.",
+                    given=f"sender {sender!r}, through {name!r}",
+                    expected=f"points between the two: {between or 'there are none'}",
+                    fix="leave it out of through",
+                )
+        return {
+            node: self.push(self._whole(node)) for nodes in self.through.values() for node in nodes if node in lying
+        }
 
     def _frozen(self, number: int, start: Place, reach: _Reach, via: dict[Node, _Reach]) -> list[Node]:
         """The points between a start and a receiver that some path bypasses."""
@@ -229,14 +249,4 @@ class Paths:
             given=f"sender {sender!r}, receiver {receivers}",
             expected="a receiver that depends on the sender",
             fix="component_graph(policy, units=[…]).edges shows what depends on what",
-        )
-
-    def _not_on_a_path(self, sender: Site, name: str) -> SiteError:
-        reach = self.push(Place.of(self.policy, sender), cut=())
-        met = [self.names[node] for node, rows in reach.nodes.items() if bool(rows[0])]
-        return SiteError(
-            f"No path from the sender runs through {name!r}.",
-            given=f"sender {sender!r}, through {name!r}",
-            expected=f"points that the sender reaches: {', '.join(met) or 'there are none'}",
-            fix="leave it out of through",
         )
