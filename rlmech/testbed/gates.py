@@ -54,8 +54,9 @@ def and_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
         a = ReLU(pedestrian)     b = ReLU(crossing)     c = ReLU(rain)
         g = ReLU(a + b - 1.5)    Q(SLOWER) = 2 g        Q(FASTER) = 0.5
 
-    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither. Denoising a or b alone does nothing (neither suffices), noising either
-    does everything (each is necessary). Rain is seen by c, which nothing reads.
+    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither.
+    Denoising a or b alone does nothing (neither suffices), noising either does everything (each is necessary). Rain is
+    seen by c, which nothing reads.
 
     Args:
         n_pairs: Pairs; they differ in the rain only.
@@ -90,8 +91,9 @@ def or_gate(*, n_pairs: int = 8, seed: int = 0) -> KnownPolicy:
         a = ReLU(pedestrian)     b = ReLU(crossing)     c = ReLU(rain)
         g = ReLU(1 - a - b)      Q(SLOWER) = 1 - 2 g    Q(FASTER) = 0.5
 
-    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither. Denoising a or b alone does everything (each suffices), noising either
-    does nothing (neither is necessary). Rain is seen by c, which nothing reads.
+    The features are a detector's confidence: 1 for yes, 0.25 for no. Clean runs have both, corrupt runs neither.
+    Denoising a or b alone does everything (each suffices), noising either does nothing (neither is necessary). Rain is
+    seen by c, which nothing reads.
 
     Args:
         n_pairs: Pairs; they differ in the rain only.

@@ -137,8 +137,8 @@ def affine(*weights: float, bias: float = 0.0, relu: bool = False) -> Rule:
     Example:
         >>> import torch
         >>> from rlmech.testbed.known import affine
-        >>> affine(2.0, -1.0, relu=True)(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 9.0]))
-        tensor([5., 0.], dtype=torch.float64)
+        >>> affine(2.0, -1.0, relu=True)(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 9.0])).tolist()
+        [5.0, 0.0]
     """
 
     def rule(*values: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def brute_force_paths(
     Example:
         >>> import rlmech.testbed as testbed
         >>> known = testbed.cancellation()
-        >>> h1, h2, q = known.hidden[0], known.hidden[1], known.outputs[0]
+        >>> h1, h2, q = known.hidden[0], known.hidden[2], known.outputs[0]
         >>> run = testbed.brute_force_paths(known, base=known.corrupt, other=known.clean, paths=[(h1, h2, q)])
         >>> (run - known.policy(known.corrupt))[:, 0].tolist()[0]
         -1.0

@@ -75,7 +75,8 @@ def random_circuit(
         width: Units of a hidden layer.
         n_layers: Hidden layers.
         n_paths: Planted paths; they may share units and edges.
-        background: Probability that an edge that is not planted is there.
+        background: Probability that an edge that is not planted is there; a unit outside the circuit always reads one
+            feature.
         weak: Size of the background's weights, against planted ones of about 1.
         n_pairs: Pairs of observations, drawn from a normal distribution and independent of each other.
 
@@ -179,6 +180,7 @@ def _parameters(
                 weight[column] = chance * size * weak
                 weight[column, main] = _scaled(seen[:, main], generator)
             else:  # alive, and strongly fed by the circuit; but a unit of this kind is only ever read weakly
+                chance[generator.integers(shape.n_features)] = True  # one feature at least, or it would be dead
                 strong = np.array([unit in inside or unit < shape.n_features for unit in range(n_before)])
                 weight[column] = chance * size * np.where(strong, 1.0, weak)
             if not is_head:
