@@ -39,7 +39,7 @@ from rlmech.interventions.gradients import (
 )
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
-from rlmech.interventions.repairs import dropout_magnitude, droppable_nodes, pattern_behind, softmax_repaired
+from rlmech.interventions.repairs import dropout_magnitude, droppable_nodes, nodes_before_patterns, softmax_repaired
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
 
@@ -194,8 +194,8 @@ class _Estimator:
         arrays, others = policy.coerce(base), policy.coerce(source)
         names = list(dict.fromkeys(site.name for site in sites))
         nodes = [policy.points[name].address.node for name in names]
-        found = {name: pattern_behind(policy, node) for name, node in zip(names, nodes, strict=True)}
-        patterns = {name: p for name, p in found.items() if p is not None and "softmax" in repairs}
+        before = nodes_before_patterns(policy) if "softmax" in repairs else {}
+        patterns = {name: before[node] for name, node in zip(names, nodes, strict=True) if node in before}
         kept = [*nodes, *(pattern.node for pattern in patterns.values())]
         kept += [address.node for address in output_addresses(policy)]
         kept += droppable_nodes(policy) if "dropout" in repairs else ()

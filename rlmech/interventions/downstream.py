@@ -48,6 +48,19 @@ def nodes_behind(graph: Graph, node: Node, *, ends: Sequence[Node], cut: Node | 
     return tuple(order)
 
 
+def ancestors(graph: Graph, ends: Sequence[Node], *, cut: Node | None = None) -> set[Node]:
+    """The ends and all that they are computed from; with a cut, without it and what they need for it alone."""
+    found: set[Node] = set()
+    given = set() if cut is None else {cut}
+    stack = [end for end in ends if end is not cut]
+    while stack:
+        at = stack.pop()
+        if at not in found:
+            found.add(at)
+            stack.extend(source for source in sources_of(graph, at, given=given) if source is not cut)
+    return found
+
+
 def sources_of(graph: Graph, node: Node, *, given: set[Node]) -> list[Node]:
     """What a node is computed from while some nodes are given: its second definition where one of them triggers it."""
     alternative = graph.alternatives.get(node)

@@ -20,7 +20,7 @@ from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
-from rlmech.interventions.downstream import Continuation, nodes_behind
+from rlmech.interventions.downstream import Continuation, ancestors, nodes_behind, sources_of
 from rlmech.interventions.gradients import MeasuredRun, output_addresses, row_sums, sum_over_sites
 
 ROWS_AT_ONCE = 4096
@@ -29,17 +29,18 @@ ROWS_AT_ONCE = 4096
 _DROPPED_KINDS = {"linear", "convolution", "recurrent", "attn_out"}
 
 
-def pattern_behind(policy: HookedPolicy, node: Node) -> Address | None:
-    """The attention pattern that all of a node's influence goes through, or None: queries, keys, scores have one."""
+def nodes_before_patterns(policy: HookedPolicy) -> dict[Node, Address]:
+    """The nodes all of whose influence goes through one attention pattern, with it: queries, keys and scores do."""
     graph = policy.graph_engine.graph
     ends = [address.node for address in output_addresses(policy)]
+    found: dict[Node, Address] = {}
     for block in policy.attention.values():
         pattern = policy.points[block.names["pattern"]].address
-        if node is pattern.node or node in ends or not nodes_behind(graph, node, ends=[pattern.node]):
-            continue
-        if not nodes_behind(graph, node, ends=ends, cut=pattern.node):
-            return pattern
-    return None
+        elsewhere = ancestors(graph, ends, cut=pattern.node)
+        for node in ancestors(graph, list(sources_of(graph, pattern.node, given=set()))):
+            if node not in elsewhere:
+                found.setdefault(node, pattern)
+    return found
 
 
 def softmax_repaired(
