@@ -46,7 +46,7 @@ def cancellation(*, n_pairs: int = 8) -> KnownPolicy:
         n_pairs: Pairs; all are alike (clean: light 2, obstacle 2; corrupt: both 1).
 
     Returns:
-        Answers for all units and edges: denoise, noise, and both attributions.
+        Answers for all units in all five experiments, and for all edges in all but `zero`.
 
     Example:
         >>> import rlmech.testbed as testbed
@@ -100,6 +100,7 @@ def cancellation(*, n_pairs: int = 8) -> KnownPolicy:
             "noise": opposite,
             "attribute_denoise": effects,
             "attribute_noise": opposite,
+            "zero": {unit: -2 * effects[unit] for unit in (light, obstacle, h1, g, h2, slower, idle)},
         },
         description="Two paths from h1 to Q(SLOWER), +1 and -1: the node does nothing, its edges do.",
     )

@@ -192,19 +192,19 @@ def _check_pairs(base: Tensor, other: Tensor) -> None:
 
 
 def _check_edges(known: KnownPolicy, edges: Collection[Edge]) -> None:
-    strays = set(edges) - known.all_edges
-    if strays:
-        source, target = min(strays, key=str)
+    reads = {equation.unit: equation.reads for equation in known.equations}
+    for source, target in edges:
         for site in (source, target):
-            if site not in known.units:
+            if site not in reads:
                 raise _no_unit(known, site)
-        reads = next(equation.reads for equation in known.equations if equation.unit == target)
-        raise SiteError(
-            f"{target} does not read {source}.",
-            given=f"the edge {source} -> {target}",
-            expected=f"an edge from one of {', '.join(map(str, reads[:4]))}" if reads else f"no edge into {target}",
-            fix="known.all_edges lists the network's edges",
-        )
+        if source not in reads[target]:
+            some = ", ".join(map(str, reads[target][:4]))
+            raise SiteError(
+                f"{target} does not read {source}.",
+                given=f"the edge {source} -> {target}",
+                expected=f"an edge from one of {some}" if some else f"no edge into {target}",
+                fix="known.all_edges lists the network's edges",
+            )
 
 
 def _check_path(known: KnownPolicy, path: tuple[Site, ...]) -> None:
