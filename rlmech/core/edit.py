@@ -15,12 +15,13 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from rlmech.axes import AXES
+from rlmech.core.directions import exchange_along, orthonormal_basis
 from rlmech.core.hook_point import HookPoint
 from rlmech.errors import EditError, SiteError, nearest
 
 Choice = int | str | tuple[int | str, ...]
 Index = tuple[Any, ...]
-EditKind = Literal["zero", "mean", "resample", "patch", "steer"]
+EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace"]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -118,12 +119,13 @@ def write(value: Tensor, index: Index, new: Tensor | float) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Edit:
-    """What to do at a site; made by `zero_ablation`, `mean_ablation`, `resample_ablation`, `patch` and `steer`.
+    """What to do at a site; made by `zero_ablation`, `patch`, `subspace_patch`, `steer` and the others.
 
     Attributes:
         site: Where.
-        kind: What: `zero`, `mean`, `resample`, `patch` or `steer`.
+        kind: What: `zero`, `mean`, `resample`, `patch`, `steer` or `subspace`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
+        basis: Directions that span the subspace to patch, each of the selected shape.
         coefficient: Factor of a steering direction.
         seed: Seed of the rows that a resample ablation draws.
     """
@@ -131,6 +133,7 @@ class Edit:
     site: Site
     kind: EditKind
     value: Shaped[Tensor, ...] | None = field(default=None, repr=False)
+    basis: Shaped[Tensor, ...] | None = field(default=None, repr=False)
     coefficient: float = 1.0
     seed: int = 0
 
@@ -147,6 +150,9 @@ class Edit:
                 return lambda tensor, hook: write(tensor, index, 0)
             case "steer":
                 return self._steering(point, index)
+            case "subspace":
+                self._check_value(point)
+                return self._exchanging(point, index)
             case _:
                 self._check_value(point)
                 return self._replacing(index)
@@ -174,6 +180,17 @@ class Edit:
             return write(tensor, index, read(new.to(tensor), index))
 
         return replace
+
+    def _exchanging(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
+        assert self.basis is not None  # noqa: S101  # subspace_patch always gives one
+        basis = orthonormal_basis(self.basis, shape=self.site.block_shape(point), where=repr(self.site))
+        replace = self._replacing(index)
+
+        def exchange(tensor: Tensor, hook: HookPoint) -> Tensor:
+            source = read(replace(tensor.clone(), hook), index)
+            return write(tensor, index, exchange_along(basis, read(tensor, index), source))
+
+        return exchange
 
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         direction, wanted = self.value, self.site.block_shape(point)
@@ -269,6 +286,34 @@ def steer(site: Site | str, direction: Tensor, coefficient: float = 1.0) -> Edit
         coefficient: Factor of the direction.
     """
     return Edit(site=_site(site), kind="steer", value=torch.as_tensor(direction).detach(), coefficient=coefficient)
+
+
+def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tensor]) -> Edit:
+    """Set the site's component in a linear subspace to that of another run, row by row, and keep the rest.
+
+    Exact: a full basis gives `patch`, an empty one changes nothing.
+
+    Args:
+        site: Where.
+        basis: A direction of the selected shape (without the batch and without axes at a single position), or several
+            along a first axis. They need not be orthogonal; those that depend on others add nothing.
+        source: A cache of the other run, with as many rows as the batch that will be patched.
+
+    Source:
+        Geiger et al. 2024, *Finding Alignments Between Interpretable Causal Variables and Distributed Neural
+        Representations*, arXiv 2303.02536, section 3 (distributed interchange intervention).
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.core.edit import subspace_patch
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> _, cache = policy.run_with_cache(torch.ones(1, 4))
+        >>> with policy.edited([subspace_patch("hook_obs", torch.tensor([0.0, 1, 0, 0]), source=cache)]):
+        ...     policy.run_with_cache(torch.tensor([[2.0, 0, 0, 0]]))[1]["hook_obs"]
+        tensor([[2., 1., 0., 0.]])
+    """
+    site = _site(site)
+    return Edit(site=site, kind="subspace", value=source[site.name], basis=torch.as_tensor(basis).detach())
 
 
 def _rows(site: Site, value: Tensor) -> Tensor:
