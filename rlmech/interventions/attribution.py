@@ -128,7 +128,7 @@ def attribution_patching(
     method = f"attribution patching, integrated over {steps} steps" if steps else "attribution patching"
     result = patching_result(
         policy, chosen, bound, patched=start + found["estimate"], method=method, direction=direction, seed=seed
-    ).drop_vars("patched")
+    ).rename(patched="estimate")
     if "patched" in found:
         found["remainder"] = found["patched"] - start - found["estimate"]
     units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}

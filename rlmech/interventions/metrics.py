@@ -29,6 +29,7 @@ __all__ = [
     "action_flip",
     "action_gap",
     "action_score",
+    "action_shift",
     "bind",
     "policy_kl",
     "state_value",
@@ -143,6 +144,43 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
     return Metric(
         name="policy_kl" if temperature is None else f"policy_kl(tau={temperature:g})", unit="nat", prepare=prepare
     )
+
+
+def action_shift() -> Metric:
+    """How far a continuous action lies from the corrupt run's towards the clean run's, in the action's own unit.
+
+        (a - a_corrupt) . (a_clean - a_corrupt) / |a_clean - a_corrupt|
+
+    Returns:
+        A metric that is 0 for the corrupt run and the actions' distance for the clean one; beyond either where an
+        action overshoots. Where both runs act alike there is no direction, and it is 0 for every action.
+
+    Raises:
+        MetricError: When bound: the actions are discrete, or there is no corrupt run.
+    """
+
+    def prepare(context: MetricContext) -> RowFunction:
+        if context.output_kind != "mean_action":
+            raise MetricError(
+                "action_shift measures continuous actions, and this policy's are discrete.",
+                given=f"a policy of {context.output_kind}",
+                expected="a policy of mean_action",
+                fix="take action_gap()",
+            )
+        if context.corrupt is None:
+            raise MetricError(
+                "action_shift is along the direction between two runs, and there is one run only.",
+                given="no corrupt run",
+                expected="clean and corrupt runs",
+                fix="take action_score(i), the i-th component of the mean action",
+            )
+        origin = context.corrupt.scores
+        way = context.clean.scores - origin
+        length = way.norm(dim=-1, keepdim=True)
+        direction = way / torch.where(length > 0, length, 1)  # 0 where both runs act alike
+        return lambda outputs, pair: ((outputs.scores - origin[pair]) * direction[pair]).sum(-1)
+
+    return Metric(name="action_shift", unit=None, prepare=prepare)
 
 
 def state_value() -> Metric:

@@ -180,7 +180,7 @@ def test_each_operation_is_certified_where_it_acts_linearly_and_nowhere_else(nam
     torch.manual_seed(0)
     policy = rlm.HookedPolicy(Gated(GATES[name]).double(), torch.rand(2, 4, dtype=torch.float64))
     clean, corrupt = torch.randn(2, 200, 4, dtype=torch.float64)
-    sites = [rlm.Site("before.hook_out", neuron=(0, 11)), rlm.Site("before.hook_out", neuron=3)]
+    sites = [rlm.Site("before.hook_out", neuron=(0, 6)), rlm.Site("before.hook_out", neuron=3)]
     result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, certificate=True)
     certified, remainder = result["certified"].to_numpy(), np.abs(result["remainder"].to_numpy())
     assert remainder[certified].max(initial=0) < 1e-12
