@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rlmech.testbed as testbed
-from rlmech.core.edit import Site
+from rlmech.core.edit import Site, patch
 from rlmech.errors import ObservationError, SiteError
 from tests.testbed.policies import POLICIES, make
 
@@ -44,21 +44,16 @@ def test_all_edges_or_those_into_the_scores_or_those_out_of_the_observation_give
 @pytest.mark.parametrize("name", POLICIES)
 def test_exchanging_the_edges_out_of_a_unit_is_patching_it_in_the_network(name):
     known = make(name)
-    _, cache = known.policy.run_with_cache(known.clean)
-    for unit in known.units[:: max(1, len(known.units) // 12)]:
-        if unit in known.outputs:
-            continue
-        index = unit.index(known.policy.point(unit.name))
-
-        def exchange(value, hook, index=index):
-            value = value.clone()
-            value[index] = cache[hook.name][index]
-            return value
-
-        wanted = known.policy.run_with_hooks(known.corrupt, fwd_hooks=[(unit.name, exchange)]).detach()
-        edges = frozenset(edge for edge in known.all_edges if edge[0] == unit)
-        found = testbed.brute_force(known, base=known.corrupt, other=known.clean, edges=edges)
-        torch.testing.assert_close(found, wanted, **EXACT, msg=lambda text, unit=unit: f"{unit}: {text}")
+    for base, other in ((known.clean, known.corrupt), (known.corrupt, known.clean)):
+        _, cache = known.policy.run_with_cache(other)
+        for unit in known.units[:: max(1, len(known.units) // 12)]:
+            if unit in known.outputs:
+                continue
+            with known.policy.edited([patch(unit, source=cache)]):
+                wanted = known.policy(base).detach()
+            edges = frozenset(edge for edge in known.all_edges if edge[0] == unit)
+            found = testbed.brute_force(known, base=base, other=other, edges=edges)
+            torch.testing.assert_close(found, wanted, **EXACT, msg=lambda text, unit=unit: f"{unit}: {text}")
 
 
 @pytest.mark.parametrize("name", ["cancellation", "random_circuit"])
@@ -86,6 +81,24 @@ def test_a_path_leaves_the_unit_between_as_it_is_for_all_other_readers():
     assert effect((light, h1, slower), (light, h1, h2, slower)) == 0
     swapped = testbed.brute_force(known, base=known.corrupt, other=known.clean, edges={(light, h1)})
     assert (swapped[:, 0] - base).tolist()[0] == 0
+
+
+def test_paths_that_reach_a_score_by_different_edges_add_up_even_where_one_starts_inside_the_other():
+    known = make("random_circuit")
+    score = known.outputs[0]
+    longest = [path for x in known.inputs for path in testbed.paths_between(known, x, score) if len(path) >= 4]
+    before = known.policy(known.corrupt).detach()
+
+    def effect(*paths):
+        return testbed.brute_force_paths(known, base=known.corrupt, other=known.clean, paths=paths) - before
+
+    tried = 0
+    for path in longest:
+        direct = (path[1], score)
+        if direct in known.all_edges:
+            tried += 1
+            torch.testing.assert_close(effect(path, direct), effect(path) + effect(direct), **EXACT)
+    assert tried
 
 
 def test_what_is_no_edge_no_path_or_no_pair_is_refused_with_what_would_be():
