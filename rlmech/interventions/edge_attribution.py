@@ -92,10 +92,11 @@ def edge_attribution(
 
 def estimate_edges(
     graph: ComponentGraph,
-    base: tuple[Tensor, ...],
-    source: tuple[Tensor, ...],
+    base: Sequence[Tensor],
+    source: Sequence[Tensor] | None,
     *,
     metric: BoundMetric,
+    after: Mapping[int, Tensor] | None = None,
     steps: int = 0,
     pair: Int[Tensor, " pair"] | None = None,
 ) -> Float[np.ndarray, "edge pair"]:
@@ -104,14 +105,15 @@ def estimate_edges(
     Args:
         graph: Units and edges.
         base: Observations of the runs that are patched.
-        source: Those of the runs that patches come from.
+        source: Those of the runs that patches come from; None where they come from no run (zeros, means).
+        after: The values that patches put in, by stage; None for those of the source runs.
         metric: Bound to the unpatched runs.
         steps: 0 for gradients at the base run, else the number of midpoints.
         pair: Which of the metric's pairs each row is; None: row i is pair i.
 
     Raises:
         MetricError: The metric has no gradient.
-        ConfigError: Steps are negative.
+        ConfigError: Steps are negative, or there is no source to integrate towards.
     """
     if not metric.differentiable:
         raise MetricError(
@@ -124,20 +126,34 @@ def estimate_edges(
         raise ConfigError(
             "There cannot be fewer than no steps.", given=steps, expected="0, or the number of midpoints", fix="steps=8"
         )
+    if after is None or steps:
+        source = _given(source)
     n_pairs = base[0].shape[0]
     pair = torch.arange(n_pairs, device=base[0].device) if pair is None else pair
     result = np.zeros((len(graph.edges), n_pairs))
     shares = [(step + 0.5) / steps for step in range(steps)] or [0.0]
     for start in range(0, n_pairs, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        here, there = [array[rows] for array in base], [array[rows] for array in source]
+        here = [array[rows] for array in base]
+        there = here if source is None else [array[rows] for array in source]
         with torch.no_grad():
-            ends = graph.values(here), graph.values(there)
+            ends = graph.values(here), graph.values(there) if after is None else {k: v[rows] for k, v in after.items()}
         for share in shares:
             arrays = [a + share * (b - a) if share else a for a, b in zip(here, there, strict=True)]
             estimated = _Backward(graph, arrays, *ends, metric=metric, pair=pair[rows]).estimate()
             result[:, rows] += estimated.double().cpu().numpy() / len(shares)
     return result
+
+
+def _given(source: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if source is None:
+        raise ConfigError(
+            "There are no source runs.",
+            given="None",
+            expected="observations of the runs that patches come from",
+            fix="give them, or values with steps=0",
+        )
+    return source
 
 
 class _Backward:
