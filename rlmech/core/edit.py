@@ -24,7 +24,7 @@ Index = tuple[Any, ...]
 EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace"]
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, eq=True)
 class Site:
     """A place in a policy: a hook name, and which positions along its axes.
 
@@ -40,6 +40,7 @@ class Site:
 
     name: str
     selection: tuple[tuple[str, Choice], ...]
+    _hash: int
 
     def __init__(self, name: str, **selection: int | str | Iterable[int | str]) -> None:
         for axis in selection:
@@ -53,6 +54,10 @@ class Site:
                 )
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "selection", tuple((axis, _choice(axis, value)) for axis, value in selection.items()))
+        object.__setattr__(self, "_hash", hash((self.name, self.selection)))  # sweeps look up thousands of them
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Site({', '.join([repr(self.name), *(f'{axis}={choice!r}' for axis, choice in self.selection)])})"

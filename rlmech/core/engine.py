@@ -12,6 +12,7 @@ from rlmech.core.attention import AttentionBlock, AttentionBlocks
 from rlmech.core.attention_nodes import Found, Role, value_of
 from rlmech.core.attention_search import PROBE_BATCH, find_attention
 from rlmech.core.attention_verify import verify
+from rlmech.core.folds import mark_folds
 from rlmech.core.graph import Graph, Node, trace
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
@@ -84,6 +85,7 @@ class GraphEngine:
         samples = observation.samples(3)
         example = dict(zip(observation.shapes, samples, strict=True)) if observation.is_dict else samples[0]
         self.graph: Graph = trace(module, example)
+        mark_folds(self.graph, samples)
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
         self.points: Mapping[str, Point] = name_points(
             self.graph, module, root=root, blocks=found, output_kind=output_kind

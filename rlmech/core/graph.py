@@ -43,6 +43,7 @@ class Node:
         dtype: Dtype of a tensor, else None.
         owner: For a parameter or buffer: the dict that holds it. For an input: its key.
         synthetic: Whether it was added to the module's own operations: a per-head result, decomposed attention.
+        batch_inner: Whether the batch runs fastest where it is folded into another axis.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Node:
     dtype: torch.dtype | None = None
     owner: Any = None
     synthetic: bool = False
+    batch_inner: bool = False
 
     def __repr__(self) -> str:
         return f"%{self.index}:{self.op}"

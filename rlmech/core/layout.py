@@ -7,11 +7,11 @@ batch into another axis. A layout is one reshape and one permutation; both are v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import Tensor
 
-from rlmech.core.graph import Size
+from rlmech.core.graph import Node, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,18 @@ class Layout:
     negate: bool = False
 
     @classmethod
-    def plain(cls, shape: tuple[Size, ...]) -> Layout:
-        """The layout of a value that is shown as it is, but for the batch, which comes first."""
+    def of(cls, node: Node) -> Layout:
+        """The layout of a node that is shown as it is, but for the batch, which comes first."""
+        return cls.plain(node.sizes, batch_inner=node.batch_inner)
+
+    @classmethod
+    @cache
+    def plain(cls, shape: tuple[Size, ...], *, batch_inner: bool = False) -> Layout:
+        """The layout of a value of some sizes that is shown as it is, but for the batch, which comes first."""
         split: list[Size] = []
         for size in shape:
-            split.extend((-1, -size) if size < -1 else (size,))
+            folded = (-size, -1) if batch_inner else (-1, -size)
+            split.extend(folded if size < -1 else (size,))
         batch = split.index(-1) if -1 in split else None
         order = list(range(len(split)))
         if batch:

@@ -143,7 +143,7 @@ class _Namer:
             if self.recurrent and len(shape) == 3:
                 axes = ("batch", "step", "feature")
             points.append(
-                Point(name=name, kind="observation", axes=axes, address=Address(node=node, layout=Layout.plain(shape)))
+                Point(name=name, kind="observation", axes=axes, address=Address(node=node, layout=Layout.of(node)))
             )
         return points
 
@@ -166,7 +166,7 @@ class _Namer:
                 op = node.op.lstrip("_")
                 name = f"{path}.{op}_{self.counts[path, op]}.hook_out".lstrip(".")
                 self.counts[path, op] += 1
-            address = Address(node=shown, layout=Layout.plain(shown.sizes))
+            address = Address(node=shown, layout=Layout.of(shown))
             axes = self._axes(shown, address.layout)
             points.append(Point(name=name, kind=kind or "layer", axes=axes, address=address))
         return points
@@ -247,7 +247,7 @@ class _Namer:
                 fix="wrap the module in one whose forward returns the scores, and the state value second if any",
             )
         axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "entity", "action")
-        address = Address(node=scores, layout=Layout.plain(shape))
+        address = Address(node=scores, layout=Layout.of(scores))
         points = [Point(name=SCORES_NAME[output_kind], kind="output", axes=axes, address=address)]
         if rest and rest[0].shape in ((-1,), (-1, 1)):
             layout = Layout(shape=rest[0].sizes, split=(-1,), order=(0,))

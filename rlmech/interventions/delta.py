@@ -28,15 +28,18 @@ from rlmech.interventions.delta_steps import (
     Product,
     Runs,
     Step,
+    flat,
     size_of,
 )
-from rlmech.interventions.flow import Flow, definition_of, spread
+from rlmech.interventions.flow import RESHAPES, Flow, definition_of, spread
 from rlmech.interventions.linear_chain import has_batch, linear_sources
 
 LARGEST_MATRIX = 1 << 20
 """Elements of the largest matrix that a chain of linear operations is folded into."""
 WORTH_COMPRESSING = 0.8
 """Share of rows that change something above which leaving the others out costs more than it saves."""
+WORTH_SAVING = 1 << 16
+"""Elements of the widest value that leaving rows out must save before it pays."""
 
 
 class NoDeltaError(Exception):
@@ -48,16 +51,16 @@ class _Reach:
 
     def __init__(self, node: Node, mask: Tensor, weighting: Node | None = None) -> None:
         self.node, self.weighting = node, weighting
-        flat = mask.flatten(1)
-        self.weight = flat.float()
-        self.element = flat.int().argmax(1) if bool((flat.sum(1) == 1).all()) else None
+        rows = flat(mask)
+        self.weight = rows.float()
+        self.element = rows.int().argmax(1) if bool((rows.sum(1) == 1).all()) else None
 
     def find(self, runs: Runs) -> Bool[Tensor, "pair job"]:
         differs = runs.source[self.node] != runs.base[self.node]
         if self.weighting is not None:  # a value that is multiplied with exact zeros reaches nothing
             read = (runs.base[self.weighting] != 0).any(-2)
             differs = differs.any(-1) & read
-        differs = differs.flatten(1)
+        differs = flat(differs)
         if self.element is not None:
             return differs.index_select(1, self.element.to(differs.device))
         return differs.float() @ self.weight.to(differs.device).T > 0
@@ -84,6 +87,7 @@ class DeltaPlan:
         self.flow: Flow = spread(graph, start, masks, ends)
         self.changed = set(self.flow.order)
         self.steps: dict[Node, Step] = {}
+        self.replaced = _Reach(start, self._mask(start))
         self.reaches: list[_Reach] = []
         self._origins: dict[Node, Node] = {}
         if not self.changed.intersection(ends):
@@ -95,26 +99,31 @@ class DeltaPlan:
         for end in self.ends:
             self._emit(end)
         reads = [step.reads for step in self.steps.values()]
-        self.base_nodes = _sorted({*self.ends, *(n for base, _ in reads for n in base), *self._reached(reads)})
-        self.source_nodes = _sorted({n for _, source in reads for n in source} | {r.node for r in self.reaches})
+        weighting = {reach.weighting for reach in self.reaches if reach.weighting is not None}
+        self.base_nodes = _sorted(
+            {*self.ends, *(n for base, _ in reads for n in base), *self._reached(reads), *weighting}
+        )
+        self.source_nodes = _sorted(self._reached(reads))
         self.width = max(size_of(step.node) for step in self.steps.values() if step.node.shape is not None)
 
     def _reached(self, reads: Sequence[tuple[set[Node], set[Node]]]) -> set[Node]:
-        found = {n for _, source in reads for n in source} | {r.node for r in self.reaches}
-        return found | {r.weighting for r in self.reaches if r.weighting is not None}
+        """The nodes whose source values are needed."""
+        return {self.start, *(n for _, source in reads for n in source), *(reach.node for reach in self.reaches)}
 
     # ---- planning
 
-    def _mask(self, node: Node) -> Tensor | None:
+    def _ready_made(self, node: Node) -> Tensor | None:
         """Per job, the replaced elements, batch first, where the value is ready-made."""
-        mask = self.flow.masks.get(node)
-        return None if mask is None else Layout.plain(node.sizes).show(mask)
+        return self._mask(node) if node in self.flow.masks else None
+
+    def _mask(self, node: Node) -> Tensor:
+        return Layout.of(node).show(self.flow.masks[node])
 
     def _emit(self, node: Node) -> None:
         """Plan a node's rows, after those that it needs."""
         if node in self.steps:
             return
-        mask = self._mask(node)
+        mask = self._ready_made(node)
         if node not in self.changed:
             self.steps[node] = Base(node)
         elif mask is not None:
@@ -127,7 +136,7 @@ class DeltaPlan:
     def _origin(self, node: Node) -> Node:
         """The first value from which everything up to the node is linear; the node itself where nothing is."""
         if node not in self._origins:
-            before = linear_sources(self.flow, node) if self._mask(node) is None else None
+            before = linear_sources(self.flow, node) if self._ready_made(node) is None else None
             origins = {self._origin(source) for source in before} if before else set[Node]()
             self._origins[node] = origins.pop() if len(origins) == 1 else node
         return self._origins[node]
@@ -136,8 +145,8 @@ class DeltaPlan:
         start = self._origin(node)
         if start is node or start.shape is None or node.shape is None:
             return None
-        chain, mask = Chain(self.flow, start, node), self._mask(start)
-        if mask is not None and bool((mask.flatten(1).sum(1) <= 1).all()):
+        chain, mask = Chain(self.flow, start, node), self._ready_made(start)
+        if mask is not None and bool((flat(mask).sum(1) <= 1).all()):
             self.reaches.append(_Reach(start, mask))
             return OneElement(chain, mask)
         size = size_of(start) * size_of(node)
@@ -156,27 +165,24 @@ class DeltaPlan:
         stacks = all(n.sizes[0] == -1 and len(n.sizes) == len(node.sizes) for n in (first, second, node))
         if not stacks or len(node.sizes) < 3 or first is second or any(s < 0 for s in node.sizes[1:]):
             return None
-        mask, rows = self._mask(second), None
+        mask, rows = self._ready_made(second), None
         if second in self.changed:
             if mask is None or not torch.equal(mask.any(-1), mask.all(-1)):
                 return None
             rows = mask[..., 0]
         computed = first in self.changed
-        if rows is not None and (not computed or self._mask(first) is None):
+        if rows is not None and (not computed or self._ready_made(first) is None):
             self.reaches.append(_Reach(second, rows, weighting=first))
         elif rows is not None:
-            self.reaches.append(_Reach(second, self._masked(second)))
+            self.reaches.append(_Reach(second, self._mask(second)))
         if computed:
             self._emit(first)
         return Product(node, first=first, second=second, computed=computed, rows=rows)
 
-    def _masked(self, node: Node) -> Tensor:
-        mask = self._mask(node)
-        assert mask is not None  # noqa: S101  # asked for ready-made values only
-        return mask
-
     def _plain(self, node: Node) -> Step:
         before = [source for source in self.flow.sources(node) if source.op != "sym_size"]
+        if node.op in RESHAPES:  # its sizes are the node's own
+            before = before[:1]
         strange = [source for source in before if source.shape is None and source not in self.changed]
         if strange or (node.call is None and definition_of(self.flow.graph, node, self.start) is None):
             raise NoDeltaError(f"{node.op!r} takes {strange[0].op if strange else 'something'!r}, which is no tensor")
@@ -199,10 +205,8 @@ class DeltaPlan:
 
     def active(self, runs: Runs) -> Bool[Tensor, "pair job"]:
         """Rows whose outputs can differ from the base run's."""
-        found = self.reaches[0].find(runs)
-        for reach in self.reaches[1:]:
-            found = found | reach.find(runs)
-        return found
+        replaced, *reached = [reach.find(runs) for reach in (self.replaced, *self.reaches)]
+        return replaced & torch.stack(reached).any(0)
 
     def blocks(
         self, runs: Runs, active: Bool[Tensor, "pair job"], *, elements: int
@@ -221,7 +225,8 @@ class DeltaPlan:
         if total == 0:
             return
         order = torch.arange(n_pairs, device=active.device)
-        compressed = total < WORTH_COMPRESSING * n_pairs * n_jobs
+        rows = n_pairs * n_jobs
+        compressed = total < WORTH_COMPRESSING * rows and (rows - total) * self.width > WORTH_SAVING
         if compressed:
             order = counts.argsort(stable=True)[int((counts == 0).sum()) :]
             runs = Runs(

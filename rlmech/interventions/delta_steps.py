@@ -6,9 +6,8 @@ A slot is a job. What a job leaves alone is read from the base run and broadcast
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ class Runs:
     source: dict[Node, Tensor]
 
     def difference(self, node: Node) -> Tensor:
-        """Source less base, [pair ...]."""
-        return self.source[node] - self.base[node]
+        """Source less base, [pair ...]; zero where both are the same infinity, as masked scores are."""
+        source, base = self.source[node], self.base[node]
+        return (source - base).masked_fill_(source == base, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,14 +85,14 @@ class Step(ABC):
     """One value; `prepare` computes once per call what all blocks share."""
 
     def __init__(self, node: Node) -> None:
-        self.node, self.layout = node, Layout.plain(node.shape or ())
+        self.node, self.layout = node, Layout.of(node) if node.shape is not None else Layout.plain(())
 
     @property
     @abstractmethod
     def reads(self) -> tuple[set[Node], set[Node]]:
         """Nodes whose base and whose source values it reads."""
 
-    def prepare(self, runs: Runs) -> None:
+    def prepare(self, runs: Runs) -> None:  # noqa: B027  # most steps share nothing
         """Compute what all blocks share."""
 
     @abstractmethod
@@ -178,11 +178,11 @@ class Chain:
             return basis @ runs.base[self.direct].T
         n = len(basis)
         constants: Values = {node: runs.base[node] for node in self.constants}
-        layout = Layout.plain(self.start.sizes)
+        layout = Layout.of(self.start)
         changes = {self.start: layout.restore(basis.reshape(n, *layout.canonical_shape[1:]))}
         for node in self.links:
             changes[node] = push(self.flow, node, changes, constants, n)
-        return Layout.plain(self.end.sizes).show(changes[self.end]).reshape(n, -1)
+        return Layout.of(self.end).show(changes[self.end]).reshape(n, -1)
 
 
 class OneElement(Step):
@@ -190,8 +190,8 @@ class OneElement(Step):
 
     def __init__(self, chain: Chain, mask: Tensor) -> None:
         super().__init__(chain.end)
-        self.chain, self.element = chain, mask.flatten(1).int().argmax(1)
-        self.touched = None if bool(mask.flatten(1).any(1).all()) else mask.flatten(1).any(1)
+        self.chain, self.element = chain, flat(mask).int().argmax(1)
+        self.touched = None if bool(flat(mask).any(1).all()) else flat(mask).any(1)
 
     @property
     def reads(self) -> tuple[set[Node], set[Node]]:
@@ -200,7 +200,7 @@ class OneElement(Step):
     def prepare(self, runs: Runs) -> None:
         start = self.chain.start
         self.element = self.element.to(runs.base[start].device)
-        self.change = runs.difference(start).flatten(1).index_select(1, self.element)
+        self.change = flat(runs.difference(start)).index_select(1, self.element)
         if self.touched is not None:  # some jobs reach this value at no element
             self.change = self.change * self.touched.to(self.change)
         weight = self.chain.direct
@@ -216,7 +216,7 @@ class OneElement(Step):
 
     def run(self, block: Block) -> Tensor:
         change, row = block.of_pairs_and_jobs(self.change), block.of_jobs(self.row)
-        base = block.base(self.node).flatten(2)
+        base = flat(block.runs.base[self.node][block.pairs]).unsqueeze(1)
         if self.narrow:
             moved = torch.addcmul(base.permute(2, 0, 1), change[None], row.permute(2, 0, 1)).permute(1, 2, 0)
         else:
@@ -229,27 +229,27 @@ class Folded(Step):
 
     def __init__(self, chain: Chain, mask: Tensor | None) -> None:
         super().__init__(chain.end)
-        self.chain, self.mask = chain, None if mask is None else mask.flatten(1)
+        self.chain, self.mask = chain, None if mask is None else flat(mask)
 
     @property
     def reads(self) -> tuple[set[Node], set[Node]]:
         return {self.chain.start, self.node, *self.chain.constants}, set() if self.mask is None else {self.chain.start}
 
     def prepare(self, runs: Runs) -> None:
-        start = runs.base[self.chain.start].flatten(1)
+        start = flat(runs.base[self.chain.start])
         eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
         self.matrix = self.chain.apply(eye, runs)
-        self.rest = runs.base[self.node].flatten(1)
+        self.rest = flat(runs.base[self.node])
         if self.mask is None:
             self.rest = torch.addmm(self.rest, start, self.matrix, alpha=-1)
         else:
-            self.change = runs.difference(self.chain.start).flatten(1)
+            self.change = flat(runs.difference(self.chain.start))
             self.weight = self.mask.to(start.dtype)
 
     def run(self, block: Block) -> Tensor:
         start = self.chain.start
         if self.mask is None:
-            value = Layout.plain(start.sizes).show(block.values[start]).reshape(block.n_rows, -1)
+            value = Layout.of(start).show(block.values[start]).reshape(block.n_rows, -1)
         else:
             value = (block.of_jobs(self.weight) * self.change[block.pairs].unsqueeze(1)).reshape(block.n_rows, -1)
         moved = (value @ self.matrix).reshape(block.n_pairs, block.n_slots, -1)
@@ -307,29 +307,22 @@ class Product(Step):
 
 
 class Plain(Step):
-    """The operation itself on rows; what the patch leaves alone is broadcast over slots where the operation allows it."""
+    """The operation itself on rows; what the patch leaves alone is broadcast over slots where that can be."""
 
     def __init__(self, flow: Flow, node: Node, *, computed: set[Node], in_place: bool) -> None:
         super().__init__(node)
         self.computed, self.in_place = computed, in_place
         self.definition = definition_of(flow.graph, node, flow.start)
         self.others = [n for n in flow.sources(node) if n not in computed and n.shape is not None]
-        self.broadcasts = node.op in BROADCASTING and all(
-            n.sizes[:1] == (-1,) and len(n.sizes) == len(node.sizes) for n in self.tensors(flow) if has_batch(n)
-        )
-
-    def tensors(self, flow: Flow) -> Iterator[Node]:
-        """The tensors that it reads."""
-        return (n for n in flow.sources(self.node) if n.shape is not None)
+        self.per_row = {n for n in self.others if has_batch(n)}
+        tensors = [n for n in flow.sources(node) if n.shape is not None and has_batch(n)]
+        aligned = node.shape is not None and all(n.sizes[0] == -1 and len(n.sizes) == len(node.shape) for n in tensors)
+        self.broadcasts = bool(self.per_row) and node.op in BROADCASTING and aligned
+        self.call: Callable[..., Any] = DIRECT.get(node.op) or node.call or torch.clone
 
     @property
     def reads(self) -> tuple[set[Node], set[Node]]:
         return set(self.others), set()
-
-    @cached_property
-    def _call(self) -> Callable[..., Any]:
-        assert self.node.call is not None  # noqa: S101  # only leaves have none
-        return DIRECT.get(self.node.op, self.node.call)
 
     def run(self, block: Block) -> Tensor:
         node = self.node
@@ -341,27 +334,22 @@ class Plain(Step):
             sizes = sizes_for(node, block.n_rows)
             value = block.values[node.args[0]]
             return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
-        result = self._call(*(self._given(arg, block) for arg in node.args), **node.kwargs)
-        return result.reshape(block.n_rows, *result.shape[2:]) if self._spread(block) else result
-
-    def _spread(self, block: Block) -> bool:
-        return self.broadcasts and any(has_batch(node) for node in self.others) and block.n_slots > 1
+        result = self.call(*[self._given(arg, block) for arg in node.args], **node.kwargs)
+        return result.reshape(block.n_rows, *result.shape[2:]) if self.broadcasts else result
 
     def _given(self, value: Any, block: Block) -> Any:
-        if isinstance(value, list | tuple):
-            return [self._given(item, block) for item in value]
         if not isinstance(value, Node):
-            return value
+            return [self._given(item, block) for item in value] if isinstance(value, list | tuple) else value
         if value.op == "sym_size":
             return block.n_rows
         if value in self.computed:
             rows = block.values[value]
-            return rows.reshape(block.n_pairs, block.n_slots, *rows.shape[1:]) if self._spread(block) else rows
-        if not has_batch(value):
+            return rows.reshape(block.n_pairs, block.n_slots, *rows.shape[1:]) if self.broadcasts else rows
+        if value not in self.per_row:
             return block.runs.base[value]
-        if self._spread(block):
+        if self.broadcasts:
             return block.base(value)
-        return Layout.plain(value.sizes).restore(block.rows(block.base(value)))
+        return Layout.of(value).restore(block.rows(block.base(value)))
 
 
 BROADCASTING = {"add", "sub", "mul", "div", "masked_fill", "where", "lt", "gt", "le", "ge", "logical_and", "logical_or"}
@@ -379,6 +367,11 @@ DIRECT: dict[str, Callable[..., Any]] = {
 def size_of(node: Node) -> int:
     """Elements of a value per observation."""
     total = 1
-    for size in Layout.plain(node.sizes).canonical_shape[1:]:
+    for size in Layout.of(node).canonical_shape[1:]:
         total *= size
     return total
+
+
+def flat(value: Tensor) -> Tensor:
+    """All axes but the first as one."""
+    return value.reshape(len(value), -1)

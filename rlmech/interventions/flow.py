@@ -75,7 +75,7 @@ def spread(graph: Graph, start: Node, masks: Bool[Tensor, job * shape], ends: Se
         masks: Per job, the replaced elements, laid out like the node, jobs in place of the batch.
         ends: Where to stop: the outputs.
     """
-    order = tuple(_dependents(graph, start, ends))
+    order = tuple(dependents(graph, start, ends))
     spreading = _Spreading(graph, start, len(masks) if start.sizes[0] == -1 else _jobs(start, masks))
     known: dict[Node, Any] = {start: masks}
     for node in order:
@@ -96,7 +96,8 @@ def _jobs(start: Node, masks: Tensor) -> int:
     return masks.shape[axis] // -start.sizes[axis]
 
 
-def _dependents(graph: Graph, start: Node, ends: Sequence[Node]) -> Iterator[Node]:
+def dependents(graph: Graph, start: Node, ends: Sequence[Node]) -> Iterator[Node]:
+    """The nodes that depend on `start` and that some end reads, in an order in which they can be computed."""
     depends: dict[Node, bool] = {start: True}
     post_order: list[Node] = [start]
     stack = [(end, False) for end in ends]

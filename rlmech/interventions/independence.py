@@ -1,6 +1,6 @@
 """Whether the rows of a batch are independent, which every sweep relies on: it stacks rows of many interventions.
 
-Probed, not assumed: a batch, a part of it, a permutation of it and twice the batch must give the same scores row by row.
+Probed, not assumed: a batch, a part of it, a permutation of it and twice the batch must score each row alike.
 """
 
 from __future__ import annotations

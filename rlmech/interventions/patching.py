@@ -33,7 +33,7 @@ from rlmech.interventions.results import (
 )
 from rlmech.interventions.sites import Groups, choose_groups
 from rlmech.interventions.statistics import bootstrap_mean
-from rlmech.interventions.sweep import Job, Source, Swept, outputs_of, run_sweep
+from rlmech.interventions.sweep import Source, Swept, outputs_of, run_sweep
 from rlmech.progress import progress_bar
 
 Ablation = Literal["zero", "mean", "resample"]
@@ -225,7 +225,6 @@ def _swept(
     what: str,
 ) -> Swept:
     """Run the jobs: all of them from the one source, or each from its own."""
-    jobs = [Job(sites=group, source=i if len(sources) > 1 else 0) for i, group in enumerate(groups)]
     kept = None
     if journal is not None:
         identity: dict[str, Any] = {
@@ -237,8 +236,8 @@ def _swept(
             "method": what,
         }
         kept = Journal(journal, identity=identity)
-    with progress_bar(what, len(jobs), enabled=progress) as advance:
-        return run_sweep(policy, obs, jobs, sources=sources, metric=bound, journal=kept, on_jobs=advance)
+    with progress_bar(what, len(groups), enabled=progress) as advance:
+        return run_sweep(policy, obs, groups, sources=sources, metric=bound, journal=kept, on_jobs=advance)
 
 
 def _ablation_result(

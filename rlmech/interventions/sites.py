@@ -99,7 +99,7 @@ def _refuse_overlap(policy: HookedPolicy, group: Sequence[Site]) -> None:
 
 def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
     """Coordinates along `site` for jobs; those of a group are joined with ` & `."""
-    columns = [site_coordinates(policy, [site for site in group]) for group in groups]
+    columns = [site_coordinates(policy, list(group)) for group in groups]
     names = list(dict.fromkeys(name for column in columns for name in column))
     if all(len(group) == 1 for group in groups):
         return site_coordinates(policy, [group[0] for group in groups])

@@ -51,7 +51,7 @@ class SuffixPlan:
         self.program: Program = engine.program(
             returned=[end.node for end in ends], given=self.prefix, hooked=self.starts
         )
-        self._layouts = [Layout.plain(node.sizes) for node in self.prefix]
+        self._layouts = [Layout.of(node) for node in self.prefix]
 
     def run(
         self,

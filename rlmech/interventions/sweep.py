@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +27,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError, SiteError
 from rlmech.interventions.delta import DeltaPlan, NoDeltaError
 from rlmech.interventions.delta_steps import Runs
+from rlmech.interventions.flow import dependents
 from rlmech.interventions.independence import check_rows
 from rlmech.interventions.journal import Journal
 from rlmech.interventions.metrics import BoundMetric, Outputs
@@ -42,17 +44,8 @@ Source = Mapping[str, Tensor]
 """By hook name, the values that jobs put in, canonical axes, a row per pair or one for all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One intervention: sites that are replaced together, and which source they are replaced from.
-
-    Attributes:
-        sites: The sites.
-        source: Index of the source.
-    """
-
-    sites: tuple[Site, ...]
-    source: int = 0
+Job = tuple[Site, ...]
+"""One intervention: the sites that are replaced together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +87,7 @@ def run_sweep(
         policy: The policy.
         obs: The base runs' observations, one row per pair.
         jobs: What is replaced.
-        sources: What it is replaced by.
+        sources: What it is replaced by: one source for all jobs, or one for each.
         metric: Bound to the unpatched runs.
         journal: Where finished groups of jobs are kept, so that a sweep that was stopped goes on from there.
         on_jobs: Called with the number of jobs finished since the last call.
@@ -149,7 +142,7 @@ class _Sweep:
         self.ends = [policy.points[name].address for name in names]
         self.groups = self._planned()
         self.base = self._base_run()
-        self.outputs = [end.layout.show(Layout.plain(end.node.sizes).restore(self.base[end.node])) for end in self.ends]
+        self.outputs = [end.layout.show(Layout.of(end.node).restore(self.base[end.node])) for end in self.ends]
 
     def run(self, journal: Journal | None, on_jobs: Callable[[int], None]) -> Swept:
         pair = torch.arange(self.n_pairs, device=self.device)
@@ -174,22 +167,22 @@ class _Sweep:
     def _planned(self) -> list[_Group]:
         fold = self.n_pairs * len(self.jobs) >= FEW_ROWS
         memo = _groups.setdefault(self.engine, {})
-        key = (tuple(self.jobs), fold, self.device)
+        key = (tuple(self.jobs), len(self.sources) > 1, fold, self.device)
         if key not in memo:
+            self._check_reach()
             memo[key] = self._plan(fold=fold)
         return memo[key]
 
     def _plan(self, *, fold: bool) -> list[_Group]:
-        together: dict[object, list[int]] = {}
+        together: dict[tuple[object, int], list[int]] = {}
         for place, job in enumerate(self.jobs):
-            shapes = tuple((s.name, tuple((a, len(p)) for a, p in self._positions(s))) for s in job.sites)
-            together.setdefault((shapes, job.source), []).append(place)
+            shapes = tuple((s.name, tuple((a, len(p)) for a, p in self._positions(s))) for s in job)
+            together.setdefault((shapes, place if len(self.sources) > 1 else 0), []).append(place)
         groups = []
-        for places in together.values():
-            first = self.jobs[places[0]]
-            names = tuple(dict.fromkeys(site.name for site in first.sites))
+        for (_, source), places in together.items():
+            names = tuple(dict.fromkeys(site.name for site in self.jobs[places[0]]))
             masks = {name: torch.stack([self._mask(self.jobs[i], name) for i in places]) for name in names}
-            group = _Group(names=names, source=first.source, places=places, masks=masks)
+            group = _Group(names=names, source=source, places=places, masks=masks)
             if len({self.policy.points[name].address.node for name in names}) == 1:
                 group.plan = self._delta(names, masks, fold=fold)
             if group.plan is None:
@@ -197,12 +190,24 @@ class _Sweep:
             groups.append(group)
         return groups
 
+    def _check_reach(self) -> None:
+        ends = [end.node for end in self.ends]
+        for name in dict.fromkeys(site.name for job in self.jobs for site in job):
+            start = self.policy.points[name].address.node
+            if not set(ends) & set(dependents(self.engine.graph, start, ends)):
+                raise SiteError(
+                    f"No output of the policy depends on {name!r}.",
+                    given=name,
+                    expected="a point on the way from the observation to the action scores or the state value",
+                    fix="choose another point; policy.hook_dict lists them",
+                )
+
     def _positions(self, site: Site) -> list[tuple[str, tuple[int, ...]]]:
         return sorted(site.positions(self.policy.point(site.name)).items())
 
     def _mask(self, job: Job, name: str) -> Tensor:
         point = self.policy.point(name)
-        masks = [site.mask(point) for site in job.sites if site.name == name]
+        masks = [site.mask(point) for site in job if site.name == name]
         return torch.stack(masks).any(0).to(self.device)
 
     def _delta(self, names: tuple[str, ...], masks: dict[str, Tensor], *, fold: bool) -> DeltaPlan | None:
@@ -232,7 +237,7 @@ class _Sweep:
     def _values(self, wanted: set[Node]) -> dict[Node, Tensor]:
         nodes = tuple(sorted(wanted, key=lambda node: node.index))
         values = self.engine.program(returned=nodes)(self.arrays, (), ())
-        return {node: Layout.plain(node.sizes).show(value) for node, value in zip(nodes, values, strict=True)}
+        return {node: Layout.of(node).show(value) for node, value in zip(nodes, values, strict=True)}
 
     def _replaced(self, group: _Group) -> list[Replaced]:
         replaced = []
@@ -274,7 +279,7 @@ class _Sweep:
         source = self._replaced(group)[0]
         program = self.engine.program(returned=plan.source_nodes, given=(plan.start,))
         values = program(self.arrays, (source.address.layout.restore(source.value),), ())
-        shown = {n: Layout.plain(n.sizes).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
+        shown = {n: Layout.of(n).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
         return Runs(base={n: self.base[n] for n in plan.base_nodes}, source=shown)
 
     def _run_suffix(self, group: _Group) -> tuple[Tensor, Tensor]:
@@ -341,7 +346,7 @@ def _forward_passes(
     for place, job in enumerate(jobs):
         done = None if journal is None else journal.read(place)
         if done is None:
-            with policy.hooks(fwd_hooks=list(_hooks(policy, job, sources[job.source]))):
+            with policy.hooks(fwd_hooks=list(_hooks(policy, job, sources[place if len(sources) > 1 else 0]))):
                 outputs = outputs_of(policy, obs)
             row = metric(outputs.scores, value=outputs.value).to(torch.float64).cpu()[None]
             done = row, torch.ones_like(row, dtype=torch.bool)
@@ -354,21 +359,11 @@ def _forward_passes(
 
 
 def _hooks(policy: HookedPolicy, job: Job, source: Source) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    for name in dict.fromkeys(site.name for site in job.sites):
+    for name in dict.fromkeys(site.name for site in job):
         point = policy.point(name)
-        masks = [site.mask(point) for site in job.sites if site.name == name]
-
-        def replace(value: Tensor, hook: HookPoint, mask: Tensor = torch.stack(masks).any(0)) -> Tensor:
-            return torch.where(mask.to(value.device), source[hook.name].expand_as(value), value)
-
-        yield name, replace
+        mask = torch.stack([site.mask(point) for site in job if site.name == name]).any(0)
+        yield name, partial(_replace, mask=mask, source=source[name])
 
 
-def unreachable(site: Site) -> SiteError:
-    """The error for a site that no output depends on."""
-    return SiteError(
-        f"No output of the policy depends on {site}.",
-        given=str(site),
-        expected="a site on the way from the observation to the action scores or the state value",
-        fix="choose another site; policy.hook_dict lists the points",
-    )
+def _replace(value: Tensor, hook: HookPoint, *, mask: Tensor, source: Tensor) -> Tensor:
+    return torch.where(mask.to(value.device), source.expand_as(value), value)

@@ -55,6 +55,16 @@ def case(request):
     return request.param, module, example, HookedPolicy(module, example(3))
 
 
+def test_a_row_of_every_activation_is_a_row_of_the_observation(case):
+    _, _, example, policy = case
+    obs = example(4)
+    swapped = {k: v.flip(0) for k, v in obs.items()} if isinstance(obs, dict) else obs.flip(0)
+    with torch.no_grad():
+        cache, other = policy.run_with_cache(obs)[1], policy.run_with_cache(swapped)[1]
+    for name in policy.hook_dict:
+        torch.testing.assert_close(other[name].flip(0), cache[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 64])
 def test_scores_are_the_modules_own_bit_for_bit(case, n):
     name, module, example, policy = case
