@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from rlmech.adapters.native import save_policy
     from rlmech.circuits.factored_matrix import FactoredMatrix
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
+    from rlmech.interventions.interactions import pairwise_interactions
     from rlmech.interventions.metrics import Metric, action_flip, action_gap, action_score, policy_kl, state_value
-    from rlmech.interventions.patching import ablation_sweep, activation_patching
+    from rlmech.interventions.patching import ablation_sweep, activation_patching, steering_sweep
+    from rlmech.interventions.sites import sliding_windows
     from rlmech.plot.report import report
     from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
@@ -43,14 +45,17 @@ _LAZY = {
     "make_env": "rlmech.rollouts.env",
     "ov_circuit": "rlmech.circuits.qk_ov",
     "ov_factored": "rlmech.circuits.qk_ov",
+    "pairwise_interactions": "rlmech.interventions.interactions",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
     "qk_factored": "rlmech.circuits.qk_ov",
     "record": "rlmech.rollouts.record",
     "report": "rlmech.plot.report",
     "save_policy": "rlmech.adapters.native",
+    "sliding_windows": "rlmech.interventions.sites",
     "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
+    "steering_sweep": "rlmech.interventions.patching",
 }
 _MODULES = {"plot", "zoo"}
 
@@ -76,6 +81,7 @@ __all__ = [
     "mean_ablation",
     "ov_circuit",
     "ov_factored",
+    "pairwise_interactions",
     "patch",
     "plot",
     "policy_kl",
@@ -85,9 +91,11 @@ __all__ = [
     "report",
     "resample_ablation",
     "save_policy",
+    "sliding_windows",
     "spec_of",
     "state_value",
     "steer",
+    "steering_sweep",
     "zero_ablation",
     "zoo",
 ]

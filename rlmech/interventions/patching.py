@@ -92,14 +92,9 @@ def activation_patching(
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     swept = _swept(policy, base, groups, [_activations(policy, source, groups)], bound, journal, progress, direction)
+    patched = swept.measured.numpy()
     result = patching_result(
-        policy,
-        groups,
-        bound,
-        patched=swept.measured.numpy(),
-        method="activation patching",
-        direction=direction,
-        seed=seed,
+        policy, groups, bound, patched=patched, method="activation patching", direction=direction, seed=seed
     )
     return _with_no_ops(result, swept)
 

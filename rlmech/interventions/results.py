@@ -19,6 +19,7 @@ from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
 from rlmech.interventions.sweep import outputs_of
 
+VERSION = version("rlmech")
 Direction = Literal["denoise", "noise"]
 
 
@@ -100,7 +101,7 @@ def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed:
         "seed": seed,
         "policy": policy.fingerprint,
         "engine": policy.engine,
-        "rlmech": version("rlmech"),
+        "rlmech": VERSION,
     }
 
 
@@ -108,7 +109,7 @@ def sweep_coords(
     policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int
 ) -> dict[str, Any]:
     """The coordinates of `site` and `pair`, for single sites or for groups of them."""
-    groups = [site if isinstance(site, tuple) else (site,) for site in sites]
+    groups = tuple(site if isinstance(site, tuple) else (site,) for site in sites)
     return {"site": np.arange(len(groups)), "pair": np.arange(n_pairs), **group_coordinates(policy, groups)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from rlmech.errors import SiteError
 Sites = str | Site | Sequence[Site | str]
 Groups = str | Site | Sequence[Site | str | Sequence[Site]]
 """Sites, and groups of sites that are replaced together."""
+
+_fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
+_coordinates: WeakKeyDictionary[HookedPolicy, dict[object, dict[str, tuple[str, np.ndarray]]]] = WeakKeyDictionary()
 
 
 def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
@@ -39,8 +43,11 @@ def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
             expected="at least one site",
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
+    fitting = _fitting.setdefault(policy, set())
     for site in chosen:
-        site.positions(policy.point(site.name))  # raises where it does not fit
+        if site not in fitting:
+            site.positions(policy.point(site.name))  # raises where it does not fit
+            fitting.add(site)
     return chosen
 
 
@@ -50,8 +57,8 @@ def choose_groups(policy: HookedPolicy, sites: Groups) -> list[tuple[Site, ...]]
     Raises:
         SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
     """
-    if isinstance(sites, str | Site):
-        return [(site,) for site in choose_sites(policy, sites)]
+    if isinstance(sites, str | Site) or all(isinstance(item, str | Site) for item in sites):
+        return [(site,) for site in choose_sites(policy, sites)]  # type: ignore[arg-type]  # just looked
     groups: list[tuple[Site, ...]] = []
     for item in sites:
         if isinstance(item, str | Site):
@@ -59,7 +66,7 @@ def choose_groups(policy: HookedPolicy, sites: Groups) -> list[tuple[Site, ...]]
         else:
             groups.append(tuple(choose_sites(policy, list(item))))
             _refuse_overlap(policy, groups[-1])
-    return groups or [(site,) for site in choose_sites(policy, [])]
+    return groups
 
 
 def sliding_windows(sites: Sequence[Site], *, size: int) -> list[tuple[Site, ...]]:
@@ -99,10 +106,17 @@ def _refuse_overlap(policy: HookedPolicy, group: Sequence[Site]) -> None:
 
 def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
     """Coordinates along `site` for jobs; those of a group are joined with ` & `."""
+    known = _coordinates.setdefault(policy, {})
+    key = tuple(groups)
+    if key not in known:
+        single = all(len(group) == 1 for group in groups)
+        known[key] = site_coordinates(policy, [group[0] for group in groups]) if single else _joined(policy, groups)
+    return known[key]
+
+
+def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
     columns = [site_coordinates(policy, list(group)) for group in groups]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    if all(len(group) == 1 for group in groups):
-        return site_coordinates(policy, [group[0] for group in groups])
     joined: dict[str, tuple[str, np.ndarray]] = {}
     for name in names:
         values = [" & ".join(_shown(column, name)) for column in columns]
