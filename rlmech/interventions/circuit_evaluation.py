@@ -20,7 +20,7 @@ from torch import Tensor
 from rlmech.interventions.component_graph import ComponentGraph
 from rlmech.interventions.edge_runs import EdgeRuns
 from rlmech.interventions.metrics import BoundMetric
-from rlmech.interventions.statistics import bootstrap_ratio
+from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio
 
 _ROWS_AT_ONCE = 4096
 _TRIES = 50
@@ -48,9 +48,11 @@ def evaluate_edges(
         seed: Of those, and of the bootstrap.
 
     Returns:
-        `faithfulness` and `completeness` (1 is best), `minimality[edge]` (over all edges, NaN outside the circuit), all
-        with `_low` and `_high`; `random_faithfulness[seed]`, `random_size[seed]`; `circuit[pair]`, `policy[pair]`,
-        `ablated[pair]` in the metric's unit. Dimensionless but for the last three.
+        `faithfulness` and `completeness` (1 is best), `error` (0 is best: mean |circuit - policy| over mean
+        |ablated - policy|, in which pairs cannot cancel), `minimality[edge]` (over all edges, NaN outside the circuit),
+        `random_faithfulness[seed]`, all with `_low` and `_high`; `random_size[seed]`; `circuit[pair]`, `policy[pair]`,
+        `ablated[pair]` in the metric's unit. Dimensionless but for the last three. `denominator_trustworthy` in attrs
+        says whether the mean of policy - ablated is clear of zero; where not, look at `error`.
     """
     kept = sorted(kept)
     inside = np.zeros(len(graph.edges), dtype=bool)
@@ -70,6 +72,7 @@ def evaluate_edges(
     span = whole - nothing
     _put(data, "faithfulness", (circuit - nothing)[None], span, seed=seed)
     _put(data, "completeness", (whole - complement)[None], span, seed=seed)
+    _put(data, "error", np.abs(circuit - whole)[None], np.abs(span), seed=seed)
     losses = np.zeros((len(inside), len(span)))
     losses[kept] = circuit - dropped
     _put(data, "minimality", losses, span, seed=seed, dim="edge")
@@ -79,7 +82,10 @@ def evaluate_edges(
     data["random_size"] = ("seed", np.array([len(edges) for edges in random], dtype=int))
     unit = {"units": metric.unit}
     data |= {"circuit": ("pair", circuit, unit), "policy": ("pair", whole, unit), "ablated": ("pair", nothing, unit)}
-    return xr.Dataset(data, coords={"pair": np.arange(len(whole)), "seed": np.arange(n_random)})
+    spread = bootstrap_mean(span[None], seed=seed)
+    trustworthy = bool(spread.low[0] * spread.high[0] > 0)
+    coords = {"pair": np.arange(len(whole)), "seed": np.arange(n_random)}
+    return xr.Dataset(data, coords=coords, attrs={"denominator_trustworthy": trustworthy})
 
 
 def measure_jobs(
@@ -94,7 +100,8 @@ def measure_jobs(
 def _put(
     data: dict[str, Any], name: str, numerator: Float[np.ndarray, "site pair"], span: Any, *, seed: int, dim: str = ""
 ) -> None:
-    interval = bootstrap_ratio(numerator, span, seed=seed)
+    with np.errstate(invalid="ignore"):  # draws of pairs whose span is nothing at all: infinite, and said to be
+        interval = bootstrap_ratio(numerator, span, seed=seed)
     for suffix, values in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high)):
         data[name + suffix] = (dim, values, {"units": "1"}) if dim else ((), values[0], {"units": "1"})
 

@@ -35,6 +35,8 @@ from rlmech.interventions.units import Over, Units, choose_units
 Method = Literal["acdc", "eap", "eap-ig"]
 METHODS: tuple[Method, ...] = ("acdc", "eap", "eap-ig")
 THRESHOLD = 0.01
+NO_SLOPE = 1e-5
+"""The largest score that is rounding and no slope: single precision, as a share of the whole effect."""
 Found = tuple[Bool[np.ndarray, " edge"], Float[np.ndarray, " edge"], Float[np.ndarray, " edge"]]
 """(kept, score, signed effect)."""
 
@@ -138,7 +140,7 @@ def discover_circuit(
         units=graph.units,
         candidates=graph.edges,
         kept=tuple(sorted(useful)),
-        dataset=xr.merge([described, result]).assign_attrs(attrs),
+        dataset=xr.merge([described, result], compat="equals", join="exact").assign_attrs(result.attrs | attrs),
     )
 
 
@@ -213,14 +215,15 @@ class _Estimated:
         estimate = estimate_edges(
             graph, runs.arrays, source, after=runs.reference, metric=metric, steps=self.steps, pair=pair
         )
-        if not estimate.any():
+        score = np.abs(estimate).mean(1) / scale
+        if score.max() < NO_SLOPE:
             raise MetricError(
                 "The gradient of the metric is zero at every clean run, so that the first order says nothing.",
                 given=metric.name,
                 expected="a metric with a slope at the clean runs",
                 fix='method="eap-ig", or metric=action_gap()',
             )
-        return np.abs(estimate).mean(1) / scale, estimate.mean(1)
+        return score, estimate.mean(1)
 
 
 def _scale(runs: EdgeRuns, metric: BoundMetric, pair: Tensor, whole: Float[np.ndarray, " pair"]) -> float:

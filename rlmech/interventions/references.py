@@ -58,7 +58,7 @@ def reference_values(
     return {stage: value.expand(n_pairs, *value.shape[1:]) for stage, value in typed.items()}
 
 
-def other_rows(n: int, *, seed: int) -> Int[np.ndarray, " pair"]:
+def other_rows(n: int, *, seed: int | Sequence[int]) -> Int[np.ndarray, " pair"]:
     """For each of n rows another one, drawn so that every row serves once: a random cycle through all of them.
 
     Raises:
