@@ -54,7 +54,8 @@ def matched_filter(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
 
     A bar is three cells of brightness a in [1.5, 2]: its own filter answers 3 a - 4 where it stands and nothing
     anywhere else, the other filter nothing at all. Clean grids hold an upright bar, corrupt ones a lying bar. The value
-    stream moves every score by hundreds and the gap by nothing.
+    stream moves every score by hundreds and the gap by nothing; an edge from V to one score alone moves the gap by
+    hundreds, and only with its twins by nothing. None of V's edges is in the circuit.
 
     Args:
         n_pairs: Pairs; places and brightness differ from pair to pair.
@@ -62,7 +63,8 @@ def matched_filter(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
 
     Returns:
         Answers in `denoise` and `noise` for every position and every channel of the filters' ReLU, the pooled channels,
-        the hidden neurons, the value and the advantages; in `zero` for the channels, the hidden neurons and the value.
+        the hidden neurons, the value and the advantages, and for all edges past the filters; in `zero` for the
+        channels, the hidden neurons and the value.
 
     Example:
         >>> import rlmech as rlm, rlmech.testbed as testbed
@@ -104,6 +106,7 @@ def matched_filter(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
 
 
 _VALUE = Site("value.hook_out", neuron=0)
+_SCORES = (Site("hook_q_values", action=0), Site("hook_q_values", action=1))
 _KEEP = Site("hook_q_values", action=2)
 
 
@@ -124,13 +127,23 @@ def _answers(upright: Tensor, lying: Tensor, places: Tensor) -> Effects:
     """Of denoising: the upright bar's answer appears, or the lying bar's goes."""
     answers: Effects = {}
     for k, strength in enumerate((upright, lying)):
+        _, pooled, hidden = _channel(k)
         for i in range(PLACES):
             for j in range(PLACES):
                 here = (places[k] == torch.tensor([i, j])).all(1)
-                answers[_position(k, i, j)] = strength * here
-        answers |= dict.fromkeys(_channel(k), strength)
-        answers[Site("advantage.hook_out", neuron=k)] = strength
-    return answers | {_VALUE: 0 * upright, Site("advantage.hook_out", neuron=2): 0 * upright}
+                answers[_position(k, i, j)] = answers[_position(k, i, j), pooled] = strength * here
+        advantage = Site("advantage.hook_out", neuron=k)
+        answers |= dict.fromkeys((*_channel(k), advantage, (pooled, hidden), (hidden, advantage)), strength)
+        answers |= {(hidden, _VALUE): 0 * strength}
+        # Q = V + A - mean A: this advantage in one score alone; in SWERVE's it counts against the gap
+        answers |= {(advantage, _SCORES[k]): strength * 2 / 3, (advantage, _SCORES[1 - k]): strength / 3}
+        answers |= {(advantage, _KEEP): 0 * strength}
+    idle = Site("advantage.hook_out", neuron=2)
+    more_value = VALUE * (upright - lying)
+    answers |= dict.fromkeys(
+        (_VALUE, (_VALUE, _KEEP), idle, *((idle, score) for score in (*_SCORES, _KEEP))), 0 * upright
+    )
+    return answers | {(_VALUE, _SCORES[0]): more_value, (_VALUE, _SCORES[1]): -more_value}
 
 
 def _equations() -> tuple[Equation, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlmech.core.edit import Site
@@ -27,6 +27,8 @@ PER_LANE = 1000.0
 """Metres that a lane aside counts for."""
 EGO_DISTANCE = 500.0
 """Where the ego itself stands in its own search: nearer than other lanes, farther than anything in its own."""
+EMPTY_LANE = 5
+"""One in so many clean scenes, and as many corrupt ones, has nobody in the ego's lane."""
 ALERT = 3.0
 """Q(FASTER): the closing speed, in m/s, from which on the policy slows down."""
 
@@ -55,12 +57,13 @@ def nearest_vehicle(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
     of an absent vehicle does exactly nothing. The network is rl-agents' `EgoAttentionNetwork`, d_model 8, two heads.
 
     Args:
-        n_pairs: Pairs; clean and corrupt scenes are independent draws.
+        n_pairs: Pairs; clean and corrupt scenes are independent draws, a fifth of either without anyone in the lane.
         seed: Of the scenes.
 
     Returns:
-        Answers in `denoise` and `noise` for every entity of the observation and of the embeddings, every embedding
-        neuron of a vehicle, and both heads' z; in `zero` for both heads' z.
+        Answers in `denoise`, `noise` and both attributions for every entity of the observation and of the embeddings,
+        every feature and embedding neuron of a vehicle, both heads' z and the hidden neurons; in `denoise` and `noise`
+        for the edges between these and into the scores of attention; in `zero` for both heads' z.
 
     Example:
         >>> import rlmech as rlm, rlmech.testbed as testbed
@@ -82,6 +85,8 @@ def nearest_vehicle(*, n_pairs: int = 16, seed: int = 0) -> KnownPolicy:
         answers={
             "denoise": _answers(corrupt, clean),
             "noise": _answers(clean, corrupt),
+            "attribute_denoise": _attributions(corrupt, clean),
+            "attribute_noise": _attributions(clean, corrupt),
             "zero": {_z(0): -_chosen_speed(clean), _z(1): torch.zeros(n_pairs, dtype=torch.float64)},
         },
         description="Head 0 finds the nearest vehicle in the lane and copies its closing speed; head 1 is a decoy.",
@@ -118,12 +123,14 @@ def _scenes(n_pairs: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     scenes = torch.zeros(n_pairs, 2, N_ENTITIES, 4, dtype=torch.float64)
     n_vehicles = N_ENTITIES - 1
-    for pair in scenes:
+    for number, pair in enumerate(scenes):
         distances = torch.randperm(80, generator=generator)[: 2 * n_vehicles] + 5
         speeds = torch.randperm(30, generator=generator)[: 2 * n_vehicles] + 1
         pair[:, 1:, DISTANCE] = distances.reshape(2, n_vehicles).double()
         pair[:, 1:, SPEED] = speeds.reshape(2, n_vehicles).double()
         pair[:, 1:, LANES] = torch.randint(0, 2, (2, n_vehicles), generator=generator).double()
+        if number % EMPTY_LANE < 2:
+            pair[number % EMPTY_LANE, 1:, LANES] = 1
         pair[:, 1:, PRESENCE] = (torch.rand(2, n_vehicles, generator=generator) < 2 / 3).double()
         pair *= pair[:, :, :1].clone()
         pair[:, 0, PRESENCE] = 1
@@ -148,6 +155,10 @@ def _pattern(head: int, key: int) -> Site:
 
 def _z(head: int) -> Site:
     return Site("attention_layer.hook_z", query=0, head=head, d_head=0)
+
+
+def _hidden(head: int) -> Site:
+    return Site("output_layer.relu_0.hook_out", neuron=head)
 
 
 def _equations() -> tuple[Equation, ...]:
@@ -175,10 +186,9 @@ def _equations() -> tuple[Equation, ...]:
         weights = tuple(_pattern(head, i) for i in vehicles)
         values = tuple(_embedded(i, 2) for i in vehicles)
         equations.append(Equation(unit=_z(head), reads=(*weights, *values), rule=_weighted_sum))
-    hidden = [Site("output_layer.relu_0.hook_out", neuron=head) for head in (0, 1)]
-    equations += [Equation(unit=hidden[head], reads=(_z(head),), rule=affine(1.0, relu=True)) for head in (0, 1)]
+    equations += [Equation(unit=_hidden(head), reads=(_z(head),), rule=affine(1.0, relu=True)) for head in (0, 1)]
     slower, idle, faster = (Site("hook_q_values", action=i) for i in range(3))
-    equations.append(Equation(unit=slower, reads=(hidden[0],), rule=affine(1.0)))
+    equations.append(Equation(unit=slower, reads=(_hidden(0),), rule=affine(1.0)))
     equations += [Equation(unit=idle, rule=affine(bias=1.0)), Equation(unit=faster, rule=affine(bias=ALERT))]
     return tuple(equations)
 
@@ -214,13 +224,21 @@ def _circuit(equations: tuple[Equation, ...]) -> frozenset[Edge]:
 # ---- the answers, by looking for the nearest vehicle in the scene that a patch amounts to
 
 
-def _chosen_speed(scenes: Float[Tensor, "pair entity feature"]) -> Float[Tensor, " pair"]:
-    speeds: list[float] = []
+def _chosen(scenes: Float[Tensor, "pair entity feature"]) -> Int[Tensor, " pair"]:
+    """The entity whose speed is copied; 0, the ego, where no vehicle is in the lane."""
+    nearest: list[int] = []
     for scene in scenes.tolist():
-        in_lane = [v for v in scene[1:] if v[PRESENCE] >= 0.5 and v[DISTANCE] + PER_LANE * v[LANES] < EGO_DISTANCE]
-        nearest = min(in_lane, key=lambda v: v[DISTANCE], default=[0.0] * 4)
-        speeds.append(nearest[SPEED])
-    return torch.tensor(speeds, dtype=torch.float64)
+        there = [i for i in range(1, N_ENTITIES) if scene[i][PRESENCE] >= 0.5]
+        away = {i: scene[i][DISTANCE] + PER_LANE * scene[i][LANES] for i in there}
+        in_lane = [i for i in there if away[i] < EGO_DISTANCE]
+        nearest.append(min(in_lane, key=lambda i: away[i], default=0))
+    return torch.tensor(nearest)
+
+
+def _chosen_speed(scenes: Float[Tensor, "pair entity feature"]) -> Float[Tensor, " pair"]:
+    chosen = _chosen(scenes)
+    speed = scenes[torch.arange(len(scenes)), chosen, SPEED]
+    return torch.where(chosen == 0, 0.0, speed)
 
 
 def _answers(base: Tensor, source: Tensor) -> Effects:
@@ -236,12 +254,33 @@ def _answers(base: Tensor, source: Tensor) -> Effects:
     for i in range(1, N_ENTITIES):
         answers[Site("hook_obs", entity=i)] = effect(lambda scene, i=i: scene[:, i].copy_(source[:, i]))
         of_presence = effect(lambda scene, i=i: scene[:, i, PRESENCE].copy_(source[:, i, PRESENCE]))
-        answers[Site("hook_obs", entity=i, feature=PRESENCE)] = of_presence
+        presence = Site("hook_obs", entity=i, feature=PRESENCE)
+        answers[presence] = answers[presence, _score(0, i)] = of_presence
+        answers[presence, _score(1, i)] = answers[_embedded(i, 2), _score(1, i)] = nothing
         answers[Site(EMBEDDING, entity=i - 1)] = effect(lambda scene, i=i: scene[:, i, 1:].copy_(source[:, i, 1:]))
         for neuron, feature in enumerate((DISTANCE, LANES, SPEED)):
             alone = effect(lambda scene, i=i, f=feature: scene[:, i, f].copy_(source[:, i, f]))
-            answers[_embedded(i, neuron)] = answers[Site("hook_obs", entity=i, feature=feature)] = alone
+            observed, embedded = Site("hook_obs", entity=i, feature=feature), _embedded(i, neuron)
+            answers[embedded] = answers[observed] = answers[observed, embedded] = alone
+            answers[embedded, _z(0) if feature == SPEED else _score(0, i)] = alone
         answers[_embedded(i, 3)] = nothing
-    answers[_z(0)] = answers[Site("output_layer.relu_0.hook_out", neuron=0)] = _chosen_speed(source) - before
-    answers[_z(1)] = answers[Site("output_layer.relu_0.hook_out", neuron=1)] = nothing
+    for head, whole in enumerate((_chosen_speed(source) - before, nothing)):
+        answers |= {_z(head): whole, _hidden(head): whole, (_z(head), _hidden(head)): whole}
     return answers
+
+
+def _attributions(base: Tensor, source: Tensor) -> Effects:
+    """The softmax is saturated: a gradient sees the speed of the vehicle that is chosen already, no other."""
+    chosen, before = _chosen(base), _chosen_speed(base)
+    nothing = torch.zeros_like(before)
+    whole = _chosen_speed(source) - before
+    found: Effects = {Site("hook_obs", entity=0): nothing, _z(1): nothing, _hidden(1): nothing}
+    found |= {_hidden(0): whole, _z(0): whole * (before > 0)}  # at 0 the hidden neuron's gate is closed
+    for i in range(1, N_ENTITIES):
+        copied = (chosen == i) * (source[:, i, SPEED] - base[:, i, SPEED])
+        for unit in (Site("hook_obs", entity=i, feature=f) for f in (PRESENCE, LANES, DISTANCE)):
+            found[unit] = nothing
+        found |= {_embedded(i, neuron): nothing for neuron in (0, 1, 3)}
+        by_speed = (_embedded(i, 2), Site("hook_obs", entity=i, feature=SPEED))
+        found |= dict.fromkeys((*by_speed, Site(EMBEDDING, entity=i - 1), Site("hook_obs", entity=i)), copied)
+    return found

@@ -124,6 +124,35 @@ def test_leaving_out_everything_but_the_circuit_changes_no_gap_where_the_rest_le
     )
 
 
+@pytest.mark.parametrize("name", ["brake", "and_gate", "or_gate", "backup", "cancellation"])
+def test_a_small_policy_answers_for_all_its_units_and_edges(name):
+    known = make(name)
+    for experiment in ("denoise", "noise"):
+        assert known.all_edges <= set(known.answers[experiment])
+    for experiment in ("denoise", "noise", "zero", "attribute_denoise", "attribute_noise"):
+        assert {*known.inputs, *known.hidden} <= set(known.answers[experiment])
+
+
+def test_the_larger_policies_answer_for_what_they_say_they_do():
+    grids, scenes = make("matched_filter"), make("nearest_vehicle")
+    for experiment in ("denoise", "noise"):
+        past_filters = {edge for edge in grids.all_edges if edge[0] not in grids.inputs}
+        assert {*grids.hidden, *past_filters} <= set(grids.answers[experiment])
+        of_vehicles = {unit for unit in scenes.hidden if unit.name.startswith(("others_", "output_"))}
+        assert {*of_vehicles, *scenes.inputs[4:]} <= set(scenes.answers[experiment])
+        assert of_vehicles <= set(scenes.answers[f"attribute_{experiment}"])
+
+
+def test_the_heads_of_the_nearest_vehicle_policy_are_one_hot_and_the_decoy_is_alive():
+    known = make("nearest_vehicle")
+    _, cache = known.policy.run_with_cache(known.clean)
+    pattern = cache["attention_layer.hook_pattern"].detach()
+    assert ((pattern == 0) | (pattern == 1)).all()
+    assert (pattern[:, 0] != pattern[:, 1]).any()
+    assert (cache["attention_layer.hook_z"][:, 0, 1, 0] > 10).double().mean() > 0.5
+    assert (pattern[:, 0, 0, 0] == 1).any()  # scenes without a vehicle in the lane
+
+
 def test_equations_out_of_order_and_edges_that_are_none_are_refused():
     known = testbed.cancellation()
     with pytest.raises(ConfigError, match="not in order"):
