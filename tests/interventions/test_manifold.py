@@ -59,8 +59,8 @@ def test_distances_are_those_of_the_definition():
 def test_more_units_than_reference_rows_are_no_obstacle():
     policy = policy_of(5, 64, 3)
     reference, base, source = torch.randn(20, 5).double(), torch.randn(3, 5).double(), torch.randn(3, 5).double()
-    found = off_manifold_distance(policy, base=base, source=source, reference=reference, sites="0.hook_out")
-    values = [policy.run_with_cache(x)[1]["0.hook_out"].detach() for x in (reference, source)]
+    found = off_manifold_distance(policy, base=base, source=source, reference=reference, sites="1.hook_out")
+    values = [policy.run_with_cache(x)[1]["1.hook_out"].detach() for x in (reference, source)]
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     fitted = values[0][order[::2]]
     shrinkage, scale = ledoit_wolf(fitted)
