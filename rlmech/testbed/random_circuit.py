@@ -66,8 +66,8 @@ def random_circuit(
     Planted are the edges of `n_paths` random paths from features to Q(GO), each through a random subset of the layers.
     A planted unit is scaled to a planted input of standard deviation 1 and is on in about four fifths of the runs.
     Draws in which a planted edge alone moves the gap by less than 0.05, on average over pairs, because paths cancel,
-    are thrown away. The other units are alive and read strongly, but what reads them does so weakly or
-    not at all. Q(WAIT) reads nothing.
+    are thrown away. The other units are alive and read strongly, but what reads them does so weakly or not at all;
+    Q(WAIT) reads nothing. At the default sizes every planted edge alone moves the gap more than any other.
 
     Args:
         seed: Of network and observations; the same seed draws the same policy.
@@ -92,6 +92,8 @@ def random_circuit(
         >>> len(known.edges) < len(known.all_edges)
         True
     """
+    if seed < 0:
+        raise ConfigError("A seed is not negative.", given=f"seed={seed}", expected="0 or more", fix="seed=0")
     _check(n_features=n_features, width=width, n_layers=n_layers, n_paths=n_paths, n_pairs=n_pairs)
     if not (0 <= background <= 1 and 0 <= weak <= 0.1):
         raise ConfigError(
@@ -106,10 +108,10 @@ def random_circuit(
         paths = [_path(shape, generator) for _ in range(n_paths)]
         planted = {step for path in paths for step in itertools.pairwise(path)}
         obs = generator.standard_normal((2 * n_pairs, n_features))
-        weights, biases = _parameters(shape, planted, obs, generator, background=background, weak=weak)
-        clean, corrupt = torch.from_numpy(obs[:n_pairs].copy()), torch.from_numpy(obs[n_pairs:].copy())
-        if all(_counts(shape, weights, biases, clean.numpy(), corrupt.numpy(), edge) for edge in planted):
-            return _known(shape, weights, biases, clean, corrupt, planted)
+        drawn = _draw(shape, planted, obs, generator, background=background, weak=weak)
+        clean, corrupt = obs[:n_pairs].copy(), obs[n_pairs:].copy()
+        if all(drawn.counts(edge, clean=clean, corrupt=corrupt) for edge in planted):
+            return _known(drawn, planted, clean=torch.from_numpy(clean), corrupt=torch.from_numpy(corrupt))
     raise ConfigError(
         "No random circuit of this shape was found in which every planted edge counts.",
         given=f"{ATTEMPTS} draws of {n_paths} paths through {n_layers} layers of {width} units",
@@ -127,7 +129,8 @@ class _Shape:
     n_layers: int
 
     @property
-    def n_hidden_and_read(self) -> int:
+    def first_action(self) -> int:
+        """Number of the first score, and of units that it can read."""
         return self.n_features + self.width * self.n_layers
 
     def unit(self, depth: int, column: int) -> int:
@@ -147,10 +150,10 @@ def _path(shape: _Shape, generator: np.random.Generator) -> list[int]:
     depths = [depth for depth in range(shape.n_layers) if generator.random() < 0.75]
     depths = depths or [int(generator.integers(shape.n_layers))]
     hidden = [shape.unit(depth, int(generator.integers(shape.width))) for depth in depths]
-    return [int(generator.integers(shape.n_features)), *hidden, shape.n_hidden_and_read]
+    return [int(generator.integers(shape.n_features)), *hidden, shape.first_action]
 
 
-def _parameters(
+def _draw(
     shape: _Shape,
     planted: set[tuple[int, int]],
     obs: np.ndarray,
@@ -158,7 +161,7 @@ def _parameters(
     *,
     background: float,
     weak: float,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> _Drawn:
     """Weights and biases layer by layer, scaled by what the units before have been seen to do."""
     into: dict[int, list[int]] = {}
     for source, target in sorted(planted):
@@ -171,7 +174,7 @@ def _parameters(
         is_head, n_before = depth == shape.n_layers, seen.shape[1]
         n_units = len(ACTIONS) if is_head else shape.width
         weight, bias = np.zeros((n_units, n_before)), np.zeros(n_units)
-        first = shape.n_hidden_and_read if is_head else shape.unit(depth, 0)
+        first = shape.first_action if is_head else shape.unit(depth, 0)
         for column in range(1 if is_head else n_units):  # the head's second action reads nothing
             chance = generator.random(n_before) < background
             size = generator.uniform(0.5, 1.0, n_before) * generator.choice([-1.0, 1.0], n_before)
@@ -188,72 +191,58 @@ def _parameters(
         weights.append(weight)
         biases.append(bias)
         seen = np.concatenate([seen, np.maximum(seen @ weight.T + bias, 0)], axis=1)
-    return weights, biases
+    return _Drawn(shape=shape, weights=weights, biases=biases)
 
 
 def _scaled(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Weights of either sign that give each unit read a like share of a sum whose standard deviation is about 1."""
-    sign = generator.choice([-1.0, 1.0], values.shape[1])
-    return sign * generator.uniform(0.8, 1.2, values.shape[1]) / (values.std(0) * np.sqrt(values.shape[1]))
+    n_read = values.shape[1]
+    sign = generator.choice([-1.0, 1.0], n_read)
+    spread = np.maximum(values.std(0), 1e-3)  # of few pairs, a unit may be constant
+    return sign * generator.uniform(0.8, 1.2, n_read) / (spread * np.sqrt(n_read))
 
 
-def _counts(
-    shape: _Shape,
-    weights: list[np.ndarray],
-    biases: list[np.ndarray],
-    base: np.ndarray,
-    other: np.ndarray,
-    edge: tuple[int, int],
-) -> bool:
-    """Whether an edge alone, fed from the other runs, moves the gap enough on average, both ways round."""
-    effects = [
-        np.abs(
-            _forward(weights, biases, here, edge=(*edge, _forward(weights, biases, there)[:, edge[0]]))
-            - _forward(weights, biases, here)
-        )[:, shape.n_hidden_and_read]
-        for here, there in ((base, other), (other, base))
-    ]
-    return min(effect.mean() for effect in effects) >= COUNTS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawn:
+    """A network as its matrices: hidden layers, then the head; each reads all units before it."""
+
+    shape: _Shape
+    weights: list[np.ndarray]
+    biases: list[np.ndarray]
+
+    def values(
+        self, obs: np.ndarray, *, edge: tuple[int, int] | None = None, carried: np.ndarray | float = 0.0
+    ) -> np.ndarray:
+        """Every unit's value, `[row, unit]`; where an edge (read, reader) is given, it carries what it is told to."""
+        seen = obs
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            before = seen @ weight.T + bias
+            if edge is not None and 0 <= (row := edge[1] - seen.shape[1]) < len(bias):
+                before[:, row] += weight[row, edge[0]] * (carried - seen[:, edge[0]])
+            seen = np.concatenate([seen, before if depth == self.shape.n_layers else np.maximum(before, 0)], axis=1)
+        return seen
+
+    def counts(self, edge: tuple[int, int], *, clean: np.ndarray, corrupt: np.ndarray) -> bool:
+        """Whether an edge alone, fed from the other runs, moves the gap enough on average, both ways round."""
+        for base, other in ((clean, corrupt), (corrupt, clean)):
+            moved = self.values(base, edge=edge, carried=self.values(other)[:, edge[0]]) - self.values(base)
+            if np.abs(moved[:, self.shape.first_action]).mean() < COUNTS:
+                return False
+        return True
 
 
-def _forward(
-    weights: list[np.ndarray],
-    biases: list[np.ndarray],
-    obs: np.ndarray,
-    *,
-    edge: tuple[int, int, np.ndarray] | None = None,
-) -> np.ndarray:
-    """Every unit's value, with one edge (read, reader, what it carries) exchanged."""
-    seen = obs
-    for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        before = seen @ weight.T + bias
-        if edge is not None and seen.shape[1] <= edge[1] < seen.shape[1] + len(bias):
-            row = edge[1] - seen.shape[1]
-            before[:, row] += weight[row, edge[0]] * (edge[2] - seen[:, edge[0]])
-        seen = np.concatenate([seen, before if depth == len(weights) - 1 else np.maximum(before, 0)], axis=1)
-    return seen
-
-
-def _known(
-    shape: _Shape,
-    weights: list[np.ndarray],
-    biases: list[np.ndarray],
-    clean: Tensor,
-    corrupt: Tensor,
-    planted: set[tuple[int, int]],
-) -> KnownPolicy:
-    sites = shape.sites()
+def _known(drawn: _Drawn, planted: set[tuple[int, int]], *, clean: Tensor, corrupt: Tensor) -> KnownPolicy:
+    shape, sites = drawn.shape, drawn.shape.sites()
     equations = [Equation(unit=unit) for unit in sites[: shape.n_features]]
-    for depth in range(len(weights)):
-        for weight, bias in zip(weights[depth].tolist(), biases[depth].tolist(), strict=True):
+    for depth in range(shape.n_layers + 1):
+        for weight, bias in zip(drawn.weights[depth].tolist(), drawn.biases[depth].tolist(), strict=True):
             read = [i for i, value in enumerate(weight) if value]
             rule = affine(*(weight[i] for i in read), bias=bias, relu=depth < shape.n_layers)
             equations.append(Equation(unit=sites[len(equations)], reads=tuple(sites[i] for i in read), rule=rule))
     features = tuple(FeatureSpec(name=f"feature_{i}") for i in range(shape.n_features))
+    spec = PolicySpec(features=features, actions=ACTIONS)
     return KnownPolicy(
-        policy=HookedPolicy(
-            SkipNetwork(weights, biases), clean[:3], spec=PolicySpec(features=features, actions=ACTIONS)
-        ),
+        policy=HookedPolicy(SkipNetwork(drawn.weights, drawn.biases), clean[:3], spec=spec),
         clean=clean,
         corrupt=corrupt,
         better=ACTIONS[0],

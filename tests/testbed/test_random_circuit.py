@@ -82,6 +82,8 @@ def test_what_is_out_of_range_is_refused():
         testbed.random_circuit(0, width=0)
     with pytest.raises(ConfigError, match="sparse and weak"):
         testbed.random_circuit(0, background=1.5)
+    with pytest.raises(ConfigError, match="not negative"):
+        testbed.random_circuit(-1)
     with pytest.raises(ConfigError, match="every planted edge counts"):
         testbed.random_circuit(0, n_paths=40, n_layers=6, width=3, n_pairs=1)
 
