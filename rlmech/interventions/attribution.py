@@ -62,6 +62,13 @@ def attribution_patching(
 ) -> xr.Dataset:
     """Estimate `activation_patching` of each site to first order, all sites at once.
 
+    How good it is depends on the policy and on how far the runs lie apart. Correlation with the exact effects over all
+    `auto` sites and pairs, states from the shipped policies' own episodes: `highway-dqn-mlp` 0.97 for unrelated states
+    (0.96 in the first hidden layer, 1.00 in the last) and 0.99 where one vehicle was moved by a tenth of the range;
+    `intersection-ego-attention` 0.24 for unrelated states (0.45 with `steps=50`) and 0.60 where one vehicle was moved
+    (0.95 with `steps=10`). Integration follows the whole point's line, which helps where a point's elements act
+    together, and hurts for single neurons of the MLP (0.84): look at `exact` before you trust a ranking.
+
     Args:
         policy: The policy.
         clean: Observations, one row per pair.
