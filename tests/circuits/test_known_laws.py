@@ -48,13 +48,18 @@ def network(name):
             track, camera = pairs(5, 3), pairs(4)
             clean, corrupt = ({"track": t, "camera": c} for t, c in zip(track, camera, strict=True))
             return wrapped(networks.DictObservation(), clean, corrupt)
+        case "zoo:intersection-ego-attention" | "zoo:highway-dqn-mlp":
+            policy = rlm.load(name).double()
+            shape = policy.point("hook_obs").shape[1:]
+            return policy, *(pairs(scenes=True) if shape == (15, 7) else pairs(*shape))
         case _:
             known = make(name)
             return known.policy, known.clean, known.corrupt
 
 
 RANDOM = ("mlp", "called twice", "convolutional", "transformer", "fused attention", "lstm")
-ALL = (*RANDOM, *POLICIES)
+TRAINED = ("zoo:intersection-ego-attention", "zoo:highway-dqn-mlp")
+ALL = (*RANDOM, *TRAINED, *POLICIES)
 
 
 @cache
@@ -139,7 +144,7 @@ def test_patching_all_units_of_a_cut_together_is_the_source_run_though_none_of_t
     np.testing.assert_allclose(result.patched[0], result.clean, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", [*RANDOM, *TRAINED])
 def test_a_pair_is_patched_alike_alone_and_among_others(name):
     policy, clean, corrupt = network(name)
     sites = some_sites(name)
