@@ -197,8 +197,10 @@ def sum_over_sites(
         reduced = product.sum(others) if others else product
         sizes = [product.shape[place] for place in kept]
         flat = reduced.reshape(product.shape[0], -1).T
-        if all(len(chosen[i][place]) == 1 for i in mine for place in kept):
-            rows = [_row([chosen[i][place][0] for place in kept], sizes) for i in mine]
+        if all(len(positions) == 1 for i in mine for positions in chosen[i].values()):
+            rows = [0] * len(mine)
+            for place, size in zip(kept, sizes, strict=True):
+                rows = [row * size + chosen[i][place][0] for row, i in zip(rows, mine, strict=True)]
             result[mine] = flat if rows == list(range(len(flat))) else flat[rows]
         else:
             masks = torch.zeros(len(mine), *sizes, dtype=product.dtype, device=product.device)
@@ -210,18 +212,14 @@ def sum_over_sites(
 
 def _positions(site: Site, point: HookPoint) -> dict[int, tuple[int, ...]]:
     """Selected positions by place of the axis; of the thousands of sites of a sweep most name one neuron each."""
-    if all(type(choice) is int and choice >= 0 for _, choice in site.selection):
-        return {point.axes.index(axis): (choice,) for axis, choice in site.selection}  # type: ignore[misc]
-    return {point.axes.index(axis): positions for axis, positions in site.positions(point).items()}
+    places: dict[int, tuple[int, ...]] = {}
+    for axis, choice in site.selection:
+        if type(choice) is not int or choice < 0:
+            return {point.axes.index(axis): positions for axis, positions in site.positions(point).items()}
+        places[point.axes.index(axis)] = (choice,)
+    return places
 
 
 def row_sums(value: Shaped[Tensor, "pair ..."]) -> Float[Tensor, " pair"]:
     """Sum of all but the first axis, which may be the only one."""
     return value.reshape(value.shape[0], -1).sum(1)
-
-
-def _row(positions: Sequence[int], sizes: Sequence[int]) -> int:
-    row = 0
-    for position, size in zip(positions, sizes, strict=True):
-        row = row * size + position
-    return row
