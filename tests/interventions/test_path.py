@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
+from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import EngineError, SiteError
 from rlmech.interventions.metrics import action_gap
@@ -222,3 +223,26 @@ def test_rows_that_depend_on_each_other_are_refused():
         path_patching(
             policy, clean=torch.rand(2, 4), corrupt=torch.rand(2, 4), sender="0.hook_out", receiver="3.hook_out"
         )
+
+
+def test_direct_paths_of_a_planted_circuit_are_those_of_its_equations():
+    """Every unit to the scores directly: the single edge, by the equations, and nothing that runs through others."""
+    known = testbed.random_circuit(1, n_pairs=8)
+    metric = action_gap(known.better, known.worse)
+    senders = [unit for unit in known.hidden if (unit, known.outputs[0]) in known.all_edges]
+    result = path_patching(
+        known.policy, clean=known.clean, corrupt=known.corrupt, sender=senders, receiver="hook_q_values", metric=metric
+    )
+    for row, sender in enumerate(senders):
+        edges = [(sender, output) for output in known.outputs if (sender, output) in known.all_edges]
+        scores = testbed.brute_force(known, base=known.corrupt, other=known.clean, edges=edges)
+        np.testing.assert_allclose(result.patched[row], scores[:, 0] - scores[:, 1], atol=1e-10, err_msg=repr(sender))
+    assert (np.abs(result["shift"]) > 1e-3).any()
+
+
+def test_pairs_in_chunks_are_pairs_at_once(ego, pairs, monkeypatch):
+    clean, corrupt = pairs
+    arguments = {"clean": clean, "corrupt": corrupt, "sender": "auto", "receiver": "q_net.1.hook_out"}
+    at_once = path_patching(ego, **arguments)
+    monkeypatch.setattr("rlmech.interventions.path.ROWS_AT_ONCE", 4)
+    np.testing.assert_allclose(path_patching(ego, **arguments).patched, at_once.patched, atol=1e-12)
