@@ -93,25 +93,15 @@ class Continuation:
     ) -> Continuation:
         """Compute, once, what the runs read from before the node."""
         graph = engine.graph
-        inside = {node, *nodes_behind(graph, node, ends=returned)}
-        open_ends = [*inside - {node}, *returned]
-        frontier: dict[Node, None] = {}
-        while open_ends:
-            at = open_ends.pop()
-            for source in [at] if at not in inside else sources_of(graph, at, given={node}):
-                if source in inside or source.op in _LEAVES or not _batched(source):
-                    continue
-                if is_folded(source):  # its rows cannot be told apart: it runs again
-                    inside.add(source)
-                    open_ends.append(source)
-                else:
-                    frontier[source] = None
+        behind = nodes_behind(graph, node, ends=returned)
+        inside = {node, *behind}
+        read = [source for at in behind for source in sources_of(graph, at, given={node})]
+        read += [end for end in returned if end not in inside]
+        frontier = tuple(dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and _batched(at)))
         with torch.no_grad():
-            values = engine.program(returned=tuple(frontier))(arrays, (), ()) if frontier else ()
-        shown = tuple(Layout.plain(at.sizes).show(value) for at, value in zip(frontier, values, strict=True))
-        return cls(
-            engine=engine, node=node, returned=tuple(returned), arrays=arrays, frontier=tuple(frontier), values=shown
-        )
+            values = engine.program(returned=frontier)(arrays, (), ()) if frontier else ()
+        shown = tuple(Layout.of(at).show(value) for at, value in zip(frontier, values, strict=True))
+        return cls(engine=engine, node=node, returned=tuple(returned), arrays=arrays, frontier=frontier, values=shown)
 
     def run(self, value: Tensor, rows: Int[Tensor, " batch"] | None = None) -> tuple[Tensor, ...]:
         """The returned nodes' values, each in its node's own shape.
@@ -123,14 +113,9 @@ class Continuation:
         arrays, values = self.arrays, self.values
         if rows is not None:
             arrays, values = tuple(a[rows] for a in arrays), tuple(v[rows] for v in values)
-        kept = [Layout.plain(at.sizes).restore(v) for at, v in zip(self.frontier, values, strict=True)]
+        kept = [Layout.of(at).restore(v) for at, v in zip(self.frontier, values, strict=True)]
         program = self.engine.program(returned=self.returned, given=(self.node, *self.frontier))
         return program(arrays, (value, *kept), ())
-
-
-def is_folded(node: Node) -> bool:
-    """Whether the batch shares an axis with something else, in an order that the shape does not tell."""
-    return any(size < -1 for size in node.shape or ())
 
 
 def _batched(node: Node) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.downstream import is_folded, nodes_behind
+from rlmech.interventions.downstream import nodes_behind
 
 AFFINE = {
     "add", "add_", "sub", "rsub", "neg", "sum", "mean", "cat", "stack", "concat", "view", "_unsafe_view", "reshape",
@@ -85,14 +85,7 @@ class Condition:
     reads: tuple[Node, ...]
 
     def holds(self, base: Mapping[Node, Tensor], patched: Mapping[Node, Tensor]) -> Bool[Tensor, " batch"]:
-        """For which rows it holds, given the values of `reads`, batch first, in both runs.
-
-        Where the batch is folded into another axis, rows cannot be told apart: it holds for all of them or for none.
-        """
-        holds = self._holds(base, patched)
-        return holds.all().expand(len(holds)) if any(is_folded(read) for read in self.reads) else holds
-
-    def _holds(self, base: Mapping[Node, Tensor], patched: Mapping[Node, Tensor]) -> Tensor:
+        """For which rows it holds, given the values of `reads`, batch first, in both runs."""
         if self.rule == "gate":
             code = GATES[self.node.op]
             (read,) = self.reads
@@ -135,7 +128,7 @@ def _condition(node: Node, reads: list[Node]) -> Condition | None:
         condition = Condition(rule="factors", node=node, reads=tuple(reads))
         return None if len(reads) == 1 and condition.may_vary(reads[0]) else condition
     if node.op in GATES and not node.kwargs and not any(_within(argument) for argument in node.args[1:]):
-        if node.op not in _BY_AXIS or Layout.plain(reads[0].sizes).is_identity:
+        if node.op not in _BY_AXIS or Layout.of(reads[0]).is_identity:
             return Condition(rule="gate", node=node, reads=(reads[0],))
     elif node.op in ("maximum", "minimum") and all(isinstance(a, Node) and _rows(a) for a in node.args):
         return Condition(rule="order", node=node, reads=tuple(node.args))
@@ -155,11 +148,11 @@ def unchanged_rows(base: Tensor, patched: Tensor) -> Bool[Tensor, " batch"]:
 
 def batch_first(node: Node, value: Tensor) -> Tensor:
     """A node's value with the batch as its first axis."""
-    return Layout.plain(node.sizes).show(value)
+    return Layout.of(node).show(value)
 
 
 def _rows(node: Node) -> bool:
-    return bool(node.shape) and Layout.plain(node.sizes).is_identity and node.sizes[0] == -1
+    return bool(node.shape) and Layout.of(node).is_identity and node.sizes[0] == -1
 
 
 def _equal_rows(base: Tensor, patched: Tensor) -> Tensor:
