@@ -71,7 +71,7 @@ def interchange_intervention(
         >>> from rlmech.interventions.subspace import interchange_intervention
         >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
         >>> base, source = torch.randn(2, 32, 4)
-        >>> float(interchange_intervention(policy, base=base, source=source, site="hook_obs")["accuracy"])
+        >>> interchange_intervention(policy, base=base, source=source, site="hook_obs")["accuracy"].item()
         1.0
     """
     (chosen,) = choose_sites(policy, [site])

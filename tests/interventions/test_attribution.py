@@ -14,6 +14,7 @@ from rlmech.interventions.metrics import action_flip, action_score, policy_kl
 from rlmech.interventions.results import bind_pairs
 from rlmech.interventions.sweep import outputs_of
 from tests.networks import (
+    Branching,
     CalledTwice,
     Convolutional,
     FusedAttention,
@@ -139,67 +140,6 @@ def test_certified_means_exact_in_any_network(name, seed):
     if seed == 2:  # far apart, something bends, and the certificate says so
         assert not certified.all()
         assert np.abs(result["remainder"].to_numpy()[~certified]).max() > 1e-9
-
-
-GATES = {
-    "relu": torch.relu,
-    "leaky relu": lambda h: nn.functional.leaky_relu(h, 0.3),
-    "absolute value": torch.abs,
-    "clamp": lambda h: h.clamp(-0.3, 0.4),
-    "lower clamp": lambda h: h.clamp(min=-0.2),
-    "hardtanh": lambda h: nn.functional.hardtanh(h, -0.3, 0.4),
-    "relu6": lambda h: nn.functional.relu6(9 * h),
-    "threshold": lambda h: nn.functional.threshold(h, 0.1, 0.7),
-    "largest": lambda h: h.reshape(-1, 4, 3).amax(2).repeat(1, 3),
-    "smallest": lambda h: h.reshape(-1, 4, 3).amin(2, keepdim=True).expand(-1, 4, 3).flatten(1),
-    "max-pool": lambda h: nn.functional.max_pool1d(h[:, None], 3)[:, 0].repeat(1, 3),
-    "larger of two": lambda h: torch.maximum(h, h.flip(1)),
-    "step": lambda h: (h > 0).to(h) * 2 + h,
-    "switch": lambda h: torch.where(h[:, :1] > 0, h, -2 * h),
-    "product": lambda h: h * h.flip(1),
-    "product of halves": lambda h: h[:, :6].repeat(1, 2) * h[:, 6:].repeat(1, 2),
-    "softmax": lambda h: h.softmax(1),
-    "stop": lambda h: h.detach() + h.flip(1),
-    "power": lambda h: h**2,
-}
-
-
-class Gated(nn.Module):
-    """One operation between two linear layers."""
-
-    def __init__(self, operation) -> None:
-        super().__init__()
-        self.before, self.operation, self.after = nn.Linear(4, 12), operation, nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.operation(self.before(x)))
-
-
-@pytest.mark.parametrize("name", list(GATES))
-def test_each_operation_is_certified_where_it_acts_linearly_and_nowhere_else(name):
-    torch.manual_seed(0)
-    policy = rlm.HookedPolicy(Gated(GATES[name]).double(), torch.rand(2, 4, dtype=torch.float64))
-    clean, corrupt = torch.randn(2, 200, 4, dtype=torch.float64)
-    sites = [rlm.Site("before.hook_out", neuron=(0, 6)), rlm.Site("before.hook_out", neuron=3)]
-    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, certificate=True)
-    certified, remainder = result["certified"].to_numpy(), np.abs(result["remainder"].to_numpy())
-    assert remainder[certified].max(initial=0) < 1e-12
-    assert not certified.all()
-    if name not in ("softmax", "stop", "power", "product"):
-        assert (certified == (remainder < 1e-12)).mean() > 0.9  # but for agreement by chance, as of a max not reached
-        assert certified.any()
-    if name == "product of halves":  # both factors change in the first site, one in the second
-        assert certified.tolist() == [[False] * 200, [True] * 200]
-
-
-def test_one_step_of_the_midpoint_rule_is_exact_for_a_square():
-    torch.manual_seed(0)
-    policy = rlm.HookedPolicy(Gated(lambda h: h * h).double(), torch.rand(2, 4, dtype=torch.float64))
-    clean, corrupt = torch.randn(2, 20, 4, dtype=torch.float64)
-    sites = policy.sites("before.hook_out", over="neuron")
-    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, steps=1, exact=True)
-    assert np.abs(result["completeness_error"]).max() < 1e-12
-    assert np.abs(result["remainder"]).max() < 1e-12  # each square is of one neuron, and so is its line
 
 
 def test_nearby_runs_of_a_relu_network_are_certified_almost_everywhere():
@@ -379,6 +319,9 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
         attribution_patching(policy, **options, steps=-1)
     with pytest.raises(ObservationError, match="pair up"):
         attribution_patching(policy, clean=clean, corrupt=corrupt[:2])
+    eager = rlm.HookedPolicy(Branching(), torch.rand(2, 4))
+    with pytest.raises(EngineError, match="traced graph"):
+        attribution_patching(eager, clean=torch.rand(2, 4), corrupt=torch.rand(2, 4))
     policy = rlm.HookedPolicy(Convolutional().eval(), torch.rand(2, 2, 8, 8))
     policy.train()
     with pytest.raises(EngineError, match="traced graph"):
