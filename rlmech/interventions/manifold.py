@@ -229,7 +229,8 @@ def ledoit_wolf(rows: Float[Tensor, "row size"]) -> tuple[float, float]:
         Shrinkage, 0 to 1, and scale, the mean variance.
 
     Source:
-        Ledoit and Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*, lemma 3.3.
+        Ledoit and Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*,
+        Journal of Multivariate Analysis 88, section 3.
 
     Example:
         >>> import torch

@@ -5,7 +5,7 @@ change is computed exactly, and only what is behind it linearly. And where two w
 gradient is zero: with the gradient of one way dropped, the other shows. Cost: the patched runs as far as the pattern;
 one backward pass per layer.
 Source: Kramár et al. 2024, *AtP-star: an efficient and scalable method for localizing LLM behaviour to components*,
-arXiv 2403.00745, sections 3.1 and 3.2.
+arXiv 2403.00745 (the QK fix and GradDrop).
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def dropout_magnitude(
 ) -> Float[Tensor, "site pair"]:
     """Mean absolute first-order estimate, over the full gradient and those with one layer's contribution dropped.
 
-    Dropped in turn is each layer that some, but not all, of the point's influence goes through. Unsigned.
+    Dropped in turn is each layer that some, but not all, of the point's influence goes through: dropping one that all
+    of it goes through leaves nothing, and one that none goes through changes nothing. Unsigned.
 
     Args:
         policy: The policy.
