@@ -230,7 +230,7 @@ class DeltaPlan:
         if compressed:
             order = counts.argsort(stable=True)[int((counts == 0).sum()) :]
             runs = Runs(
-                base={n: v.index_select(0, order) if has_batch(n) else v for n, v in runs.base.items()},
+                base={n: self._ordered(n, runs.base[n], order) for n in self.base_nodes},
                 source={n: v.index_select(0, order) for n, v in runs.source.items()},
             )
             chosen = active.index_select(0, order).byte().argsort(dim=1, descending=True, stable=True)
@@ -253,6 +253,10 @@ class DeltaPlan:
                 else:
                     job = torch.arange(first, first + n_slots, device=order.device).repeat(n)
                 yield block, pair, job
+
+    @staticmethod
+    def _ordered(node: Node, value: Tensor, order: Tensor) -> Tensor:
+        return value.index_select(0, order) if has_batch(node) else value
 
     def run(self, block: Block) -> list[Tensor]:
         """The outputs of a block, laid out like their nodes."""

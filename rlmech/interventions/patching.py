@@ -257,7 +257,7 @@ def _ablation_result(
 
 def _with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
     no_op = (("site", "pair"), ~swept.active.numpy(), {"long_name": "the replacement cannot have changed anything"})
-    schemes = ", ".join(f"{swept.schemes.count(name)} {name}" for name in dict.fromkeys(swept.schemes))
+    schemes = ", ".join(f"{n} {name}" for name, n in swept.schemes.items())
     return result.assign(no_op=no_op).assign_attrs(scheme=schemes)
 
 

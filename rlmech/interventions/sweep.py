@@ -8,6 +8,7 @@ plain suffix runs. On the eager engine each job is a whole forward pass. Memory:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,12 +56,12 @@ class Swept:
     Attributes:
         measured: The metric of every job and pair.
         active: Rows that could differ from the base run, and were computed.
-        schemes: Per job `delta`, `suffix` or `forward`.
+        schemes: How many jobs were run by `delta`, `suffix` or `forward`.
     """
 
     measured: Float[Tensor, "site pair"]
     active: Bool[Tensor, "site pair"]
-    schemes: tuple[str, ...]
+    schemes: dict[str, int]
 
 
 def outputs_of(policy: HookedPolicy, obs: Observation) -> Outputs:
@@ -116,14 +117,30 @@ class _Group:
 
     names: tuple[str, ...]
     source: int
-    places: list[int]
+    places: slice | Tensor
+    n_jobs: int
     masks: dict[str, Tensor]
     plan: DeltaPlan | None = None
     checked: bool = False
     suffix: SuffixPlan | None = None
 
 
-_groups: WeakKeyDictionary[GraphEngine, dict[object, list[_Group]]] = WeakKeyDictionary()
+class _Plans:
+    """The plans of one policy by their jobs; the last ones are compared before they are hashed, which takes longer."""
+
+    def __init__(self) -> None:
+        self.last: tuple[object, list[_Group]] = (None, [])
+        self.by_jobs: dict[object, list[_Group]] = {}
+
+    def get(self, key: object, make: Callable[[], list[_Group]]) -> list[_Group]:
+        if self.last[0] != key:
+            if key not in self.by_jobs:
+                self.by_jobs[key] = make()
+            self.last = (key, self.by_jobs[key])
+        return self.last[1]
+
+
+_plans: WeakKeyDictionary[GraphEngine, _Plans] = WeakKeyDictionary()
 
 
 class _Sweep:
@@ -156,24 +173,21 @@ class _Sweep:
                 if journal is not None:
                     journal.write(number, *done)
             measured[group.places], active[group.places] = (value.to(self.device) for value in done)
-            on_jobs(len(group.places))
-        schemes = {place: "suffix" if g.plan is None else "delta" for g in self.groups for place in g.places}
-        return Swept(
-            measured=measured.cpu(), active=active.cpu(), schemes=tuple(schemes[i] for i in range(len(self.jobs)))
-        )
+            on_jobs(group.n_jobs)
+        schemes = Counter[str]()
+        for group in self.groups:
+            schemes["suffix" if group.plan is None else "delta"] += group.n_jobs
+        return Swept(measured=measured.cpu(), active=active.cpu(), schemes=dict(schemes))
 
     # ---- planning
 
     def _planned(self) -> list[_Group]:
         fold = self.n_pairs * len(self.jobs) >= FEW_ROWS
-        memo = _groups.setdefault(self.engine, {})
         key = (tuple(self.jobs), len(self.sources) > 1, fold, self.device)
-        if key not in memo:
-            self._check_reach()
-            memo[key] = self._plan(fold=fold)
-        return memo[key]
+        return _plans.setdefault(self.engine, _Plans()).get(key, lambda: self._plan(fold=fold))
 
     def _plan(self, *, fold: bool) -> list[_Group]:
+        self._check_reach()
         together: dict[tuple[object, int], list[int]] = {}
         for place, job in enumerate(self.jobs):
             shapes = tuple((s.name, tuple((a, len(p)) for a, p in self._positions(s))) for s in job)
@@ -182,7 +196,7 @@ class _Sweep:
         for (_, source), places in together.items():
             names = tuple(dict.fromkeys(site.name for site in self.jobs[places[0]]))
             masks = {name: torch.stack([self._mask(self.jobs[i], name) for i in places]) for name in names}
-            group = _Group(names=names, source=source, places=places, masks=masks)
+            group = _Group(names=names, source=source, places=_index(places), n_jobs=len(places), masks=masks)
             if len({self.policy.points[name].address.node for name in names}) == 1:
                 group.plan = self._delta(names, masks, fold=fold)
             if group.plan is None:
@@ -265,7 +279,7 @@ class _Sweep:
     def _run_delta(self, group: _Group, plan: DeltaPlan, unpatched: Tensor, elements: int) -> tuple[Tensor, Tensor]:
         runs = self._runs(group, plan)
         active = plan.active(runs)
-        measured = unpatched.expand(len(group.places), -1).clone()
+        measured = unpatched.expand(group.n_jobs, -1).clone()
         for block, pair, job in plan.blocks(runs, active, elements=elements):
             outputs = [end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)]
             measured[job, pair] = self._measure(outputs, pair).to(measured)
@@ -277,14 +291,17 @@ class _Sweep:
         if missing:
             self.base |= self._values(missing)
         source = self._replaced(group)[0]
+        value = source.address.layout.restore(source.value)
+        if plan.source_nodes == (plan.start,):
+            return Runs(base=self.base, source={plan.start: Layout.of(plan.start).show(value)})
         program = self.engine.program(returned=plan.source_nodes, given=(plan.start,))
-        values = program(self.arrays, (source.address.layout.restore(source.value),), ())
+        values = program(self.arrays, (value,), ())
         shown = {n: Layout.of(n).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
-        return Runs(base={n: self.base[n] for n in plan.base_nodes}, source=shown)
+        return Runs(base=self.base, source=shown)
 
     def _run_suffix(self, group: _Group) -> tuple[Tensor, Tensor]:
         suffix, replaced = self._ready(group), self._replaced(group)
-        measured = torch.empty(len(group.places), self.n_pairs, dtype=torch.float64, device=self.device)
+        measured = torch.empty(group.n_jobs, self.n_pairs, dtype=torch.float64, device=self.device)
         widest = max(1, *(value[0].numel() for value in (*self.base.values(), *(r.value for r in replaced))))
         most = max(1, ELEMENTS_AT_ONCE.get(self.device.type, ELEMENTS_AT_ONCE["cpu"]) // widest)
         for rows in torch.arange(measured.numel(), device=self.device).split(most):
@@ -328,6 +345,11 @@ class _Sweep:
         return self.metric(outputs[0], pair=pair, value=outputs[1] if len(outputs) > 1 else None)
 
 
+def _index(places: Sequence[int]) -> slice | Tensor:
+    in_a_row = list(places) == list(range(places[0], places[0] + len(places)))
+    return slice(places[0], places[0] + len(places)) if in_a_row else torch.tensor(places)
+
+
 def _unsigned(layout: Layout) -> Layout:
     return Layout(shape=layout.shape, split=layout.split, order=layout.order)
 
@@ -355,7 +377,7 @@ def _forward_passes(
         measured[place] = done[0][0]
         on_jobs(1)
     active = torch.ones_like(measured, dtype=torch.bool)
-    return Swept(measured=measured, active=active, schemes=("forward",) * len(jobs))
+    return Swept(measured=measured, active=active, schemes={"forward": len(jobs)})
 
 
 def _hooks(policy: HookedPolicy, job: Job, source: Source) -> Iterator[tuple[str, Callable[..., Tensor]]]:

@@ -106,7 +106,7 @@ def test_every_job_is_what_hooking_it_by_itself_gives(case, few_rows, monkeypatc
     assert float(worst.max()) < 1e-9, jobs[int(worst.argmax())]
     unpatched = outputs_of(policy, corrupt).scores[:, 1]
     assert torch.equal(swept.measured[~swept.active], unpatched.expand_as(swept.measured)[~swept.active])
-    assert set(swept.schemes) == {"delta"}
+    assert list(swept.schemes) == ["delta"]
 
 
 def test_patching_a_run_with_itself_changes_no_bit(case):
@@ -147,7 +147,7 @@ def test_sites_on_several_points_are_replaced_together():
         cache = policy.run_with_cache(clean)[1]
     swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric_of(policy, clean, corrupt))
     assert (swept.measured - measured(policy, corrupt, jobs, cache)).abs().max() < 1e-12
-    assert set(swept.schemes) == {"suffix"}
+    assert list(swept.schemes) == ["suffix"]
 
 
 def test_each_job_may_have_its_own_source():
@@ -187,7 +187,7 @@ def test_a_plan_that_disagrees_with_the_plain_suffix_is_not_used(monkeypatch):
     cache = policy.run_with_cache(clean)[1]
     jobs = [(site,) for site in policy.sites("1.hook_out", over="neuron")]
     swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric_of(policy, clean, corrupt))
-    assert set(swept.schemes) == {"suffix"}
+    assert list(swept.schemes) == ["suffix"]
     assert (swept.measured - measured(policy, corrupt, jobs, cache)).abs().max() < 1e-12
 
 

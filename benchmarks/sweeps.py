@@ -1,0 +1,304 @@
+"""Patching sweeps: every job on every pair, against the peers' loops over the same jobs, one thread, same results.
+
+Jobs: on the perceptron every neuron of both hidden layers; on ego-attention every head (and vehicle) of q, k, v and z,
+every vehicle's embedding and every neuron of the output layers. Denoising; the metric is one action's score less
+another's. `rlmech` is the sweep engine, `rlmech, whole call` is `activation_patching` with intervals and xarray result.
+The floor is the multiply-adds of the cheapest exact scheme at the machine's measured matmul rate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rlmech as rlm
+from benchmarks.clock import interleave, ratios
+from benchmarks.contenders import absent_peers
+from benchmarks.networks import NETWORKS, NetworkName, observations, raw_network, rewritten
+from rlmech.interventions.results import bind_pairs
+from rlmech.interventions.sweep import run_sweep
+
+PAIRS = (1, 16, 256, 2048)
+AIMS = {1: 100, 16: 25, 256: 10, 2048: 6}
+BETTER, WORSE = 1, 0
+Jobs = list[tuple[str, tuple[int, ...]]]
+"""(site of the rewritten network, position of the job)"""
+
+
+def jobs_of(network: NetworkName) -> Jobs:
+    if network == "mlp":
+        return [(f"relu_{layer}", (j,)) for layer in range(2) for j in range(256)]
+    jobs: Jobs = [(name, (h, e)) for name in "qkvz" for h in range(4) for e in range(15 if name in "kv" else 1)]
+    jobs += [("ego_relu_1", (0,))] + [("others_relu_1", (e,)) for e in range(14)]
+    return jobs + [(f"output_relu_{layer}", (j,)) for layer in range(2) for j in range(64)]
+
+
+def site_of(network: NetworkName, name: str, position: tuple[int, ...]) -> rlm.Site:
+    """The job as rlmech writes it."""
+    if network == "mlp":
+        return rlm.Site(f"{2 * int(name[-1]) + 1}.hook_out", neuron=position[0])
+    if name in ("q", "k", "v"):
+        return rlm.Site(f"attention_layer.hook_{name}", head=position[0], entity=position[1])
+    if name == "z":
+        return rlm.Site("attention_layer.hook_z", head=position[0])
+    if name.startswith("output"):
+        return rlm.Site(f"output_layer.relu_{name[-1]}.hook_out", neuron=position[0])
+    return rlm.Site(f"{name.partition('_')[0]}_embedding.relu_1.hook_out", entity=position[0])
+
+
+def set_part(name: str, value: Tensor, position: tuple[int, ...], source: Tensor) -> Tensor:
+    """The job on the rewritten network's own layout, as a peer's user would write it."""
+    value = value.clone()
+    if name.startswith(("relu", "output")):
+        value[:, position[0]] = source[:, position[0]]
+    elif name in ("q", "k", "v", "z"):
+        if value.ndim == 3:  # modules keep the heads together: [batch entity (head d_head)]
+            part = slice(position[0] * 16, (position[0] + 1) * 16)
+            value[:, position[1], part] = source[:, position[1], part]
+        else:
+            value[:, position[0], position[1]] = source[:, position[0], position[1]]
+    else:
+        value[:, position[0]] = source[:, position[0]]
+    return value
+
+
+def measure(*, rounds: int, pairs: tuple[int, ...] = PAIRS) -> Iterator[dict[str, Any]]:
+    """Rows of the table, one per network, number of pairs and tool."""
+    with torch.no_grad():
+        rate = matmul_rate()
+        for network in NETWORKS:
+            raw, jobs = raw_network(network), jobs_of(network)
+            for n_pairs in pairs:
+                clean = observations(network, n_pairs)
+                corrupt = observations(network, n_pairs + 1)[:n_pairs]
+                calls = contenders(network, raw, jobs, clean, corrupt, every=n_pairs <= 256)
+                few = max(2, min(rounds, 2000 // n_pairs))
+                seconds = interleave(calls, rounds=few, slice_s=0.02)
+                found = ratios(seconds, reference="rlmech")
+                for name, ratio in found.items():
+                    floor = multiply_adds(network, jobs) * n_pairs / rate
+                    yield {
+                        "network": network,
+                        "pairs": n_pairs,
+                        "jobs": len(jobs),
+                        "tool": name,
+                        "times": ratio.median,
+                        "times_low": ratio.low,
+                        "times_high": ratio.high,
+                        "milliseconds": ratio.microseconds / 1e3,
+                        "rows_per_second": len(jobs) * n_pairs / (ratio.microseconds / 1e6),
+                        "times_floor": ratio.microseconds / 1e6 / floor,
+                        "aim": AIMS[n_pairs] if name == "TransformerLens" else None,
+                    }
+
+
+def contenders(
+    network: NetworkName, raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor, *, every: bool
+) -> dict[str, Callable[[], Any]]:
+    """All tools that are installed, each checked to give the same [job pair]."""
+    policy = rlm.HookedPolicy(raw, clean[:2] if len(clean) > 1 else clean)
+    sites = [site_of(network, name, position) for name, position in jobs]
+    groups = [(site,) for site in sites]
+    metric = rlm.action_gap(BETTER, WORSE)
+    names = list(dict.fromkeys(site.name for site in sites))
+
+    def ours() -> Tensor:
+        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
+        source = policy.run_with_cache(clean, names)[1]
+        return run_sweep(policy, corrupt, groups, sources=[source], metric=bound).measured
+
+    def whole() -> Tensor:
+        result = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites=sites, metric=metric)
+        return torch.from_numpy(result["patched"].values)
+
+    calls: dict[str, Callable[[], Any]] = {"rlmech": ours, "rlmech, whole call": whole}
+    absent = absent_peers()
+    loops = {"TransformerLens": transformer_lens_loop, "nnsight": nnsight_loop, "pyvene": pyvene_loop}
+    for tool, build in loops.items():
+        if tool not in absent and (every or tool == "TransformerLens"):
+            calls[tool] = build(raw, jobs, clean, corrupt)
+    want = ours()
+    for name, call in calls.items():
+        torch.testing.assert_close(call().double(), want, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    return calls
+
+
+def gap(scores: Tensor) -> Tensor:
+    return scores[:, BETTER] - scores[:, WORSE]
+
+
+def transformer_lens_loop(raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]:
+    """Its own `generic_activation_patch`, one call per hook point, on the network built from its HookPoints."""
+    import pandas as pd
+    from transformer_lens import HookedRootModule, patching
+    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.utilities import get_act_name
+
+    class Hooked(HookedRootModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = rewritten(raw, HookPoint)
+            self.cfg = SimpleNamespace(device="cpu")  # it reads one from every model
+            self.setup()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x)
+
+    patching.tqdm = lambda rows: rows  # no progress bars in the timing
+    model = Hooked().eval()
+    names = list(dict.fromkeys(name for name, _ in jobs))
+    aliases = {name: get_act_name(name, 0) for name in names}  # it spells every name as a language model's
+    for name, alias in aliases.items():
+        model.hook_dict[alias] = model.mod_dict[alias] = model.hook_dict[f"network.{model.network.site_paths[name]}"]
+    tables = {
+        name: pd.DataFrame([(0, *position) for own, position in jobs if own == name]).rename(columns={0: "layer"})
+        for name in names
+    }
+
+    def loop() -> Tensor:
+        _, cache = model.run_with_cache(clean)
+        found = []
+        for name in names:
+            source = cache.cache_dict if hasattr(cache, "cache_dict") else cache
+            source = {aliases[name]: source[f"network.{model.network.site_paths[name]}"]}
+
+            def setter(value: Tensor, index: Any, own: Any, name: str = name) -> Tensor:
+                return set_part(name, value, tuple(index[1:]), own)
+
+            result = patching.generic_activation_patch(
+                model, corrupt, source, gap, setter, name, index_df=tables[name], reduce="none"
+            )
+            found.append(result.values if hasattr(result, "values") else result)
+        return torch.cat([torch.as_tensor(value).reshape(-1, len(corrupt)) for value in found])
+
+    return loop
+
+
+def nnsight_loop(raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]:
+    import nnsight
+
+    network = rewritten(raw)
+    model = nnsight.NNsight(network)
+    names = list(dict.fromkeys(name for name, _ in jobs))
+
+    def loop() -> Tensor:
+        source = record(network, names, clean)
+        found = []
+        for name, position in jobs:
+            target = getattr(model, name)
+            with model.trace(corrupt):
+                target.output = set_part(name, target.output, position, source[name])
+                scores = model.output.save()
+            found.append(gap(scores))
+        return torch.stack(found)
+
+    return loop
+
+
+def pyvene_loop(raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]:
+    import pyvene
+
+    names = list(dict.fromkeys(name for name, _ in jobs))
+    chosen: dict[str, Any] = {}
+
+    def build(name: str) -> Any:
+        network = rewritten(raw)
+        network.config = SimpleNamespace(hidden_size=64, to_dict=dict)  # pyvene reads one from every model
+
+        def replace(base: Tensor, source: Tensor) -> Tensor:
+            return set_part(name, base, chosen["position"], chosen["source"])
+
+        return pyvene.IntervenableModel([{"component": f"{name}.output", "intervention": replace}], model=network)
+
+    models, network = {name: build(name) for name in names}, rewritten(raw)
+
+    def loop() -> Tensor:
+        source = record(network, names, clean)
+        found = []
+        for name, position in jobs:
+            chosen["position"], chosen["source"] = position, source[name]
+            found.append(gap(models[name]({"x": corrupt})[1]))
+        return torch.stack(found)
+
+    return loop
+
+
+def record(network: nn.Module, names: list[str], obs: Tensor) -> dict[str, Tensor]:
+    """The named modules' outputs."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(network.site_paths[name]).register_forward_hook(
+            lambda _, __, out, name=name: seen.__setitem__(name, out)
+        )
+        for name in names
+    ]
+    network(obs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def multiply_adds(network: NetworkName, jobs: Jobs) -> float:
+    """Of the cheapest exact scheme, all jobs on one pair: ranks where they are low, one softmax row, folded tails.
+
+    No-op rows are counted; leaving them out can go below this floor.
+    """
+    if network == "mlp":
+        return 256 * (256 + 256 * 5) + 256 * 5
+    tail = 64 * 64 + 64 * 3
+    head = 16 * 64 + tail
+    work = {"z": head, "q": head, "k": 16 + 15 * 16 + head, "v": 16 + head, "ego_relu_1": 210_000}
+    work |= {"others_relu_1": 4 * (16 + 15 * 16) + 64 * 64 + tail, "output_relu_0": 64 + 64 * 3, "output_relu_1": 3}
+    return sum(work[name] for name, _ in jobs)
+
+
+def matmul_rate() -> float:
+    """Multiply-adds per second of one thread, on matrices that fit the cache."""
+    a, b = torch.randn(256, 256), torch.randn(256, 256)
+    best = 0.0
+    for _ in range(50):
+        start = time.thread_time_ns()
+        for _ in range(20):
+            a @ b
+        best = max(best, 20 * 256**3 / ((time.thread_time_ns() - start) / 1e9))
+    return best
+
+
+def growth(*, rounds: int) -> Iterator[dict[str, Any]]:
+    """Cost against pairs and jobs, and the sweep's own peak memory, by tensors alive at once."""
+    with torch.no_grad():
+        for network in NETWORKS:
+            raw, jobs = raw_network(network), jobs_of(network)
+            for n_pairs, share in ((256, 1.0), (512, 1.0), (1024, 1.0), (2048, 1.0), (1024, 0.5), (1024, 0.25)):
+                own = jobs[:: round(1 / share)]
+                clean, corrupt = observations(network, n_pairs), observations(network, n_pairs + 1)[:n_pairs]
+                call = contenders_ours(network, raw, own, clean, corrupt)
+                call()
+                times = []
+                for _ in range(max(3, min(rounds, 8))):
+                    start = time.thread_time_ns()
+                    call()
+                    times.append((time.thread_time_ns() - start) / 1e6)
+                times.sort()
+                yield {
+                    "network": network,
+                    "pairs": n_pairs,
+                    "jobs": len(own),
+                    "milliseconds": times[len(times) // 2],
+                    "microseconds_per_row": times[len(times) // 2] * 1e3 / (n_pairs * len(own)),
+                }
+
+
+def contenders_ours(
+    network: NetworkName, raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor
+) -> Callable[[], Any]:
+    policy = rlm.HookedPolicy(raw, clean[:2])
+    sites = [site_of(network, name, position) for name, position in jobs]
+    return lambda: rlm.activation_patching(
+        policy, clean=clean, corrupt=corrupt, sites=sites, metric=rlm.action_gap(BETTER, WORSE)
+    )
