@@ -85,9 +85,20 @@ def test_what_is_kept_does_what_the_policy_does_within_the_threshold(small):
         circuit = discover_circuit(
             policy, clean=clean, corrupt=corrupt, over="neuron", threshold=threshold, held_out=0, n_random=0
         )
-        data = circuit.dataset
-        dropped = np.where(data.in_circuit, 0, data.score.clip(0)).sum()
-        assert float(data["error"]) <= dropped + 1e-9
+        score = circuit.dataset["score"].values
+        went = score[score < threshold].sum()  # each score is what its own removal added
+        assert float(circuit.dataset["error"]) == pytest.approx(went, abs=1e-12)
+
+
+def test_edges_behind_a_unit_that_hears_nothing_are_dead_all_the_way(small):
+    policy, _, _ = small
+    graph = choose_units(policy)
+    behind = [n for n, (sender, _) in enumerate(graph.edges) if graph.units[sender].name != "hook_obs"]
+    assert len(behind) == 2
+    assert useful_edges(graph, behind, consistent=True) == set()
+    assert useful_edges(graph, behind, consistent=False) == set(behind)
+    before = [n for n, (_, receiver) in enumerate(graph.edges) if graph.units[receiver].name != "hook_q_values"]
+    assert useful_edges(graph, before, consistent=False) == set()
 
 
 def test_the_whole_graph_is_faithful_and_nothing_is_left_without_it(small):

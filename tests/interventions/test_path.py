@@ -184,6 +184,23 @@ def test_receivers_one_after_the_other_are_reached_once():
     np.testing.assert_allclose(both.patched, first.patched, atol=1e-12)
 
 
+def test_a_receiver_on_the_way_to_another_is_held_meanwhile(ego, pairs):
+    """The later receiver hears the sender past the earlier one only: through the heads that are not the earlier one."""
+    clean, corrupt = pairs
+    values, z, layer = Site(f"{ATTENTION}hook_v"), Site(f"{ATTENTION}hook_z", head=1), Site("q_net.1.hook_out")
+    result = path_patching(ego, clean=clean, corrupt=corrupt, sender=values, receiver=[z, layer])
+    source_scores, source = ego.run_with_cache(clean)
+    base_scores, base = ego.run_with_cache(corrupt)
+    with ego.edited([rlm.patch(values, source=source)]):
+        _, first = ego.run_with_cache(corrupt, [z.name])
+    with ego.edited([rlm.patch(values, source=source), rlm.patch(z, source=base)]):
+        _, second = ego.run_with_cache(corrupt, [layer.name])
+    with ego.edited([rlm.patch(z, source=first), rlm.patch(layer, source=second)]):
+        expected = gap(ego(corrupt), base_scores, source_scores).detach()
+    np.testing.assert_allclose(result.patched[0], expected, atol=1e-12)
+    assert np.abs(result.patched[0] - result.clean).max() > 1e-3
+
+
 def test_senders_that_reach_the_receiver_are_chosen_with_auto(ego, pairs):
     clean, corrupt = pairs
     result = path_patching(ego, clean=clean, corrupt=corrupt, sender="auto", receiver="q_net.1.hook_out")
