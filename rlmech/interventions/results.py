@@ -16,7 +16,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
-from rlmech.interventions.statistics import bootstrap_mean, normalised_recovery
+from rlmech.interventions.statistics import normalised_recovery
 from rlmech.interventions.sweep import outputs_of
 
 VERSION = version("rlmech")
@@ -68,7 +68,7 @@ def patching_result(
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     recovery = normalised_recovery(patched, source=source, base=base, seed=seed)
-    shift = bootstrap_mean(patched - base, seed=seed)
+    shift = recovery.shift
     unit = {"units": bound.unit}
     data: dict[str, Any] = {
         "patched": (("site", "pair"), patched, unit),

@@ -62,6 +62,7 @@ class Recovery:
 
     Attributes:
         ratio: Ratio of means, mean(patched - base) / mean(source - base), with its interval.
+        shift: Mean of patched - base, in the metric's unit, with its interval.
         per_pair: (patched - base) / (source - base); 0 where both vanish, infinite where only the denominator does.
         denominator: source - base, in the metric's unit.
         tiny: Pairs whose denominator is below `tiny_share` of the denominators' root mean square, or zero: their
@@ -71,6 +72,7 @@ class Recovery:
     """
 
     ratio: Interval
+    shift: Interval
     per_pair: Float[np.ndarray, "site pair"]
     denominator: Float[np.ndarray, " pair"]
     tiny: Bool[np.ndarray, " pair"]
@@ -132,23 +134,7 @@ def bootstrap_ratio(
         Efron 1987, *Better Bootstrap Confidence Intervals*, JASA 82, 171-185.
     """
     _check(numerator, denominator, confidence=confidence)
-    numerator, denominator = numerator.astype(np.float64), denominator.astype(np.float64)
-    n_sites, n_pairs = numerator.shape
-    estimate = _quotient(numerator.mean(1), denominator.mean())
-    low, high = np.full(n_sites, np.nan), np.full(n_sites, np.nan)
-    if n_pairs > 1:
-        resampled = _resample(numerator, denominator, n_resamples=n_resamples, seed=seed)
-        jackknife = _jackknife(numerator, denominator)
-        low, high = _bca(estimate, resampled, jackknife, confidence=confidence)
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        confidence=confidence,
-        n_pairs=n_pairs,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    return _Draws(numerator, denominator, n_resamples=n_resamples, seed=seed).ratio(0, confidence=confidence)
 
 
 def normalised_recovery(
@@ -187,11 +173,13 @@ def normalised_recovery(
         (0.5, [False, False])
     """
     numerator, denominator = patched.astype(np.float64) - base, source.astype(np.float64) - base
-    ratio = bootstrap_ratio(numerator, denominator, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    _check(numerator, denominator, confidence=confidence)
+    draws = _Draws(numerator, denominator, np.ones_like(denominator), n_resamples=n_resamples, seed=seed)
     spread = bootstrap_mean(denominator[None, :], confidence=confidence, n_resamples=n_resamples, seed=seed)
     size = np.sqrt(np.mean(denominator**2))
     return Recovery(
-        ratio=ratio,
+        ratio=draws.ratio(0, confidence=confidence),
+        shift=draws.ratio(1, confidence=confidence),
         per_pair=_quotient(numerator, denominator),
         denominator=denominator,
         tiny=(np.abs(denominator) < tiny_share * size) | (denominator == 0),
@@ -199,21 +187,52 @@ def normalised_recovery(
     )
 
 
-def _resample(
-    numerator: Float[np.ndarray, "site pair"], denominator: Float[np.ndarray, " pair"], *, n_resamples: int, seed: int
-) -> Float[np.ndarray, "site resample"]:
-    """The statistic of each bootstrap draw of the pairs."""
-    generator = np.random.default_rng(seed)
-    n_pairs = denominator.shape[0]
-    resampled = np.empty((numerator.shape[0], n_resamples))
-    at_once = max(1, _WEIGHTS_AT_ONCE // n_pairs)
-    for start in range(0, n_resamples, at_once):
-        n_draws = min(at_once, n_resamples - start)
-        drawn = generator.integers(n_pairs, size=(n_draws, n_pairs)) + n_pairs * np.arange(n_draws)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n_draws * n_pairs).reshape(n_draws, n_pairs)
-        weights = counts / n_pairs
-        resampled[:, start : start + n_draws] = _quotient(numerator @ weights.T, weights @ denominator)
-    return resampled
+class _Draws:
+    """Bootstrap draws of the pairs: the means of a numerator and of some denominators over each, resampled together."""
+
+    def __init__(
+        self,
+        numerator: Float[np.ndarray, "site pair"],
+        *denominators: Float[np.ndarray, " pair"],
+        n_resamples: int,
+        seed: int,
+    ) -> None:
+        self.numerator, self.denominators, self.seed = numerator.astype(np.float64), np.stack(denominators), seed
+        self.n_sites, self.n_pairs = self.numerator.shape
+        self.means = np.zeros((self.n_sites, n_resamples))
+        self.denominator_means = np.zeros((len(denominators), n_resamples))
+        generator = np.random.default_rng(seed)
+        at_once = max(1, _WEIGHTS_AT_ONCE // self.n_pairs)
+        for start in range(0, n_resamples if self.n_pairs > 1 else 0, at_once):
+            n_draws = min(at_once, n_resamples - start)
+            drawn = generator.integers(self.n_pairs, size=(n_draws, self.n_pairs))
+            places = (drawn + self.n_pairs * np.arange(n_draws)[:, None]).ravel()
+            counts = np.bincount(places, minlength=n_draws * self.n_pairs)
+            weights = counts.reshape(n_draws, self.n_pairs) / self.n_pairs
+            own = slice(start, start + n_draws)
+            self.means[:, own], self.denominator_means[:, own] = (
+                self.numerator @ weights.T,
+                self.denominators @ weights.T,
+            )
+
+    def ratio(self, which: int, *, confidence: float) -> Interval:
+        """The ratio of means to one of the denominators, with its interval."""
+        denominator = self.denominators[which]
+        estimate = _quotient(self.numerator.mean(1), denominator.mean())
+        low, high = np.full(self.n_sites, np.nan), np.full(self.n_sites, np.nan)
+        if self.n_pairs > 1:
+            resampled = _quotient(self.means, self.denominator_means[which])
+            jackknife = _jackknife(self.numerator, denominator)
+            low, high = _bca(estimate, resampled, jackknife, confidence=confidence)
+        return Interval(
+            estimate=estimate,
+            low=low,
+            high=high,
+            confidence=confidence,
+            n_pairs=self.n_pairs,
+            n_resamples=self.means.shape[1],
+            seed=self.seed,
+        )
 
 
 def _quotient(numerator: Any, denominator: Any) -> Float[np.ndarray, "*shape"]:
@@ -239,14 +258,16 @@ def _bca(
     """Ends of the BCa interval; the percentile interval where bias or acceleration cannot be told."""
     resampled = np.sort(resampled, axis=1)
     n_resamples = resampled.shape[1]
-    tolerance = 1e-12 * np.maximum(np.abs(estimate), np.abs(resampled).max(1))[:, None]
-    below = (resampled < estimate[:, None] - tolerance).mean(1)
-    tied = (np.abs(resampled - estimate[:, None]) <= tolerance).mean(1)
+    largest = np.maximum(np.abs(resampled[:, 0]), np.abs(resampled[:, -1]))
+    tolerance = 1e-12 * np.where(np.isfinite(largest), largest, 0.0)  # a mean denominator of zero draws infinities
+    below = (resampled < (estimate - tolerance)[:, None]).mean(1)
+    tied = (resampled <= (estimate + tolerance)[:, None]).mean(1) - below
     share = np.clip(below + tied / 2, 0.5 / n_resamples, 1 - 0.5 / n_resamples)
     bias = torch.special.ndtri(torch.from_numpy(share)).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         deviation = jackknife.mean(1, keepdims=True) - jackknife
-        acceleration = (deviation**3).sum(1) / (6 * (deviation**2).sum(1) ** 1.5)
+        squared = deviation * deviation
+        acceleration = (squared * deviation).sum(1) / (6 * squared.sum(1) ** 1.5)
     acceleration = np.where(np.isfinite(acceleration), acceleration, 0.0)
     ends = []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
@@ -264,7 +285,8 @@ def _quantile(
     upper = np.minimum(lower + 1, ordered.shape[1] - 1)
     below = np.take_along_axis(ordered, lower[:, None], 1)[:, 0]
     above = np.take_along_axis(ordered, upper[:, None], 1)[:, 0]
-    return np.where(below == above, below, below + (place - lower) * (above - below))
+    with np.errstate(invalid="ignore"):  # between two infinities there is nothing to go along
+        return np.where(below == above, below, below + (place - lower) * (above - below))
 
 
 def _check(

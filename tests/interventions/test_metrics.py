@@ -225,3 +225,19 @@ def test_one_pair_bounds_nothing():
 def test_no_pairs_nan_and_percentages_are_refused(values, confidence):
     with pytest.raises(MetricError):
         bootstrap_mean(values, confidence=confidence)
+
+
+def test_rounding_noise_over_a_denominator_of_zero_is_infinite_and_no_warning():
+    recovery = normalised_recovery(np.array([[1e-17, 0, 2e-17]]), source=np.zeros(3), base=np.zeros(3))
+    assert np.isposinf(recovery.ratio.estimate).all()
+    assert recovery.tiny.all()
+    assert not recovery.trustworthy
+
+
+def test_the_shift_of_a_recovery_is_the_mean_with_its_own_interval():
+    generator = np.random.default_rng(0)
+    patched, base = generator.normal(size=(3, 40)), generator.normal(size=40)
+    recovery = normalised_recovery(patched, source=generator.normal(size=40), base=base, seed=5)
+    alone = bootstrap_mean(patched - base, seed=5)
+    for name in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(recovery.shift, name), getattr(alone, name), rtol=1e-12)
