@@ -37,6 +37,7 @@ from rlmech.interventions.gradients import (
     row_sums,
     sum_over_sites,
 )
+from rlmech.interventions.independence import check_rows
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
 from rlmech.interventions.repairs import dropout_magnitude, droppable_nodes, nodes_before_patterns, softmax_repaired
@@ -100,7 +101,7 @@ def attribution_patching(
         ObservationError: Clean and corrupt do not pair up.
         SiteError: A site does not fit the policy, or has no gradient.
         MetricError: The metric does not fit the policy, or has no gradient.
-        EngineError: The policy runs on the eager engine.
+        EngineError: The policy runs on the eager engine, or couples the rows of a batch.
         ConfigError: Options that do not go together.
 
     Source:
@@ -123,6 +124,8 @@ def attribution_patching(
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     refuse_undifferentiable(bound)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    with torch.no_grad():
+        check_rows(policy, base)
     estimator = _Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
     found = estimator.integrated(steps) if steps else estimator.at_base(wanted, certificate=certificate)
     if exact and not certificate:

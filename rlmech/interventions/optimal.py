@@ -25,6 +25,7 @@ from rlmech.core.program import Address
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.downstream import Continuation
 from rlmech.interventions.gradients import measure_outputs, output_addresses, refuse_discrete, refuse_undifferentiable
+from rlmech.interventions.independence import check_rows
 from rlmech.interventions.measure import SCORE_UNITS, RowFunction
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricContext, MetricFunction, bind, policy_kl
 from rlmech.interventions.sites import Sites, choose_sites
@@ -87,7 +88,7 @@ def optimal_constants(
         MetricError: The loss does not fit the policy, or has no gradient.
         ObservationError: There is no run.
         ConfigError: No steps, or a learning rate that is not positive.
-        EngineError: The policy runs on the eager engine.
+        EngineError: The policy runs on the eager engine, or couples the rows of a batch.
 
     Example:
         >>> import torch, rlmech as rlm
@@ -113,6 +114,8 @@ def optimal_constants(
         raise ObservationError(
             "There is no run to keep unchanged.", given="0 rows", expected="at least 1", fix="give observations"
         )
+    with torch.no_grad():
+        check_rows(policy, obs)
     bound = bind(_default_loss(policy) if loss is None else loss, policy, clean=outputs_of(policy, obs))
     refuse_undifferentiable(bound)
     values: dict[Site, Tensor] = {}

@@ -326,3 +326,22 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
     policy.train()
     with pytest.raises(EngineError, match="traced graph"):
         attribution_patching(policy, clean=torch.rand(2, 2, 8, 8), corrupt=torch.rand(2, 2, 8, 8))
+
+
+class Coupled(nn.Module):
+    """Scores that depend on the other rows of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return self.head(torch.relu(h - h.mean(0, keepdim=True)))
+
+
+def test_a_network_that_couples_rows_is_refused():
+    x = torch.randn(6, 4)
+    policy = rlm.HookedPolicy(Coupled(), x)
+    with pytest.raises(EngineError, match="couples the rows"):
+        attribution_patching(policy, clean=x, corrupt=x.flip(0))

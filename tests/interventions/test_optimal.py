@@ -128,3 +128,22 @@ class Scores(nn.Module):
 
     def forward(self, outputs):
         return outputs[0]
+
+
+class Coupled(nn.Module):
+    """Scores that depend on the other rows of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        return self.head(torch.relu(h - h.mean(0, keepdim=True)))
+
+
+def test_a_network_that_couples_rows_is_refused():
+    x = torch.randn(6, 4)
+    policy = rlm.HookedPolicy(Coupled(), x)
+    with pytest.raises(EngineError, match="couples the rows"):
+        optimal_constants(policy, x)
