@@ -29,6 +29,7 @@ from rlmech.interventions.statistics import bootstrap_mean
 from rlmech.interventions.units import Over, Units, choose_units
 
 _ROWS_AT_ONCE = 1024
+_EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all
 
 
 def edge_attribution(
@@ -174,6 +175,9 @@ class _Backward:
             self.values = graph.values(arrays)
         self.fragments = {number: graph.fragment(number) for number, s in enumerate(graph.stages) if s.parents}
         self.gradients: dict[int, Tensor] = {}
+        self._from_stage: dict[int, dict[int, list[int]]] = {unit: {} for unit in range(len(graph.units))}
+        for edge, (sender, receiver) in enumerate(graph.edges):
+            self._from_stage[receiver].setdefault(graph.stage_of[sender], []).append(edge)
         self._start(metric, pair)
 
     def estimate(self) -> Float[Tensor, "edge pair"]:
@@ -216,12 +220,19 @@ class _Backward:
             by_parent = _gradients(computed, leaves, cotangent)
             for parent, gradient in by_parent.items():
                 self._add(parent, gradient)
-            for edge in (edge for unit in units for edge in self.graph.incoming[unit]):
-                sender = self.graph.edges[edge][0]
-                parent = self.graph.stage_of[sender]
-                if parent in by_parent:
-                    difference = self.after[parent] - self.before[parent]
-                    result[edge] = self._over(self.graph.mask_of[sender], by_parent[parent] * difference)
+                sums = self._by_unit(parent, gradient * (self.after[parent] - self.before[parent]))
+                edges = [edge for unit in units for edge in self._from_stage[unit].get(parent, ())]
+                first = self.graph.stages[parent].units[0]
+                result[edges] = sums[[self.graph.edges[edge][0] - first for edge in edges]]
+
+    def _by_unit(self, number: int, product: Tensor) -> Float[Tensor, "unit pair"]:
+        """Sums over the elements of each unit of a stage; units have no element in common."""
+        stage = self.graph.stages[number]
+        owner = torch.full(stage.covered.shape, len(stage.units), device=product.device)
+        for place, mask in enumerate(stage.masks):
+            owner[mask] = place
+        sums = torch.zeros(len(stage.units) + 1, product.shape[0], dtype=torch.float64, device=product.device)
+        return sums.index_add_(0, owner.reshape(-1), product.reshape(len(product), -1).T.double())[:-1].cpu()
 
     def _without_common_parents(self, units: Sequence[int]) -> list[list[int]]:
         """Units in groups in which each sender has one reader, so that one gradient serves all edges of a group."""
@@ -229,7 +240,7 @@ class _Backward:
         for unit in units:
             senders = {self.graph.edges[edge][0] for edge in self.graph.incoming[unit]}
             for members, taken in groups:
-                if not senders & taken:
+                if senders.isdisjoint(taken):
                     members.append(unit)
                     taken |= senders
                     break
@@ -290,14 +301,16 @@ def _result(
     assert bound.corrupt is not None  # noqa: S101  # pairs always bind both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    shift = bootstrap_mean(estimate, seed=seed)
+    means = [
+        bootstrap_mean(estimate[i : i + _EDGES_AT_ONCE], seed=seed) for i in range(0, len(estimate), _EDGES_AT_ONCE)
+    ]
     unit = {"units": bound.unit}
     first = [number for number, (sender, _) in enumerate(graph.edges) if _observes(graph, sender)]
     data = {
         "estimate": (("site", "pair"), estimate, unit | {"long_name": f"estimated change of {bound.name}"}),
-        "shift": ("site", shift.estimate, unit),
-        "shift_low": ("site", shift.low, unit),
-        "shift_high": ("site", shift.high, unit),
+        "shift": ("site", np.concatenate([mean.estimate for mean in means]), unit),
+        "shift_low": ("site", np.concatenate([mean.low for mean in means]), unit),
+        "shift_high": ("site", np.concatenate([mean.high for mean in means]), unit),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
         "completeness_error": ("pair", estimate[first].sum(0) - (source - base), unit),
@@ -307,7 +320,7 @@ def _result(
         "method": f"edge attribution, {direction}, {how}",
         "steps": steps,
         "sign": "positive: patching the edge from the source run would raise the metric",
-        **shift.attrs,
+        **means[0].attrs,
     }
     receivers = [graph.units[receiver] for _, receiver in graph.edges]
     coords = sweep_coords(policy, receivers, estimate.shape[1])
