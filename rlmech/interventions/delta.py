@@ -17,20 +17,8 @@ from torch import Tensor
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.delta_steps import (
-    Base,
-    Block,
-    Chain,
-    Folded,
-    Mixed,
-    OneElement,
-    Plain,
-    Product,
-    Runs,
-    Step,
-    flat,
-    size_of,
-)
+from rlmech.interventions.delta_linear import Chain, Folded, OneChannel, OneElement, Product
+from rlmech.interventions.delta_steps import Base, Block, Mixed, Plain, Runs, Step, flat, size_of
 from rlmech.interventions.flow import RESHAPES, Flow, definition_of, spread
 from rlmech.interventions.linear_chain import has_batch, linear_sources
 
@@ -130,7 +118,7 @@ class DeltaPlan:
             self.reaches.append(_Reach(node, mask))
             self.steps[node] = Mixed(node, mask)
         else:
-            step = self._chained(node) or self._product(node) or self._plain(node)
+            step = self._chained(node) or self._product(node) or self._convolved(node) or self._plain(node)
             self.steps[node] = step
 
     def _origin(self, node: Node) -> Node:
@@ -179,6 +167,19 @@ class DeltaPlan:
             self._emit(first)
         return Product(node, first=first, second=second, computed=computed, rows=rows)
 
+    def _convolved(self, node: Node) -> Step | None:
+        if node.op != "conv2d" or node.kwargs or (node.args[6:] or (1,))[0] != 1:
+            return None
+        source = node.args[0]
+        mask = self._ready_made(source) if source in self.changed else None
+        if mask is None or source.sizes[0] != -1:
+            return None
+        channels = mask.flatten(2)
+        if not torch.equal(channels.any(2), channels.all(2)) or not bool((channels.any(2).sum(1) == 1).all()):
+            return None
+        self.reaches.append(_Reach(source, mask))
+        return OneChannel(node, mask)
+
     def _plain(self, node: Node) -> Step:
         before = [source for source in self.flow.sources(node) if source.op != "sym_size"]
         if node.op in RESHAPES:  # its sizes are the node's own
@@ -225,6 +226,7 @@ class DeltaPlan:
         if total == 0:
             return
         order = torch.arange(n_pairs, device=active.device)
+        chosen = None
         rows = n_pairs * n_jobs
         compressed = total < WORTH_COMPRESSING * rows and (rows - total) * self.width > WORTH_SAVING
         if compressed:
@@ -244,7 +246,7 @@ class DeltaPlan:
             for first in range(0, slots, most):
                 n_slots = min(most, slots - first)
                 mine = slice(first, first + n_slots)
-                jobs = chosen[pairs, mine] if compressed else mine
+                jobs = mine if chosen is None else chosen[pairs, mine]
                 n = pairs.stop - pairs.start
                 block = Block(runs=runs, pairs=pairs, jobs=jobs, n_pairs=n, n_slots=n_slots)
                 pair = order[pairs].repeat_interleave(n_slots)

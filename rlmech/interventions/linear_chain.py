@@ -40,8 +40,8 @@ def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
         or (node.op in {"mean", "sum"} and not node.kwargs and len(node.args) > 1)
         or (node.op in {"add", "sub"} and not node.kwargs)
         or (node.op in {"mul", "div"} and len(before) == 1 and _is_scaling(node, before[0]))
-        or (node.op in MATMUL | {"mm"} and node.args[0] in changed and _is_constant(node.args[1], changed))
-        or (node.op == "addmm" and node.args[1] in changed and _is_constant(node.args[2], changed))
+        or (node.op in MATMUL | {"mm"} and _is_layer(*node.args[:2], changed=changed))
+        or (node.op == "addmm" and _is_layer(*node.args[1:3], changed=changed))
     )
     return before if linear and all(source.dtype == node.dtype for source in before) else None
 
@@ -56,13 +56,22 @@ def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> 
         constants: Values of the weights that it reads.
         n: Number of rows.
     """
-
-    def change(value: Any) -> Any:
-        return changes.get(value) if isinstance(value, Node) else value
-
     definition = definition_of(flow.graph, node, flow.start)
     if definition is not None:
         return changes[definition].reshape(sizes_for(node, n))
+    if node.op in RESHAPES:
+        sizes = sizes_for(node, n)
+        value = changes[node.args[0]]
+        return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
+    if node.op in {"add", "sub"}:
+        return _difference(node, changes, n)
+    if node.op == "cat":
+        parts = [changes[part] if part in changes else _zeros(part, n, changes) for part in node.args[0]]
+        return torch.cat(parts, *node.args[1:])
+    return _weighted(node, changes, constants, n)
+
+
+def _weighted(node: Node, changes: Values, constants: Values, n: int) -> Tensor:
     first, *rest = node.args
     call: Callable[..., Tensor] = node.call or torch.clone
     match node.op:
@@ -74,27 +83,19 @@ def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> 
             return call(changes[first], None)
         case "conv1d" | "conv2d" | "conv3d":
             return call(changes[first], constants[rest[0]], None, *rest[2:], **node.kwargs)
-        case "cat":
-            parts = [_zeros(part, n, changes) if change(part) is None else changes[part] for part in first]
-            return torch.cat(parts, *rest)
-        case "add" | "sub":
-            return _difference(node, change(first), change(rest[0]), n)
         case "mul" | "div" | "matmul" | "bmm" | "mm":
-            factors = [changes.get(a, constants.get(a)) if isinstance(a, Node) else a for a in node.args]
-            return call(*factors)
-        case _ if node.op in RESHAPES:
-            sizes = sizes_for(node, n)
-            return changes[first].expand(sizes) if node.op == "expand" else changes[first].reshape(sizes)
+            return call(*(changes.get(a, constants.get(a)) if isinstance(a, Node) else a for a in node.args))
         case _:
             return call(changes[first], *(_plain(value, n) for value in rest), **node.kwargs)
 
 
-def _difference(node: Node, first: Any, second: Any, n: int) -> Tensor:
-    a, b = (value if isinstance(value, Tensor) else None for value in (first, second))
-    if b is not None:
-        b = b if node.op == "add" else -b
-    total = b if a is None else a if b is None else a + b
-    assert total is not None  # noqa: S101  # a linear node depends on at least one patched value
+def _difference(node: Node, changes: Values, n: int) -> Tensor:
+    signed = [
+        -changes[value] if place and node.op == "sub" else changes[value]
+        for place, value in enumerate(node.args[:2])
+        if isinstance(value, Node) and value in changes
+    ]
+    total = signed[0] if len(signed) == 1 else signed[0] + signed[1]
     return total.expand(sizes_for(node, n))
 
 
@@ -104,8 +105,9 @@ def _is_scaling(node: Node, source: Node) -> bool:
     return (first is source or node.op == "mul") and not (isinstance(other, Node) and has_batch(other))
 
 
-def _is_constant(value: Any, changed: set[Node]) -> bool:
-    return isinstance(value, Node) and value not in changed and not has_batch(value)
+def _is_layer(value: Any, weight: Any, *, changed: set[Node]) -> bool:
+    constant = isinstance(weight, Node) and weight not in changed and not has_batch(weight)
+    return value in changed and constant
 
 
 def _zeros(part: Node, n: int, changes: Values) -> Tensor:

@@ -197,8 +197,8 @@ class _Sweep:
             names = tuple(dict.fromkeys(site.name for site in self.jobs[places[0]]))
             masks = {name: torch.stack([self._mask(self.jobs[i], name) for i in places]) for name in names}
             group = _Group(names=names, source=source, places=_index(places), n_jobs=len(places), masks=masks)
-            if len({self.policy.points[name].address.node for name in names}) == 1:
-                group.plan = self._delta(names, masks, fold=fold)
+            if len(names) == 1:
+                group.plan = self._delta(*names, masks[names[0]], fold=fold)
             if group.plan is None:
                 group.suffix = self._suffix(group)
             groups.append(group)
@@ -224,11 +224,9 @@ class _Sweep:
         masks = [site.mask(point) for site in job if site.name == name]
         return torch.stack(masks).any(0).to(self.device)
 
-    def _delta(self, names: tuple[str, ...], masks: dict[str, Tensor], *, fold: bool) -> DeltaPlan | None:
-        if len(names) > 1:
-            return None
-        address = self.policy.points[names[0]].address
-        laid_out = _unsigned(address.layout).restore(masks[names[0]])
+    def _delta(self, name: str, mask: Tensor, *, fold: bool) -> DeltaPlan | None:
+        address = self.policy.points[name].address
+        laid_out = _unsigned(address.layout).restore(mask)
         ends = [end.node for end in self.ends]
         try:
             return DeltaPlan(self.engine.graph, address.node, laid_out, ends, fold=fold)

@@ -12,6 +12,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech.errors import EngineError, SiteError
 from rlmech.interventions import sweep
+from rlmech.interventions.delta_linear import OneChannel
 from rlmech.interventions.metrics import bind
 from rlmech.interventions.sweep import outputs_of, run_sweep
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
@@ -286,3 +287,29 @@ def test_the_value_head_can_be_measured():
     )
     np.testing.assert_allclose(result["patched"][0], result["clean"], atol=1e-12)
     np.testing.assert_array_equal(result["patched"][1], result["corrupt"])
+
+
+class TwoConvolutions(nn.Module):
+    """Strides, padding and dilation on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, stride=2, dilation=2), nn.ReLU(), nn.Flatten()
+        )
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_a_channel_is_a_part_of_the_next_convolution():
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(TwoConvolutions().double(), rand(2, 2, 8, 8).double())
+    clean, corrupt = rand(N_PAIRS, 2, 8, 8, seed=1).double(), rand(N_PAIRS, 2, 8, 8, seed=2).double()
+    jobs = [(site,) for site in policy.sites("body.1.hook_out", over="channel")]
+    cache = policy.run_with_cache(clean, ["body.1.hook_out"])[1]
+    swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric_of(policy, clean, corrupt))
+    assert (swept.measured - measured(policy, corrupt, jobs, cache)).abs().max() < 1e-12
+    plan = sweep._plans[policy.graph_engine].last[1][0].plan
+    assert any(isinstance(step, OneChannel) for step in plan.steps.values())
