@@ -73,11 +73,12 @@ def evaluate_edges(
     _put(data, "faithfulness", (circuit - nothing)[None], span, seed=seed)
     _put(data, "completeness", (whole - complement)[None], span, seed=seed)
     _put(data, "error", np.abs(circuit - whole)[None], np.abs(span), seed=seed)
-    losses = np.zeros((len(inside), len(span)))
-    losses[kept] = circuit - dropped
-    _put(data, "minimality", losses, span, seed=seed, dim="edge")
+    _put(data, "minimality", circuit - dropped, span, seed=seed, dim="edge")
     for name in ("minimality", "minimality_low", "minimality_high"):
-        data[name][1][~inside] = np.nan
+        dim, values, attrs = data[name]
+        everywhere = np.full(len(inside), np.nan)
+        everywhere[kept] = values
+        data[name] = (dim, everywhere, attrs)
     _put(data, "random_faithfulness", drawn - nothing, span, seed=seed, dim="seed")
     data["random_size"] = ("seed", np.array([len(edges) for edges in random], dtype=int))
     unit = {"units": metric.unit}

@@ -23,8 +23,8 @@ from rlmech.interventions.metrics import BoundMetric, Outputs
 ROWS_AT_ONCE = 1024
 """Rows stacked into one run: past the second-level cache a larger stack loses on a CPU."""
 
-Key = int | bool
-"""What an edge carries: False the current value, True the reference, an edge's number the reference drawn for it."""
+UNREAD, CURRENT, REFERENCE, DRAWN = -1, 0, 1, 2
+"""What a sender is to a task: not read, its current value, its reference, or a row drawn for an edge (DRAWN + edge)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +32,13 @@ class _Task:
     """Units of one stage, in one job, that can be computed in one evaluation."""
 
     job: int
-    carried: dict[int, Key] = field(default_factory=dict)
+    carried: Int[np.ndarray, " unit"]
     units: list[int] = field(default_factory=list)
 
-    def accepts(self, wanted: Mapping[int, Key]) -> bool:
-        return all(self.carried.get(sender, key) == key for sender, key in wanted.items())
+    def accepts(self, senders: Int[np.ndarray, " edge"], keys: Int[np.ndarray, " edge"]) -> bool:
+        """Whether nothing that these senders are to be contradicts what they are."""
+        carried = self.carried[senders]
+        return bool(((carried == keys) | (carried == UNREAD)).all())
 
 
 class EdgeRuns:
@@ -64,6 +66,7 @@ class EdgeRuns:
             self.base = graph.values(self.arrays)
         self._fragments = {number: graph.fragment(number) for number, s in enumerate(graph.stages) if s.parents}
         self._senders = np.array([sender for sender, _ in graph.edges], dtype=int)
+        self._incoming = {unit: np.array(edges, dtype=int) for unit, edges in graph.incoming.items()}
 
     def outputs(self, off: Bool[np.ndarray, "job edge"]) -> list[Outputs]:
         """The policy's outputs in each job, `[pair action]`; a job says which edges are off."""
@@ -102,7 +105,7 @@ class EdgeRuns:
             if number not in self._fragments:
                 continue
             for unit in stage.units:
-                edges = self.graph.incoming[unit]
+                edges = self._incoming[unit]
                 changed[:, unit] = (off[:, edges] | changed[:, self._senders[edges]]).any(1)
             tasks = [task for job in range(len(off)) for task in self._tasks(stage.units, job, changed[job], off[job])]
             at_once = max(1, ROWS_AT_ONCE // max(1, self.n_pairs))
@@ -118,18 +121,17 @@ class EdgeRuns:
         for unit in units:
             if not changed[unit]:
                 continue
-            wanted = {int(self._senders[edge]): self._key(edge, off) for edge in self.graph.incoming[unit]}
-            task = next((task for task in tasks if task.accepts(wanted)), None)
+            edges = self._incoming[unit]
+            senders, keys = self._senders[edges], self._keys(edges, off)
+            task = next((task for task in tasks if task.accepts(senders, keys)), None)
             if task is None:
-                tasks.append(task := _Task(job))
-            task.carried.update(wanted)
+                tasks.append(task := _Task(job, np.full(len(changed), UNREAD)))
+            task.carried[senders] = keys
             task.units.append(unit)
         return tasks
 
-    def _key(self, edge: int, off: Bool[np.ndarray, " edge"]) -> Key:
-        if not off[edge]:
-            return False
-        return True if self.drawn is None else edge + 2  # 0 and 1 are equal to False and True
+    def _keys(self, edges: Int[np.ndarray, " into"], off: Bool[np.ndarray, " edge"]) -> Int[np.ndarray, " into"]:
+        return np.where(off[edges], REFERENCE if self.drawn is None else DRAWN + edges, CURRENT)
 
     def _compute(self, number: int, tasks: Sequence[_Task], current: dict[int, dict[int, Tensor]]) -> None:
         stage = self.graph.stages[number]
@@ -147,13 +149,14 @@ class EdgeRuns:
     def _carried(self, parent: int, task: _Task, current: Mapping[int, Tensor]) -> Tensor:
         """What a parent stage looks like to a task's units."""
         value = current.get(task.job, self.base[parent])
-        here = [(unit, task.carried.get(unit, False)) for unit in self.graph.stages[parent].units]
-        whole = [unit for unit, key in here if key is True]
+        units = np.array(self.graph.stages[parent].units)
+        keys = task.carried[units]
+        whole = units[keys == REFERENCE].tolist()
         if whole:
             value = torch.where(self._elements(parent, whole), self.reference[parent], value)
-        for unit, key in here:
-            if not isinstance(key, bool) and self.drawn is not None:
-                drawn = self.reference[parent][self.drawn[key - 2]]
+        if self.drawn is not None:
+            for unit, key in zip(units[keys >= DRAWN].tolist(), keys[keys >= DRAWN].tolist(), strict=True):
+                drawn = self.reference[parent][self.drawn[key - DRAWN]]
                 value = torch.where(self.graph.mask_of[unit], drawn, value)
         return value
 
@@ -161,10 +164,7 @@ class EdgeRuns:
         stage = self.graph.stages[number]
         if len(units) == len(stage.units):
             return stage.covered
-        mask = self.graph.mask_of[units[0]]
-        for unit in units[1:]:
-            mask = mask | self.graph.mask_of[unit]
-        return mask
+        return stage.masks[[unit - stage.units[0] for unit in units]].any(0)
 
     def _shown(self, name: str, values: Mapping[int, Mapping[int, Tensor]], job: int) -> Tensor:
         stage = self.graph.outputs[name]

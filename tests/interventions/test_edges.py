@@ -92,7 +92,7 @@ def _refute_missing_edges(policy, graph, clean):
         before = fragment(arrays, base)
         for parent in stage.parents:
             senders = graph.stages[parent].units
-            for sender in senders[:: 1 + len(senders) // 16]:
+            for sender in senders[:: 1 + len(senders) // 8]:
                 value = base[parent]
                 noise = ~value if value.dtype == torch.bool else value + torch.randn_like(value)
                 changed = torch.where(graph.mask_of[sender], noise, value)
