@@ -9,22 +9,43 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from rlmech.core.cache import ActivationCache
-from rlmech.core.edit import Edit, Site, mean_ablation, patch, resample_ablation, steer, zero_ablation
+from rlmech.core.edit import (
+    Edit,
+    Site,
+    mean_ablation,
+    patch,
+    resample_ablation,
+    steer,
+    subspace_patch,
+    zero_ablation,
+)
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import RlmechError
 from rlmech.spec import FeatureSpec, PolicySpec
 
 if TYPE_CHECKING:
-    from rlmech import plot, zoo
+    from rlmech import plot, testbed, zoo
     from rlmech.adapters.load import load
     from rlmech.adapters.native import save_policy
     from rlmech.circuits.factored_matrix import FactoredMatrix
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
+    from rlmech.interventions.attribution import attribution_patching
     from rlmech.interventions.interactions import pairwise_interactions
-    from rlmech.interventions.metrics import Metric, action_flip, action_gap, action_score, policy_kl, state_value
+    from rlmech.interventions.manifold import off_manifold_distance
+    from rlmech.interventions.metrics import (
+        Metric,
+        action_flip,
+        action_gap,
+        action_score,
+        action_shift,
+        policy_kl,
+        state_value,
+    )
+    from rlmech.interventions.optimal import OptimalConstants, optimal_constants
     from rlmech.interventions.patching import ablation_sweep, activation_patching, steering_sweep
     from rlmech.interventions.sites import sliding_windows
+    from rlmech.interventions.subspace import interchange_intervention
     from rlmech.plot.report import report
     from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
@@ -35,14 +56,20 @@ __version__ = version("rlmech")
 _LAZY = {
     "FactoredMatrix": "rlmech.circuits.factored_matrix",
     "Metric": "rlmech.interventions.metrics",
+    "OptimalConstants": "rlmech.interventions.optimal",
     "Recording": "rlmech.rollouts.recording",
     "ablation_sweep": "rlmech.interventions.patching",
     "action_flip": "rlmech.interventions.metrics",
     "action_gap": "rlmech.interventions.metrics",
     "action_score": "rlmech.interventions.metrics",
+    "action_shift": "rlmech.interventions.metrics",
     "activation_patching": "rlmech.interventions.patching",
+    "attribution_patching": "rlmech.interventions.attribution",
+    "interchange_intervention": "rlmech.interventions.subspace",
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.rollouts.env",
+    "off_manifold_distance": "rlmech.interventions.manifold",
+    "optimal_constants": "rlmech.interventions.optimal",
     "ov_circuit": "rlmech.circuits.qk_ov",
     "ov_factored": "rlmech.circuits.qk_ov",
     "pairwise_interactions": "rlmech.interventions.interactions",
@@ -57,7 +84,7 @@ _LAZY = {
     "state_value": "rlmech.interventions.metrics",
     "steering_sweep": "rlmech.interventions.patching",
 }
-_MODULES = {"plot", "zoo"}
+_MODULES = {"plot", "testbed", "zoo"}
 
 __all__ = [
     "ActivationCache",
@@ -67,6 +94,7 @@ __all__ = [
     "HookPoint",
     "HookedPolicy",
     "Metric",
+    "OptimalConstants",
     "PolicySpec",
     "Recording",
     "RlmechError",
@@ -75,10 +103,15 @@ __all__ = [
     "action_flip",
     "action_gap",
     "action_score",
+    "action_shift",
     "activation_patching",
+    "attribution_patching",
+    "interchange_intervention",
     "load",
     "make_env",
     "mean_ablation",
+    "off_manifold_distance",
+    "optimal_constants",
     "ov_circuit",
     "ov_factored",
     "pairwise_interactions",
@@ -96,6 +129,8 @@ __all__ = [
     "state_value",
     "steer",
     "steering_sweep",
+    "subspace_patch",
+    "testbed",
     "zero_ablation",
     "zoo",
 ]

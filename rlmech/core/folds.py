@@ -1,6 +1,6 @@
-"""Which way a batch is folded into another axis: `[batch * entity ...]` or, as torch's own attention does it, the other way.
+"""Which way a batch is folded into another axis: `[batch * entity ...]`, or as torch's own attention does it, reversed.
 
-Sizes do not tell. One row of the observation is exchanged, and where a value changes says which elements are that row's.
+Sizes do not tell. One row of the observation is exchanged; where a value then changes are that row's elements.
 """
 
 from __future__ import annotations

@@ -291,6 +291,11 @@ class HookedPolicy(nn.Module):
         return self._engine.attention
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether anything is attached: hooks, or edits."""
+        return not self._registry.is_idle
+
+    @property
     def engine(self) -> EngineName:
         """`graph` for generated programs, `eager` for hooks on the live modules; `engine_reason` says why."""
         return self._active_engine().name

@@ -19,6 +19,7 @@ PROBED_ROWS = 8
 _independent: WeakSet[GraphEngine] = WeakSet()
 
 
+@torch.no_grad()
 def check_rows(policy: HookedPolicy, obs: Observation) -> None:
     """Refuse a network that couples the rows of a batch.
 
@@ -27,8 +28,15 @@ def check_rows(policy: HookedPolicy, obs: Observation) -> None:
         obs: A batch of observations; its first rows are run.
 
     Raises:
-        EngineError: A row's scores depend on which other rows are in the batch.
+        EngineError: A row's scores depend on which other rows are in the batch, or hooks are active.
     """
+    if policy.has_hooks:
+        raise EngineError(
+            "Something is attached to the policy, which this analysis would pass by.",
+            given="hooks or edits that are active",
+            expected="a policy with nothing attached",
+            fix="call it outside the `with`; activation_patching and ablation_sweep work inside",
+        )
     engine = policy.graph_engine
     if engine in _independent:
         return

@@ -21,8 +21,10 @@ from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.errors import EditError
 from rlmech.interventions.journal import Journal, digest
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
+from rlmech.interventions.optimal import optimal_constants
 from rlmech.interventions.results import (
     Direction,
     bind_pairs,
@@ -36,7 +38,7 @@ from rlmech.interventions.statistics import bootstrap_mean
 from rlmech.interventions.sweep import Source, Swept, outputs_of, run_sweep
 from rlmech.progress import progress_bar
 
-Ablation = Literal["zero", "mean", "resample"]
+Ablation = Literal["zero", "mean", "resample", "optimal"]
 Place = str | os.PathLike[str]
 
 
@@ -135,19 +137,63 @@ def ablation_sweep(
         SiteError, EditError, MetricError: Something does not fit the policy.
         EngineError: The network couples the rows of a batch.
     """
-    if kind not in ("zero", "mean", "resample"):
-        raise unknown_choice("kind", kind, ("zero", "mean", "resample"))
+    if kind not in ("zero", "mean", "resample", "optimal"):
+        raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
     groups = choose_groups(policy, sites)
     bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
+    described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
+    if kind == "optimal":
+        sources, source_of = _optimal(policy, obs if reference is None else reference, groups)
+    else:
+        sources, source_of = [_ablations(policy, obs, reference, groups, kind, seed)], None
+    swept = _swept(policy, obs, groups, sources, bound, journal, progress, kind, source_of)
+    result = _ablation_result(policy, groups, bound, swept, seed=seed)
+    return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
+
+
+def _ablations(
+    policy: HookedPolicy,
+    obs: Observation,
+    reference: Observation | ActivationCache | None,
+    groups: Sequence[tuple[Site, ...]],
+    kind: Literal["zero", "mean", "resample"],
+    seed: int,
+) -> Source:
     cache: ActivationCache | None = reference if isinstance(reference, ActivationCache) else None
     if cache is None and kind != "zero":
         with torch.no_grad():
             _, cache = policy.run_with_cache(obs if reference is None else reference, _names(groups))
-    edits = {name: _ablation(name, kind, cache, seed) for name in _names(groups)}
-    swept = _swept(policy, obs, groups, [_edited(policy, obs, edits)], bound, journal, progress, kind)
-    described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
-    result = _ablation_result(policy, groups, bound, swept, seed=seed)
-    return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
+    return _edited(policy, obs, {name: _ablation(name, kind, cache, seed) for name in _names(groups)})
+
+
+def _optimal(
+    policy: HookedPolicy, reference: Observation | ActivationCache, groups: Sequence[tuple[Site, ...]]
+) -> tuple[list[Source], list[int]]:
+    """Trained constants; sites that do not overlap share a source."""
+    several = next((group for group in groups if len(group) > 1), None)
+    if several is not None or isinstance(reference, ActivationCache):
+        raise EditError(
+            "Optimal constants are trained for single sites, by running the policy.",
+            given=f"the group {several}" if several is not None else "a cache as the reference",
+            expected="single sites, and observations as the reference",
+            fix="ablate the sites one by one, with reference=observations",
+        )
+    constants = optimal_constants(policy, reference, sites=[group[0] for group in groups])
+    sources: list[dict[str, Tensor]] = []
+    taken: list[dict[str, Tensor]] = []
+    source_of: list[int] = []
+    for (site,) in groups:
+        mask = site.mask(policy.point(site.name))
+        free = [i for i, used in enumerate(taken) if site.name not in used or not bool((used[site.name] & mask).any())]
+        place = free[0] if free else len(sources)
+        if not free:
+            sources.append({})
+            taken.append({})
+        own = constants.values[site]
+        sources[place][site.name] = torch.where(mask.to(own.device), own, sources[place].get(site.name, own))
+        taken[place][site.name] = mask | taken[place].get(site.name, torch.zeros_like(mask))
+        source_of.append(place)
+    return [dict(source) for source in sources], source_of
 
 
 def steering_sweep(
@@ -186,7 +232,7 @@ def steering_sweep(
         _edited(policy, obs, {site.name: steer(site, torch.as_tensor(direction), coefficient=float(dose))})
         for dose in coefficients
     ]
-    swept = _swept(policy, obs, groups, doses, bound, None, progress, "steering")
+    swept = _swept(policy, obs, groups, doses, bound, None, progress, "steering", range(len(doses)))
     result = _ablation_result(policy, groups, bound, swept, seed=seed)
     result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
     return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
@@ -218,8 +264,8 @@ def _swept(
     journal: Place | None,
     progress: bool,  # noqa: FBT001  # internal; the public functions take it by name
     what: str,
+    source_of: Sequence[int] | None = None,
 ) -> Swept:
-    """Run the jobs: all of them from the one source, or each from its own."""
     kept = None
     if journal is not None:
         identity: dict[str, Any] = {
@@ -232,7 +278,9 @@ def _swept(
         }
         kept = Journal(journal, identity=identity)
     with progress_bar(what, len(groups), enabled=progress) as advance:
-        return run_sweep(policy, obs, groups, sources=sources, metric=bound, journal=kept, on_jobs=advance)
+        return run_sweep(
+            policy, obs, groups, sources=sources, metric=bound, source_of=source_of, journal=kept, on_jobs=advance
+        )
 
 
 def _ablation_result(
@@ -261,7 +309,7 @@ def _with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
     return result.assign(no_op=no_op).assign_attrs(scheme=schemes)
 
 
-def _ablation(name: str, kind: Ablation, cache: ActivationCache | None, seed: int) -> Edit:
+def _ablation(name: str, kind: Literal["zero", "mean", "resample"], cache: ActivationCache | None, seed: int) -> Edit:
     if cache is None or kind == "zero":
         return zero_ablation(name)
     return (

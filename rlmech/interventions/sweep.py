@@ -79,6 +79,7 @@ def run_sweep(
     *,
     sources: Sequence[Source],
     metric: BoundMetric,
+    source_of: Sequence[int] | None = None,
     journal: Journal | None = None,
     on_jobs: Callable[[int], None] = lambda n: None,
 ) -> Swept:
@@ -88,8 +89,9 @@ def run_sweep(
         policy: The policy.
         obs: The base runs' observations, one row per pair.
         jobs: What is replaced.
-        sources: What it is replaced by: one source for all jobs, or one for each.
+        sources: What it is replaced by.
         metric: Bound to the unpatched runs.
+        source_of: The source of each job; None: the first one's for all.
         journal: Where finished groups of jobs are kept, so that a sweep that was stopped goes on from there.
         on_jobs: Called with the number of jobs finished since the last call.
 
@@ -104,11 +106,13 @@ def run_sweep(
             expected="eval mode",
             fix="policy.eval()",
         )
+    own = [0] * len(jobs) if source_of is None else source_of
     with torch.no_grad():
-        if policy.engine != "graph":
-            return _forward_passes(policy, obs, jobs, sources, metric, journal, on_jobs)
+        if policy.engine != "graph" or policy.has_hooks:  # what is attached goes on acting
+            mine = [sources[i] for i in own]
+            return _forward_passes(policy, obs, jobs, mine, metric, journal, on_jobs)
         check_rows(policy, obs)
-        return _Sweep(policy, policy.coerce(obs), jobs, sources, metric).run(journal, on_jobs)
+        return _Sweep(policy, policy.coerce(obs), jobs, sources, metric, own).run(journal, on_jobs)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,9 +155,10 @@ class _Sweep:
         jobs: Sequence[Job],
         sources: Sequence[Source],
         metric: BoundMetric,
+        source_of: Sequence[int],
     ) -> None:
         self.policy, self.engine, self.arrays = policy, policy.graph_engine, arrays
-        self.sources, self.metric, self.jobs = sources, metric, jobs
+        self.sources, self.metric, self.jobs, self.source_of = sources, metric, jobs, source_of
         self.n_pairs, self.device = arrays[0].shape[0], arrays[0].device
         names = [name for name, point in policy.points.items() if point.kind == "output"]
         self.ends = [policy.points[name].address for name in names]
@@ -183,7 +188,7 @@ class _Sweep:
 
     def _planned(self) -> list[_Group]:
         fold = self.n_pairs * len(self.jobs) >= FEW_ROWS
-        key = (tuple(self.jobs), len(self.sources) > 1, fold, self.device)
+        key = (tuple(self.jobs), tuple(self.source_of), fold, self.device)
         return _plans.setdefault(self.engine, _Plans()).get(key, lambda: self._plan(fold=fold))
 
     def _plan(self, *, fold: bool) -> list[_Group]:
@@ -191,7 +196,7 @@ class _Sweep:
         together: dict[tuple[object, int], list[int]] = {}
         for place, job in enumerate(self.jobs):
             shapes = tuple((s.name, tuple((a, len(p)) for a, p in self._positions(s))) for s in job)
-            together.setdefault((shapes, place if len(self.sources) > 1 else 0), []).append(place)
+            together.setdefault((shapes, self.source_of[place]), []).append(place)
         groups = []
         for (_, source), places in together.items():
             names = tuple(dict.fromkeys(site.name for site in self.jobs[places[0]]))
@@ -366,7 +371,7 @@ def _forward_passes(
     for place, job in enumerate(jobs):
         done = None if journal is None else journal.read(place)
         if done is None:
-            with policy.hooks(fwd_hooks=list(_hooks(policy, job, sources[place if len(sources) > 1 else 0]))):
+            with policy.hooks(fwd_hooks=list(_hooks(policy, job, sources[place]))):
                 outputs = outputs_of(policy, obs)
             row = metric(outputs.scores, value=outputs.value).to(torch.float64).cpu()[None]
             done = row, torch.ones_like(row, dtype=torch.bool)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rlmech as rlm
-from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
+from rlmech.errors import ConfigError, EditError, EngineError, MetricError, ObservationError, SiteError
 from rlmech.interventions import sweep
 from rlmech.nets import EgoAttentionNetwork
 from tests import networks as nets
@@ -190,3 +190,43 @@ def test_weights_that_train_on_are_read_anew(pairs):
     after = rlm.activation_patching(policy, **pairs, sites=sites)
     fresh = rlm.activation_patching(rlm.HookedPolicy(policy.module, nets.scenes(3).double()), **pairs, sites=sites)
     np.testing.assert_allclose(after["patched"], fresh["patched"], atol=1e-12)
+
+
+def test_optimal_ablation_changes_the_scores_no_more_than_mean_ablation(policy, pairs):
+    obs = pairs["clean"]
+    sites = [rlm.Site("attention_layer.hook_z"), *policy.sites("attention_layer.hook_z", over="head")]
+
+    def squared_change(scores, context):
+        return ((scores - context.clean.scores) ** 2).mean(-1)
+
+    mean = rlm.ablation_sweep(policy, obs, sites=sites, kind="mean", metric=squared_change)["effect"]
+    optimal = rlm.ablation_sweep(policy, obs, sites=sites, kind="optimal", metric=squared_change)["effect"]
+    assert (optimal <= mean + 1e-12).all()
+    assert float(optimal.sum()) < 0.9 * float(mean.sum())
+
+
+def test_optimal_constants_are_for_single_sites(policy, pairs):
+    with pytest.raises(EditError, match="trained for single sites"):
+        rlm.ablation_sweep(policy, pairs["clean"], sites=[tuple(policy.sites("*.hook_z", over="head"))], kind="optimal")
+
+
+def test_a_sweep_of_an_edited_policy_patches_the_edited_policy(policy, pairs):
+    """What stands in for an ablated twin is seen only while the twin is ablated."""
+    ablation = rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=0))
+    sites = policy.sites("attention_layer.hook_z", over="head")
+    with policy.edited([ablation]):
+        result = rlm.activation_patching(policy, **pairs, sites=[*sites, rlm.Site("hook_obs")])
+    assert result.attrs["scheme"] == "5 forward"
+    np.testing.assert_allclose(result["patched"][4], result["clean"], atol=1e-12)
+    without = rlm.activation_patching(policy, **pairs, sites=sites)
+    assert abs(result["patched"][1] - without["patched"][1]).max() > 1e-3
+
+
+def test_what_walks_the_graph_refuses_a_policy_with_edits(policy, pairs):
+    from rlmech.interventions.attribution import attribution_patching
+
+    with (
+        pytest.raises(EngineError, match="Something is attached to the policy"),
+        policy.edited([rlm.zero_ablation("attention_layer.hook_z")]),
+    ):
+        attribution_patching(policy, **pairs)

@@ -157,7 +157,7 @@ def test_each_job_may_have_its_own_source():
     obs = rand(N_PAIRS, 4).double()
     doses = [{"1.hook_out": torch.full((1, 8), float(dose), dtype=torch.float64)} for dose in range(3)]
     jobs = [(rlm.Site("1.hook_out", neuron=3),)] * 3
-    swept = run_sweep(policy, obs, jobs, sources=doses, metric=metric_of(policy, obs, obs))
+    swept = run_sweep(policy, obs, jobs, sources=doses, metric=metric_of(policy, obs, obs), source_of=range(3))
     for dose in range(3):
         wide = {"1.hook_out": doses[dose]["1.hook_out"].expand(N_PAIRS, 8)}
         assert (swept.measured[dose] - measured(policy, obs, jobs[:1], wide)[0]).abs().max() < 1e-12
