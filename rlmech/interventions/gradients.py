@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Shaped
@@ -186,38 +187,59 @@ def sum_over_sites(
         sites: Sites at this point.
         point: The point.
     """
-    by_axes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    chosen = [_positions(site, point) for site in sites]
-    for i, positions in enumerate(chosen):
-        by_axes[tuple(positions)].append(i)
     result = product.new_empty(len(sites), product.shape[0])
-    for places, mine in by_axes.items():
-        others = [place for place in range(1, product.ndim) if place not in places]
-        kept = sorted(places)
-        reduced = product.sum(others) if others else product
-        sizes = [product.shape[place] for place in kept]
+    for selection in _selections(point, tuple(sites)):
+        reduced = product.sum(selection.others) if selection.others else product
         flat = reduced.reshape(product.shape[0], -1).T
-        if all(len(positions) == 1 for i in mine for positions in chosen[i].values()):
-            rows = [0] * len(mine)
-            for place, size in zip(kept, sizes, strict=True):
-                rows = [row * size + chosen[i][place][0] for row, i in zip(rows, mine, strict=True)]
-            result[mine] = flat if rows == list(range(len(flat))) else flat[rows]
+        rows, masks = selection.rows, selection.masks
+        if masks is not None:
+            result[selection.mine] = masks.to(flat) @ flat
         else:
-            masks = torch.zeros(len(mine), *sizes, dtype=product.dtype, device=product.device)
-            for mask, i in zip(masks, mine, strict=True):
-                mask[torch.meshgrid([torch.tensor(chosen[i][place]) for place in kept], indexing="ij")] = 1
-            result[mine] = masks.reshape(len(mine), -1) @ flat
+            result[selection.mine] = flat if rows is None else flat[rows.to(flat.device)]
     return result
 
 
-def _positions(site: Site, point: HookPoint) -> dict[int, tuple[int, ...]]:
-    """Selected positions by place of the axis; of the thousands of sites of a sweep most name one neuron each."""
-    places: dict[int, tuple[int, ...]] = {}
-    for axis, choice in site.selection:
-        if type(choice) is not int or choice < 0:
-            return {point.axes.index(axis): positions for axis, positions in site.positions(point).items()}
-        places[point.axes.index(axis)] = (choice,)
-    return places
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Selection:
+    """Sites that select along the same axes: which sums over the others are theirs.
+
+    Attributes:
+        mine: The sites' places.
+        others: The axes to sum over.
+        rows: Each site's one row of what is left, flattened; None where they are all rows in order.
+        masks: The rows that each site selects, where one selects several.
+    """
+
+    mine: Tensor | slice
+    others: list[int]
+    rows: Tensor | None
+    masks: Tensor | None
+
+
+_known: WeakKeyDictionary[HookPoint, dict[tuple[Site, ...], list[_Selection]]] = WeakKeyDictionary()
+
+
+def _selections(point: HookPoint, sites: tuple[Site, ...]) -> list[_Selection]:
+    known = _known.setdefault(point, {})
+    if sites not in known:
+        by_axes: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for i, site in enumerate(sites):
+            by_axes[tuple(sorted(axis for axis, _ in site.selection))].append(i)
+        known[sites] = [_selection(point, sites, mine) for mine in by_axes.values()]
+    return known[sites]
+
+
+def _selection(point: HookPoint, sites: Sequence[Site], mine: list[int]) -> _Selection:
+    kept = [place for place, axis in enumerate(point.axes) if axis in dict(sites[mine[0]].selection)]
+    others = [place for place in range(1, len(point.axes)) if place not in kept]
+    whole = torch.stack([sites[i].mask(point) for i in mine])
+    masks = (whole.any(tuple(others)) if others else whole).reshape(len(mine), -1)
+    places: Tensor | slice = slice(None) if len(mine) == len(sites) else torch.tensor(mine)
+    if not bool((masks.sum(1) == 1).all()):
+        return _Selection(mine=places, others=others, rows=None, masks=masks)
+    rows = masks.int().argmax(1)
+    in_order = torch.equal(rows, torch.arange(masks.shape[1]))
+    return _Selection(mine=places, others=others, rows=None if in_order else rows, masks=None)
 
 
 def row_sums(value: Shaped[Tensor, "pair ..."]) -> Float[Tensor, " pair"]:
