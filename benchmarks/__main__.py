@@ -1,4 +1,4 @@
-"""`python -m benchmarks [forward startup] [--rounds 40]`: measure, print the tables, write benchmarks/results."""
+"""`python -m benchmarks [forward startup sweeps] [--rounds 40]`: measure, print tables, write benchmarks/results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import forward, startup, tables
+from benchmarks import forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup")
+SUITES = ("forward", "startup", "sweeps")
 
 
 def main() -> None:
@@ -33,6 +33,16 @@ def main() -> None:
         rounds = max(3, arguments.rounds // 4)
         rows = [*startup.measure_import(rounds=rounds), *startup.measure_wrap(rounds=rounds)]
         _finish("startup", rows, tables.startup_table(rows), arguments.out)
+    if "sweeps" in arguments.suites:
+        rows = list(sweeps.measure(rounds=arguments.rounds))
+        _finish("sweeps", rows, tables.sweep_table(rows), arguments.out)
+        for name, measured in (
+            ("attribution", sweeps.attribution(rounds=arguments.rounds)),
+            ("sweep_growth", sweeps.growth(rounds=arguments.rounds)),
+            ("sweep_memory", sweeps.memory()),
+        ):
+            rows = list(measured)
+            _finish(name, rows, tables.plain_table(rows), arguments.out)
 
 
 def _finish(name: str, rows: list[dict[str, object]], table: str, where: Path) -> None:

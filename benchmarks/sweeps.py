@@ -8,8 +8,11 @@ The floor is the multiply-adds of the cheapest exact scheme at the machine's mea
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,7 @@ import rlmech as rlm
 from benchmarks.clock import interleave, ratios
 from benchmarks.contenders import absent_peers
 from benchmarks.networks import NETWORKS, NetworkName, observations, raw_network, rewritten
+from rlmech.interventions.attribution import Estimator
 from rlmech.interventions.results import bind_pairs
 from rlmech.interventions.sweep import run_sweep
 
@@ -269,36 +273,72 @@ def matmul_rate() -> float:
     return best
 
 
+def attribution(*, rounds: int) -> Iterator[dict[str, Any]]:
+    """First-order estimates of all jobs, 256 pairs, in forward passes of the same batch."""
+    for network in NETWORKS:
+        raw, jobs = raw_network(network), jobs_of(network)
+        clean, corrupt = observations(network, 256), observations(network, 257)[:256]
+        policy = rlm.HookedPolicy(raw, clean[:2])
+        sites = [site_of(network, name, position) for name, position in jobs]
+        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.action_gap(BETTER, WORSE))
+
+        def estimate(own: tuple[Any, ...] = (policy, sites, clean, corrupt, bound)) -> Any:
+            policy, sites, clean, corrupt, bound = own
+            estimator = Estimator.start(policy, sites, base=corrupt, source=clean, metric=bound, repairs=())
+            return estimator.at_base((), certificate=False)
+
+        calls = {"forward": torch.no_grad()(lambda p=policy, o=corrupt: p(o)), "attribution": estimate}
+        found = ratios(interleave(calls, rounds=rounds), reference="forward")["attribution"]
+        yield {
+            "network": network,
+            "jobs": len(jobs),
+            "forwards": found.median,
+            "forwards_low": found.low,
+            "forwards_high": found.high,
+        }
+
+
 def growth(*, rounds: int) -> Iterator[dict[str, Any]]:
-    """Cost against pairs and jobs, and the sweep's own peak memory, by tensors alive at once."""
+    """Time against pairs and jobs: a straight line through nothing is what is hoped for."""
     with torch.no_grad():
         for network in NETWORKS:
             raw, jobs = raw_network(network), jobs_of(network)
-            for n_pairs, share in ((256, 1.0), (512, 1.0), (1024, 1.0), (2048, 1.0), (1024, 0.5), (1024, 0.25)):
-                own = jobs[:: round(1 / share)]
-                clean, corrupt = observations(network, n_pairs), observations(network, n_pairs + 1)[:n_pairs]
-                call = contenders_ours(network, raw, own, clean, corrupt)
-                call()
-                times = []
-                for _ in range(max(3, min(rounds, 8))):
-                    start = time.thread_time_ns()
-                    call()
-                    times.append((time.thread_time_ns() - start) / 1e6)
-                times.sort()
+            shapes = ((256, 1), (512, 1), (1024, 1), (2048, 1), (4096, 1), (1024, 2), (1024, 4))
+            calls = {(n, every): ours_only(network, raw, jobs[::every], n) for n, every in shapes}
+            seconds = interleave(calls, rounds=max(3, rounds // 4))
+            for (n_pairs, every), times in seconds.items():
+                n_rows = n_pairs * len(jobs[::every])
                 yield {
                     "network": network,
                     "pairs": n_pairs,
-                    "jobs": len(own),
-                    "milliseconds": times[len(times) // 2],
-                    "microseconds_per_row": times[len(times) // 2] * 1e3 / (n_pairs * len(own)),
+                    "jobs": len(jobs[::every]),
+                    "milliseconds": median(times) * 1e3,
+                    "nanoseconds_per_row": median(times) * 1e9 / n_rows,
                 }
 
 
-def contenders_ours(
-    network: NetworkName, raw: nn.Module, jobs: Jobs, clean: Tensor, corrupt: Tensor
-) -> Callable[[], Any]:
+def ours_only(network: NetworkName, raw: nn.Module, jobs: Jobs, n_pairs: int) -> Callable[[], Any]:
+    clean, corrupt = observations(network, n_pairs), observations(network, n_pairs + 1)[:n_pairs]
     policy = rlm.HookedPolicy(raw, clean[:2])
-    sites = [site_of(network, name, position) for name, position in jobs]
-    return lambda: rlm.activation_patching(
-        policy, clean=clean, corrupt=corrupt, sites=sites, metric=rlm.action_gap(BETTER, WORSE)
-    )
+    groups = [(site_of(network, name, position),) for name, position in jobs]
+    names = list(dict.fromkeys(group[0].name for group in groups))
+    bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.action_gap(BETTER, WORSE))
+    source = policy.run_with_cache(clean, names)[1]
+    return lambda: run_sweep(policy, corrupt, groups, sources=[source], metric=bound)
+
+
+def memory() -> Iterator[dict[str, Any]]:
+    """Growth of the process's peak memory over the largest sweep, in a process of its own."""
+    for network in NETWORKS:
+        script = (
+            "import resource, torch; torch.set_num_threads(1); torch.set_grad_enabled(False)\n"
+            "from benchmarks import sweeps as s\n"
+            f"raw, jobs = s.raw_network({network!r}), s.jobs_of({network!r})\n"
+            f"s.ours_only({network!r}, raw, jobs, 2)()\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            f"s.ours_only({network!r}, raw, jobs, {PAIRS[-1]})()\n"
+            "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        before, after = map(int, run.stdout.split()[-2:])
+        yield {"network": network, "pairs": PAIRS[-1], "megabytes": (after - before) / 1024, "process": after / 1024}

@@ -61,6 +61,45 @@ def forward_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per network and tool, a column per number of pairs."""
+    pairs = sorted({row["pairs"] for row in rows})
+    lines = [
+        "CPU time of one sweep over all jobs, one thread: median of the ratio per round to rlmech's engine",
+        "[quartiles]; TransformerLens's beside its aim. The floor is the arithmetic of the cheapest exact scheme, no-op",
+        "rows counted.",
+        "",
+        "| network (jobs) | tool | " + " | ".join(f"{n} pairs" for n in pairs) + " |",
+        "|---|---|" + "---|" * len(pairs),
+    ]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        for tool in dict.fromkeys(row["tool"] for row in own):
+            cells = [_sweep_cell(next((r for r in own if (r["tool"], r["pairs"]) == (tool, n)), None)) for n in pairs]
+            lines.append(f"| {network} ({own[0]['jobs']}) | {tool} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _sweep_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["tool"] == "rlmech":
+        rate = row["rows_per_second"] / 1e6
+        return f"{row['milliseconds']:.2f} ms, {rate:.2f} M rows/s, {row['times_floor']:.1f} x floor"
+    ratio = f"{row['times']:.1f} x [{row['times_low']:.1f} {row['times_high']:.1f}]"
+    return ratio if row["aim"] is None else f"**{ratio}** ({'≥' if row['times'] >= row['aim'] else '<'} {row['aim']})"
+
+
+def plain_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per row, a column per key."""
+    keys = list(rows[0])
+    lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
+    for row in rows:
+        values = (f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in keys)
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
 def startup_table(rows: Sequence[dict[str, Any]]) -> str:
     """A line per thing that happens once."""
     lines = ["| | CPU seconds | ratio | aim |", "|---|---|---|---|"]

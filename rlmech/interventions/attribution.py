@@ -126,7 +126,7 @@ def attribution_patching(
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     with torch.no_grad():
         check_rows(policy, base)
-    estimator = _Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
+    estimator = Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
     found = estimator.integrated(steps) if steps else estimator.at_base(wanted, certificate=certificate)
     if exact and not certificate:
         patching = activation_patching(
@@ -177,7 +177,7 @@ def _checked_options(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Estimator:
+class Estimator:
     """What the estimates of all points share: both runs, and the base run's backward pass."""
 
     policy: HookedPolicy
@@ -200,7 +200,8 @@ class _Estimator:
         source: Observation,
         metric: BoundMetric,
         repairs: Sequence[Repair],
-    ) -> _Estimator:
+    ) -> Estimator:
+        """Run both, keeping what the backward pass needs."""
         arrays, others = policy.coerce(base), policy.coerce(source)
         names = list(dict.fromkeys(site.name for site in sites))
         nodes = [policy.points[name].address.node for name in names]

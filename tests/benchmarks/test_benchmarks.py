@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import forward, startup, tables
+from benchmarks import forward, startup, sweeps, tables
 from benchmarks.__main__ import main
 from benchmarks.clock import interleave, ratios
 from benchmarks.contenders import PEERS, absent_peers
@@ -70,3 +70,33 @@ def test_an_unknown_suite_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "no suite 'forwards'; there are forward, startup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_jobs_of_a_sweep_are_the_same_for_rlmech_and_for_hooks(name):
+    raw, jobs = raw_network(name), sweeps.jobs_of(name)[::23]
+    clean, corrupt = observations(name, 3), observations(name, 4)[:3]
+    with torch.no_grad():
+        ours = sweeps.contenders(name, raw, jobs, clean, corrupt, every=False)["rlmech"]()
+        network = rewritten(raw)
+        names = [job for job, _ in jobs]
+        source = sweeps.record(network, names, clean)
+        for row, (site, position) in zip(ours, jobs, strict=True):
+            module = network.get_submodule(network.site_paths[site])
+
+            def replace(_, __, value, site=site, position=position):
+                return sweeps.set_part(site, value, position, source[site])
+
+            with module.register_forward_hook(replace):
+                torch.testing.assert_close(sweeps.gap(network(corrupt)).double(), row, atol=1e-5, rtol=1e-5)
+
+
+def test_the_sweep_table_names_tools_aims_and_the_floor():
+    rows = [
+        {"network": "mlp", "pairs": 1, "jobs": 2, "tool": tool, "times": times, "times_low": 1.0, "times_high": 2.0,
+         "milliseconds": 0.5, "rows_per_second": 4e6, "times_floor": 3.0, "aim": aim}
+        for tool, times, aim in (("rlmech", 1.0, None), ("TransformerLens", 90.0, 100))
+    ]  # fmt: skip
+    table = tables.sweep_table(rows)
+    assert "0.50 ms, 4.00 M rows/s, 3.0 x floor" in table
+    assert "**90.0 x [1.0 2.0]** (< 100)" in table
