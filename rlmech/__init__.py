@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from rlmech.circuits.factored_matrix import FactoredMatrix
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
     from rlmech.interventions.attribution import attribution_patching
+    from rlmech.interventions.circuit import Circuit
+    from rlmech.interventions.component_graph import component_graph
+    from rlmech.interventions.discover import discover_circuit
+    from rlmech.interventions.edge_attribution import edge_attribution
+    from rlmech.interventions.edge_patching import edge_patching
     from rlmech.interventions.interactions import pairwise_interactions
     from rlmech.interventions.manifold import off_manifold_distance
     from rlmech.interventions.metrics import (
@@ -44,8 +49,11 @@ if TYPE_CHECKING:
     )
     from rlmech.interventions.optimal import OptimalConstants, optimal_constants
     from rlmech.interventions.patching import ablation_sweep, activation_patching, steering_sweep
+    from rlmech.interventions.path import path_patching
+    from rlmech.interventions.scrubbing import causal_scrubbing
     from rlmech.interventions.sites import sliding_windows
     from rlmech.interventions.subspace import interchange_intervention
+    from rlmech.interventions.units import choose_units
     from rlmech.plot.report import report
     from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = version("rlmech")
 
 _LAZY = {
+    "Circuit": "rlmech.interventions.circuit",
     "FactoredMatrix": "rlmech.circuits.factored_matrix",
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
@@ -65,6 +74,12 @@ _LAZY = {
     "action_shift": "rlmech.interventions.metrics",
     "activation_patching": "rlmech.interventions.patching",
     "attribution_patching": "rlmech.interventions.attribution",
+    "causal_scrubbing": "rlmech.interventions.scrubbing",
+    "choose_units": "rlmech.interventions.units",
+    "component_graph": "rlmech.interventions.component_graph",
+    "discover_circuit": "rlmech.interventions.discover",
+    "edge_attribution": "rlmech.interventions.edge_attribution",
+    "edge_patching": "rlmech.interventions.edge_patching",
     "interchange_intervention": "rlmech.interventions.subspace",
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.rollouts.env",
@@ -73,6 +88,7 @@ _LAZY = {
     "ov_circuit": "rlmech.circuits.qk_ov",
     "ov_factored": "rlmech.circuits.qk_ov",
     "pairwise_interactions": "rlmech.interventions.interactions",
+    "path_patching": "rlmech.interventions.path",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
     "qk_factored": "rlmech.circuits.qk_ov",
@@ -88,6 +104,7 @@ _MODULES = {"plot", "testbed", "zoo"}
 
 __all__ = [
     "ActivationCache",
+    "Circuit",
     "Edit",
     "FactoredMatrix",
     "FeatureSpec",
@@ -106,6 +123,12 @@ __all__ = [
     "action_shift",
     "activation_patching",
     "attribution_patching",
+    "causal_scrubbing",
+    "choose_units",
+    "component_graph",
+    "discover_circuit",
+    "edge_attribution",
+    "edge_patching",
     "interchange_intervention",
     "load",
     "make_env",
@@ -116,6 +139,7 @@ __all__ = [
     "ov_factored",
     "pairwise_interactions",
     "patch",
+    "path_patching",
     "plot",
     "policy_kl",
     "qk_circuit",

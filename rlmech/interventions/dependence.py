@@ -25,7 +25,7 @@ Block = Callable[[Node, Tensor | None], Tensor | None]
 
 _MOVES = LAYOUT_OPS | {"cat", "stack", "constant_pad_nd", "pad", "flip", "roll", "unbind"}
 _RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten"}
-_ELEMENTWISE = {
+ELEMENTWISE = {
     *(name for name, kind in OPERATIONS.items() if kind == "activation" and "softmax" not in name and name != "glu"),
     "add", "sub", "rsub", "mul", "div", "pow", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sign",
     "square", "sin", "cos", "tan", "atan", "atan2", "erf", "floor", "ceil", "round", "log1p", "expm1", "maximum",
@@ -122,7 +122,7 @@ class _Pusher:
         rules: list[tuple[set[str], Callable[[Node], Any], bool]] = [
             (_RESHAPES, lambda n: self._mask(n.args[0]).reshape(self._sizes(n)), node.shape is not None),
             (_MOVES, self._moved, True),
-            (_ELEMENTWISE, self._elementwise, node.shape is not None),
+            (ELEMENTWISE, self._elementwise, node.shape is not None),
             (_SOFTMAX, lambda n: self._along(self._mask(n.args[0]), [n.args[1]]), True),
             (_PRODUCTS, self._product, self._has_matrices(node)),
             ({"scaled_dot_product_attention"}, self._attention, True),

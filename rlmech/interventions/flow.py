@@ -18,14 +18,9 @@ from torch import Tensor
 
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
 from rlmech.core.graph import Graph, Node
+from rlmech.interventions.dependence import ELEMENTWISE
 
 RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten", "expand"}
-ELEMENTWISE = {
-    "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "relu6", "hardtanh",
-    "hardsigmoid", "hardswish", "softplus", "softsign", "log_sigmoid", "clamp", "clamp_min", "add", "sub", "mul", "div",
-    "masked_fill", "where", "neg", "abs", "exp", "log", "sqrt", "pow", "to", "_to_copy", "lt", "gt", "le", "ge", "eq",
-    "ne", "logical_not", "bitwise_not", "logical_and", "logical_or", "rsub", "reciprocal", "square", "sin", "cos",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

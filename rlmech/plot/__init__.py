@@ -5,6 +5,7 @@ show in a notebook, and `report` puts them into one self-contained HTML page.
 """
 
 from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
+from rlmech.plot.circuit_graph import circuit_graph
 from rlmech.plot.episode import q_values, scores
 from rlmech.plot.heatmap import circuit, heatmap, sweep
 from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, report
@@ -22,6 +23,7 @@ __all__ = [
     "SvgFigure",
     "attention",
     "circuit",
+    "circuit_graph",
     "episodes",
     "heatmap",
     "q_values",
