@@ -18,7 +18,7 @@ from rlmech.circuits.regions import FROZEN, gate_reads, region_ids
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 512
 """Rows of a chunk."""
 
 

@@ -1,4 +1,4 @@
-"""Names for what decompositions run over: the observation's own axes, and the action scores or gaps that they explain."""
+"""Names for what decompositions run over: the observation's own axes, and the action scores or gaps explained."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ frozen. Cost of `region_margins`: one tangent pass for each number of an observa
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rlmech.circuits.axes import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
+from rlmech.circuits.rules import Boundary
 from rlmech.core.graph import Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -127,7 +129,8 @@ def _distances(frozen: Frozen, arrays: Sequence[Tensor]) -> tuple[Tensor, np.nda
         return torch.func.jvp(boundaries, tuple(arrays), tangents)[1]
 
     basis = torch.eye(sum(sizes), dtype=arrays[0].dtype, device=arrays[0].device)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when forward gradients are first used
         slopes = torch.func.vmap(along)(basis)
         height = boundaries(*arrays)
     steepness = torch.linalg.vector_norm(slopes, dim=0)
@@ -140,7 +143,7 @@ def _widths(frozen: Frozen, arrays: Sequence[Tensor]) -> list[int]:
     return [b.distance[0].numel() for _, b in _one_row(frozen, arrays)]
 
 
-def _one_row(frozen: Frozen, arrays: Sequence[Tensor]) -> list[tuple[str, object]]:
+def _one_row(frozen: Frozen, arrays: Sequence[Tensor]) -> list[tuple[str, Boundary]]:
     with torch.no_grad():
         values = frozen.run([value[:1] for value in arrays], (*gate_reads(frozen), *frozen.ends))
     return [(gate.name, boundary) for gate in frozen.gates for boundary in gate.boundaries(values)]

@@ -1,7 +1,7 @@
 """What each operation is on a linear region: affine, a product of factors of which one may vary, or a gate.
 
-A gate is affine as long as none of its boundaries is crossed; a boundary is a number, affine in what the gate reads, and
-the gate turns where it changes sign. What is in none of the tables bends. Nothing here runs a network.
+A gate is affine as long as none of its boundaries is crossed; a boundary is a number, affine in what the gate reads,
+and the gate turns where it changes sign. What is in none of the tables bends. Nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ SHIFTING = {"clamp", "clamp_min", "clamp_max", "hardtanh", "relu6", "hardsigmoid
 
 def _pooled(x: Tensor, n_axes: int, *args: Any) -> list[Boundary]:
     """The largest element of each window less each of its elements; zero at the largest itself."""
-    kernel, stride, padding, dilation, ceil = (*args, *(None,) * 5)[:5]
+    kernel, *rest = args
+    stride, padding, dilation, ceil = (*rest, *(None,) * 4)[:4]
     size = _per_axis(kernel, n_axes)
     step = _per_axis(stride, n_axes) if stride else size
     around, apart = _per_axis(padding or 0, n_axes), _per_axis(dilation or 1, n_axes)
