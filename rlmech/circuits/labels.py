@@ -7,14 +7,16 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import AttentionError
+from rlmech.errors import AttentionError, ConfigError
 
+Action = int | str
 BIAS = "bias"
 """Label of the feature that is 1 in every state: its row or column of a circuit is the biases'."""
 
@@ -63,15 +65,66 @@ def score_units(policy: HookedPolicy) -> str:
 
 
 def provenance(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:
+    """What is needed to read a block's result and to make it again."""
+    return {"block": block.path, "scale": block.scale, **policy_attrs(policy, **more)}
+
+
+def policy_attrs(policy: HookedPolicy, **more: Any) -> dict[str, Any]:
     """What is needed to read a result and to make it again."""
     return {
-        "block": block.path,
-        "scale": block.scale,
         "output_kind": policy.output_kind,
         "policy": policy.fingerprint,
         "rlmech": version("rlmech"),
         **more,
     }
+
+
+def action_weights(
+    policy: HookedPolicy, better: Action | None, worse: Action | None
+) -> tuple[Float[Tensor, "term action"], list[str | int]]:
+    """Which actions' scores a result explains: each of them, or one's lead over another.
+
+    Returns:
+        A row of weights on the scores for each, and their names.
+
+    Raises:
+        ConfigError: Only one of the two is given, they are the same, or the policy has no such action.
+    """
+    point = next(point for point in policy.hook_dict.values() if point.kind == "output")
+    if point.axes != ("batch", "action"):
+        raise ConfigError(
+            "The policy scores more than one choice at once.",
+            given=f"scores with axes {' '.join(point.axes)}",
+            expected="batch action",
+            fix="wrap one of the agents alone",
+        )
+    n_actions = point.size("action")
+    names = list(policy.spec.names("action")) or list(range(n_actions))
+    every = torch.eye(n_actions, dtype=torch.float64)
+    if better is None and worse is None:
+        return every, names
+    if better is None or worse is None or better == worse:
+        raise ConfigError(
+            "An action gap is between two actions.",
+            given=f"better={better!r}, worse={worse!r}",
+            expected="two of " + ", ".join(map(repr, names)),
+            fix="give both, or neither for each action's own score",
+        )
+    places = [_place(policy, action, names) for action in (better, worse)]
+    return (every[places[0]] - every[places[1]])[None], [f"{names[places[0]]} - {names[places[1]]}"]
+
+
+def _place(policy: HookedPolicy, action: Action, names: Sequence[str | int]) -> int:
+    if action in names:
+        return names.index(action)
+    if isinstance(action, int) and 0 <= action < len(names):
+        return action
+    raise ConfigError(
+        f"{type(policy.module).__name__} has no action {action!r}.",
+        given=repr(action),
+        expected="one of " + ", ".join(map(repr, names)) + ", or its number",
+        fix="policy.spec.actions lists them",
+    )
 
 
 def _names(policy: HookedPolicy, axis: str) -> tuple[str, ...]:

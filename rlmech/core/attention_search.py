@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Mask, OutputProjection, Projection, Source
-from rlmech.core.graph import Alternative, Graph, Node
+from rlmech.core.graph import Alternative, Graph, Node, depends_on_input
 from rlmech.core.layout import Layout
 from rlmech.core.program import Address, compile_program
 
@@ -60,7 +60,7 @@ def _is_last_axis(softmax: Node) -> bool:
 
 
 def _from_parameters(node: Node) -> bool:
-    return not any(source.op == "input" for source in _ancestors(node))
+    return not depends_on_input(node)
 
 
 def _from_softmax(softmax: Node, users: Mapping[Node, list[Node]]) -> Found | None:
@@ -266,7 +266,7 @@ def _affine(layer: Node) -> tuple[Node, Node, Node | None, bool]:
     match layer.op, layer.args:
         case "linear", (source, weight, *bias):
             return source, weight, bias[0] if bias else None, False
-        case "matmul" | "mm", (source, weight) if not any(node.op == "input" for node in _ancestors(weight)):
+        case "matmul" | "mm", (source, weight) if not depends_on_input(weight):
             return source, weight, None, True
         case "addmm", (bias, source, weight):
             return source, weight, bias, True
@@ -374,14 +374,3 @@ def _add_result(graph: Graph, z: Address, output: OutputProjection, attn_out: Ad
     total = graph.add("head_sum", combine, result, output.bias, like=output.layer, shape=output.layer.sizes)
     graph.alternatives[output.layer] = Alternative(triggers=frozenset({result}), definition=total)
     return Address(node=result, layout=Layout.plain(shape))
-
-
-def _ancestors(node: Any) -> set[Node]:
-    seen: set[Node] = set()
-    stack = [node] if isinstance(node, Node) else []
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen.add(current)
-            stack.extend(current.inputs())
-    return seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,69 @@ class Graph:
         self.nodes.append(node)
         return node
 
+    def definition_of(self, node: Node, *, replaced: Collection[Node] = ()) -> Node | None:
+        """The second definition that a node is computed by when some nodes are replaced; None for its own."""
+        alternative = self.alternatives.get(node)
+        if alternative is None or alternative.triggers.isdisjoint(replaced):
+            return None
+        return alternative.definition
+
+    def sources_of(self, node: Node, *, replaced: Collection[Node] = ()) -> list[Node]:
+        """What a node is computed from when some nodes are replaced."""
+        definition = self.definition_of(node, replaced=replaced)
+        return list(node.inputs()) if definition is None else [definition]
+
+    def computed_order(
+        self, ends: Iterable[Node], *, replaced: Collection[Node] = (), cut: Collection[Node] = ()
+    ) -> list[Node]:
+        """Some nodes and all that they are computed from, sources first.
+
+        Args:
+            ends: The nodes.
+            replaced: Nodes whose replacement calls for second definitions.
+            cut: Nodes that are left out, and what they alone need.
+        """
+        order: list[Node] = []
+        done: set[Node] = set(cut)
+        stack = [(end, False) for end in ends]
+        while stack:
+            node, expanded = stack.pop()
+            if node in done:
+                continue
+            if expanded:
+                done.add(node)
+                order.append(node)
+            else:
+                stack.append((node, True))
+                stack.extend((source, False) for source in self.sources_of(node, replaced=replaced))
+        return order
+
+    def behind(
+        self,
+        starts: Collection[Node],
+        ends: Iterable[Node],
+        *,
+        replaced: Collection[Node] = (),
+        cut: Collection[Node] = (),
+    ) -> list[Node]:
+        """The nodes on a way from some nodes to others, in an order of computation, without the starts.
+
+        Args:
+            starts: Where the ways begin; their replacement calls for second definitions.
+            ends: Where they end.
+            replaced: Further nodes that call for second definitions.
+            cut: Nodes that no way passes or ends in, as if their values were fixed.
+        """
+        fixed = {*starts, *cut}
+        depends = {node: node not in cut for node in fixed}
+        order: list[Node] = []
+        for node in self.computed_order(ends, replaced={*replaced, *fixed}, cut=fixed):
+            sources = () if node.op == "sym_size" else self.sources_of(node, replaced={*replaced, *fixed})
+            depends[node] = any(depends[source] for source in sources)
+            if depends[node]:
+                order.append(node)
+        return order
+
     def users(self) -> dict[Node, list[Node]]:
         """For each node, those that read it."""
         users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -112,6 +175,19 @@ class Graph:
             for source in node.inputs():
                 users[source].append(node)
         return users
+
+
+def depends_on_input(node: Any) -> bool:
+    """Whether a value depends on the observation, rather than on parameters and constants alone."""
+    stack, seen = [node] if isinstance(node, Node) else [], {node}
+    while stack:
+        current = stack.pop()
+        if current.op == "input":
+            return True
+        fresh = [source for source in current.inputs() if source not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return False
 
 
 class NotTraceable(Exception):

@@ -15,7 +15,7 @@ from torch import nn
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.attention_search import LAYOUT_OPS
-from rlmech.core.graph import Graph, Node
+from rlmech.core.graph import Graph, Node, depends_on_input
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
 from rlmech.core.program import Address
@@ -157,7 +157,7 @@ class _Namer:
             if (kind is None or node in in_attention) and not ends_leaf:
                 continue
             shown = self._first_output(node)
-            if shown is None or not _has_batch(shown) or not _has_input(node):
+            if shown is None or not _has_batch(shown) or not depends_on_input(node):
                 continue
             path = strip_root(node.scope, self.root)
             if ends_leaf:
@@ -274,16 +274,3 @@ class _Namer:
 
 def _has_batch(node: Node) -> bool:
     return bool(node.shape) and sum(size < 0 for size in node.sizes) == 1
-
-
-def _has_input(node: Node) -> bool:
-    stack, seen = [node], {node}
-    while stack:
-        current = stack.pop()
-        if current.op == "input":
-            return True
-        for source in current.inputs():
-            if source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return False

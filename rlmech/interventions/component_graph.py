@@ -23,8 +23,9 @@ from rlmech.core.graph import Graph, Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import EngineError, SiteError, nearest
-from rlmech.interventions.dependence import computed_order, push_dependence
+from rlmech.errors import SiteError, nearest
+from rlmech.interventions.dependence import push_dependence
+from rlmech.interventions.independence import refuse_unfit
 
 Edge = tuple[Site, Site]
 """(sender, receiver)."""
@@ -206,7 +207,7 @@ def component_graph(policy: HookedPolicy, *, units: Sequence[Site]) -> Component
         >>> len(graph.units), len(graph.edges)
         (10, 16)
     """
-    refuse_coupled_rows(policy)
+    refuse_unfit(policy)
     stages, ordered = _stages(policy, _completed(policy, units))
     edges = _edges(policy, stages, len(ordered))
     stage_of = {unit: number for number, stage in enumerate(stages) for unit in stage.units}
@@ -219,21 +220,6 @@ def component_graph(policy: HookedPolicy, *, units: Sequence[Site]) -> Component
         for i, stage in enumerate(stages)
     )
     return ComponentGraph(policy=policy, units=tuple(ordered), edges=tuple(edges), stages=with_parents)
-
-
-def refuse_coupled_rows(policy: HookedPolicy) -> None:
-    """Refuse a network whose rows depend on each other or on chance.
-
-    Raises:
-        EngineError: It is in train mode with batch norm or dropout.
-    """
-    if policy.couples_rows:
-        raise EngineError(
-            "The network is in train mode, where batch statistics and dropout couple or randomise rows.",
-            given="policy.training with dropout or batch norm",
-            expected="eval mode",
-            fix="policy.eval()",
-        )
 
 
 def head_layouts(policy: HookedPolicy) -> dict[Node, Layout]:
@@ -281,7 +267,7 @@ def _stages(policy: HookedPolicy, units: Sequence[Site]) -> tuple[list[Stage], l
 
 
 def _ranks(graph: Graph, ends: Sequence[Node], replaced: Sequence[Node]) -> dict[Node, int]:
-    return {node: place for place, node in enumerate(computed_order(graph, ends, replaced))}
+    return {node: place for place, node in enumerate(graph.computed_order(ends, replaced=replaced))}
 
 
 def _check_cover(sites: Sequence[Site], masks: Tensor, *, whole: bool) -> None:

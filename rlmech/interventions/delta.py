@@ -19,7 +19,7 @@ from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.interventions.delta_linear import Chain, Folded, OneChannel, OneElement, Product
 from rlmech.interventions.delta_steps import Base, Block, Mixed, Plain, Runs, Step, flat, size_of
-from rlmech.interventions.flow import RESHAPES, Flow, definition_of, spread
+from rlmech.interventions.flow import RESHAPES, Flow, spread
 from rlmech.interventions.linear_chain import has_batch, linear_sources
 
 LARGEST_MATRIX = 1 << 20
@@ -185,7 +185,7 @@ class DeltaPlan:
         if node.op in RESHAPES:  # its sizes are the node's own
             before = before[:1]
         strange = [source for source in before if source.shape is None and source not in self.changed]
-        if strange or (node.call is None and definition_of(self.flow.graph, node, self.start) is None):
+        if strange or (node.call is None and self.flow.definition_of(node) is None):
             raise NoDeltaError(f"{node.op!r} takes {strange[0].op if strange else 'something'!r}, which is no tensor")
         batches = [source for source in before if source.shape and sum(size < 0 for size in source.shape) > 1]
         if batches:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.flow import RESHAPES, Flow, definition_of, sizes_for
+from rlmech.interventions.flow import RESHAPES, Flow, sizes_for
 from rlmech.interventions.linear_chain import has_batch
 
 
@@ -140,7 +140,7 @@ class Plain(Step):
     def __init__(self, flow: Flow, node: Node, *, computed: set[Node], in_place: bool) -> None:
         super().__init__(node)
         self.computed, self.in_place = computed, in_place
-        self.definition = definition_of(flow.graph, node, flow.start)
+        self.definition = flow.definition_of(node)
         self.others = [n for n in flow.sources(node) if n not in computed and n.shape is not None]
         self.per_row = {n for n in self.others if has_batch(n)}
         tensors = [n for n in flow.sources(node) if n.shape is not None and has_batch(n)]

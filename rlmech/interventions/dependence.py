@@ -40,36 +40,6 @@ _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpo
 _POOLS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"}
 
 
-def computed_order(graph: Graph, ends: Iterable[Node], replaced: Iterable[Node]) -> list[Node]:
-    """The nodes behind some ends, sources first, with the second definitions that replacing some nodes calls for."""
-    active = active_definitions(graph, replaced)
-    order: list[Node] = []
-    done: set[Node] = set()
-    stack = [(end, False) for end in ends]
-    while stack:
-        node, expanded = stack.pop()
-        if node in done:
-            continue
-        if expanded:
-            done.add(node)
-            order.append(node)
-        else:
-            stack.append((node, True))
-            stack.extend((source, False) for source in sources_of(node, active) if source not in done)
-    return order
-
-
-def active_definitions(graph: Graph, replaced: Iterable[Node]) -> dict[Node, Node]:
-    """Which nodes are computed by their second definition when some nodes are replaced."""
-    changed = set(replaced)
-    return {node: other.definition for node, other in graph.alternatives.items() if other.triggers & changed}
-
-
-def sources_of(node: Node, active: Mapping[Node, Node]) -> list[Node]:
-    """What a node is computed from."""
-    return [active[node]] if node in active else list(node.inputs())
-
-
 def push_dependence(
     graph: Graph,
     ends: Sequence[Node],
@@ -90,13 +60,13 @@ def push_dependence(
             answers, starts sources and stops what must not go on.
         head_layouts: For each node of per-head results, the layout of the heads' outputs that it is computed from.
     """
-    active = active_definitions(graph, replaced)
     known: dict[Node, Any] = {}
-    for node in computed_order(graph, ends, replaced):
+    for node in graph.computed_order(ends, replaced=replaced):
         if node.op in ("parameter", "constant", "sym_size"):
             continue
-        if node in active:
-            value = known.get(active[node])
+        definition = graph.definition_of(node, replaced=replaced)
+        if definition is not None:
+            value = known.get(definition)
         elif node.op == "input" or not any(source in known for source in node.inputs()):
             value = None
         else:

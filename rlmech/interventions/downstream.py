@@ -14,57 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlmech.core.engine import GraphEngine
-from rlmech.core.graph import Graph, Node
+from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
+from rlmech.interventions.linear_chain import has_batch
 
 _LEAVES = {"parameter", "constant", "input"}
-
-
-def nodes_behind(graph: Graph, node: Node, *, ends: Sequence[Node], cut: Node | None = None) -> tuple[Node, ...]:
-    """The nodes on a way from a node to one of some ends, in an order of computation, without the node itself.
-
-    Args:
-        graph: The graph.
-        node: Where the ways begin.
-        ends: Where they end.
-        cut: A node that no way may pass, as if its value were fixed; a way may not end there either.
-    """
-    fixed = {node} if cut is None else {node, cut}
-    depends = {at: at is node for at in fixed}
-    order: list[Node] = []
-    stack = [(end, False) for end in ends]
-    while stack:
-        at, expanded = stack.pop()
-        if at in depends:
-            continue
-        sources = sources_of(graph, at, given=fixed)
-        if not expanded:
-            stack.append((at, True))
-            stack.extend((source, False) for source in sources)
-            continue
-        depends[at] = any(depends[source] for source in sources)
-        if depends[at]:
-            order.append(at)
-    return tuple(order)
-
-
-def ancestors(graph: Graph, ends: Sequence[Node], *, cut: Node | None = None) -> set[Node]:
-    """The ends and all that they are computed from; with a cut, without it and what they need for it alone."""
-    found: set[Node] = set()
-    given = set() if cut is None else {cut}
-    stack = [end for end in ends if end is not cut]
-    while stack:
-        at = stack.pop()
-        if at not in found:
-            found.add(at)
-            stack.extend(source for source in sources_of(graph, at, given=given) if source is not cut)
-    return found
-
-
-def sources_of(graph: Graph, node: Node, *, given: set[Node]) -> list[Node]:
-    """What a node is computed from while some nodes are given: its second definition where one of them triggers it."""
-    alternative = graph.alternatives.get(node)
-    return [alternative.definition] if alternative and alternative.triggers & given else list(node.inputs())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +47,13 @@ class Continuation:
     ) -> Continuation:
         """Compute, once, what the runs read from before the node."""
         graph = engine.graph
-        behind = nodes_behind(graph, node, ends=returned)
+        behind = graph.behind({node}, returned)
         inside = {node, *behind}
-        read = [source for at in behind for source in sources_of(graph, at, given={node})]
+        read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
         read += [end for end in returned if end not in inside]
-        frontier = tuple(dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and _batched(at)))
+        frontier = tuple(
+            dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and has_batch(at))
+        )
         with torch.no_grad():
             values = engine.program(returned=frontier)(arrays, (), ()) if frontier else ()
         shown = tuple(Layout.of(at).show(value) for at, value in zip(frontier, values, strict=True))
@@ -116,7 +72,3 @@ class Continuation:
         kept = [Layout.of(at).restore(v) for at, v in zip(self.frontier, values, strict=True)]
         program = self.engine.program(returned=self.returned, given=(self.node, *self.frontier))
         return program(arrays, (value, *kept), ())
-
-
-def _batched(node: Node) -> bool:
-    return any(size < 0 for size in node.shape or ())

@@ -8,7 +8,7 @@ with kept elements, its value must be computed, and so must all that follow. Cos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Flow:
         order: The nodes that depend on it and reach an end, in an order in which they can be computed.
         masks: For those whose value is `where(mask, source, base)`: the mask `[job ...]`, laid out like the node.
         graph: The graph.
+        replaced: The nodes that call for second definitions: the start, and the scores of fused attention.
     """
 
     graph: Graph
@@ -39,23 +40,15 @@ class Flow:
     order: tuple[Node, ...]
     masks: dict[Node, Tensor]
 
+    replaced: frozenset[Node]
+
     def sources(self, node: Node) -> list[Node]:
-        """What a node is computed from when the start is replaced."""
-        return sources(self.graph, node, self.start)
+        """What a node is computed from when the start is replaced; fused attention is always taken apart."""
+        return [] if node is self.start else self.graph.sources_of(node, replaced=self.replaced)
 
-
-def sources(graph: Graph, node: Node, start: Node) -> list[Node]:
-    """What a node is computed from when `start` is replaced: fused attention is always taken apart."""
-    definition = definition_of(graph, node, start)
-    return [definition] if definition is not None else list(node.inputs())
-
-
-def definition_of(graph: Graph, node: Node, start: Node) -> Node | None:
-    """The second definition that stands in for a node when `start` is replaced."""
-    alternative = graph.alternatives.get(node)
-    if alternative is None or node is start:
-        return None
-    return alternative.definition if node.op == FUSED or start in alternative.triggers else None
+    def definition_of(self, node: Node) -> Node | None:
+        """The second definition that stands in for a node."""
+        return None if node is self.start else self.graph.definition_of(node, replaced=self.replaced)
 
 
 FUSED = "scaled_dot_product_attention"
@@ -70,15 +63,19 @@ def spread(graph: Graph, start: Node, masks: Bool[Tensor, job * shape], ends: Se
         masks: Per job, the replaced elements, laid out like the node, jobs in place of the batch.
         ends: Where to stop: the outputs.
     """
-    order = tuple(dependents(graph, start, ends))
-    spreading = _Spreading(graph, start, len(masks) if start.sizes[0] == -1 else _jobs(start, masks))
+    fused = (graph.alternatives[node].triggers for node in graph.alternatives if node.op == FUSED)
+    replaced = frozenset({start}.union(*fused))
+    order = (start, *graph.behind({start}, ends, replaced=replaced))
+    flow = Flow(graph=graph, start=start, order=order, masks={start: masks}, replaced=replaced)
+    spreading = _Spreading(flow, len(masks) if start.sizes[0] == -1 else _jobs(start, masks))
     known: dict[Node, Any] = {start: masks}
-    for node in order:
-        if node is not start:
-            found = spreading.through(node, known, set(order))
-            if found is not None:
-                known[node] = found
-    return Flow(graph=graph, start=start, order=order, masks={n: m for n, m in known.items() if isinstance(m, Tensor)})
+    for node in order[1:]:
+        found = spreading.through(node, known)
+        if found is not None:
+            known[node] = found
+        if isinstance(found, Tensor):
+            flow.masks[node] = found
+    return flow
 
 
 def sizes_for(node: Node, n: int) -> list[int]:
@@ -91,37 +88,18 @@ def _jobs(start: Node, masks: Tensor) -> int:
     return masks.shape[axis] // -start.sizes[axis]
 
 
-def dependents(graph: Graph, start: Node, ends: Sequence[Node]) -> Iterator[Node]:
-    """The nodes that depend on `start` and that some end reads, in an order in which they can be computed."""
-    depends: dict[Node, bool] = {start: True}
-    post_order: list[Node] = [start]
-    stack = [(end, False) for end in ends]
-    while stack:
-        node, expanded = stack.pop()
-        if node in depends:
-            continue
-        before = [] if node.op == "sym_size" else sources(graph, node, start)
-        if expanded:
-            depends[node] = any(depends[source] for source in before)
-            post_order.append(node)
-        else:
-            stack.append((node, True))
-            stack.extend((source, False) for source in before)
-    return (node for node in post_order if depends[node])
-
-
 class _Spreading:
     """The rules, operation by operation; what has no rule mixes everything."""
 
-    def __init__(self, graph: Graph, start: Node, n_jobs: int) -> None:
-        self.graph, self.start, self.n = graph, start, n_jobs
+    def __init__(self, flow: Flow, n_jobs: int) -> None:
+        self.flow, self.n, self.changed = flow, n_jobs, set(flow.order)
 
-    def through(self, node: Node, known: dict[Node, Any], dependent: set[Node]) -> Any:
+    def through(self, node: Node, known: dict[Node, Any]) -> Any:
         """The mask of a node's value, a tuple of masks for several values, or None where it must be computed."""
-        before = [source for source in sources(self.graph, node, self.start) if source in dependent]
+        before = [source for source in self.flow.sources(node) if source in self.changed]
         if any(source not in known for source in before):
             return None
-        definition = definition_of(self.graph, node, self.start)
+        definition = self.flow.definition_of(node)
         if definition is not None:
             return known[definition].reshape(sizes_for(node, self.n))
         if node.op in LAYOUT_OPS or node.op in RESHAPES:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.downstream import nodes_behind
 
 AFFINE = {
     "add", "add_", "sub", "rsub", "neg", "sum", "mean", "cat", "stack", "concat", "view", "_unsafe_view", "reshape",
@@ -107,7 +106,7 @@ class Condition:
 def conditions_behind(graph: Graph, node: Node, *, ends: Sequence[Node]) -> tuple[Condition, ...]:
     """What suffices for the ends to be affine in a node's change; empty where they are so in any case."""
     conditions: list[Condition] = []
-    behind = nodes_behind(graph, node, ends=ends)
+    behind = graph.behind({node}, ends)
     moving = {node, *behind}
     for at in behind:
         if at in graph.alternatives and graph.alternatives[at].triggers & {node}:

@@ -19,6 +19,37 @@ PROBED_ROWS = 8
 _independent: WeakSet[GraphEngine] = WeakSet()
 
 
+def refuse_unfit(policy: HookedPolicy) -> None:
+    """Refuse a policy whose rows are not independent of one another and of chance, or that something is attached to.
+
+    Raises:
+        EngineError: It is in train mode with batch norm or dropout, or hooks or edits are active.
+    """
+    refuse_train_mode(policy)
+    if policy.has_hooks:
+        raise EngineError(
+            "Something is attached to the policy, which this analysis would pass by.",
+            given="hooks or edits that are active",
+            expected="a policy with nothing attached",
+            fix="call it outside the `with`; activation_patching and ablation_sweep work inside",
+        )
+
+
+def refuse_train_mode(policy: HookedPolicy) -> None:
+    """Refuse a policy in train mode, where it has layers that mind.
+
+    Raises:
+        EngineError: It is in train mode with batch norm or dropout.
+    """
+    if policy.couples_rows:
+        raise EngineError(
+            "The network is in train mode, where batch statistics and dropout couple or randomise rows.",
+            given="policy.training with dropout or batch norm",
+            expected="eval mode",
+            fix="policy.eval()",
+        )
+
+
 @torch.no_grad()
 def check_rows(policy: HookedPolicy, obs: Observation) -> None:
     """Refuse a network that couples the rows of a batch.
@@ -30,13 +61,7 @@ def check_rows(policy: HookedPolicy, obs: Observation) -> None:
     Raises:
         EngineError: A row's scores depend on which other rows are in the batch, or hooks are active.
     """
-    if policy.has_hooks:
-        raise EngineError(
-            "Something is attached to the policy, which this analysis would pass by.",
-            given="hooks or edits that are active",
-            expected="a policy with nothing attached",
-            fix="call it outside the `with`; activation_patching and ablation_sweep work inside",
-        )
+    refuse_unfit(policy)
     engine = policy.graph_engine
     if engine in _independent:
         return

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
 from rlmech.core.graph import Node
-from rlmech.interventions.flow import RESHAPES, Flow, definition_of, sizes_for
+from rlmech.interventions.flow import RESHAPES, Flow, sizes_for
 
 Values = Mapping[Node, Tensor]
 _POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"}
@@ -30,7 +30,7 @@ def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
     """The patched values that a node is linear in, everything else as in the base run; None where it is not linear."""
     changed = set(flow.order)
     before = [source for source in dict.fromkeys(flow.sources(node)) if source in changed]
-    if definition_of(flow.graph, node, flow.start) is not None:
+    if flow.definition_of(node) is not None:
         return before
     linear = (
         node.op in {"linear", "neg", "head_sum", "cat"}
@@ -56,7 +56,7 @@ def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> 
         constants: Values of the weights that it reads.
         n: Number of rows.
     """
-    definition = definition_of(flow.graph, node, flow.start)
+    definition = flow.definition_of(node)
     if definition is not None:
         return changes[definition].reshape(sizes_for(node, n))
     if node.op in RESHAPES:

@@ -23,8 +23,7 @@ from rlmech.core.graph import Graph, Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
-from rlmech.interventions.component_graph import refuse_coupled_rows
-from rlmech.interventions.dependence import active_definitions, computed_order, sources_of
+from rlmech.interventions.independence import refuse_unfit
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.paths import Paths, Place, Route
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
@@ -88,7 +87,7 @@ def path_patching(
     """
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
-    refuse_coupled_rows(policy)
+    refuse_unfit(policy)
     names = (through,) if isinstance(through, str) else tuple(through)
     receivers = choose_sites(policy, receiver)
     paths = Paths(policy, receivers=receivers, through=names)
@@ -171,7 +170,7 @@ class _PathRuns:
 
     def _pinned(self, node: Node, given: set[Node], rows: slice) -> dict[Node, Callable[[Tensor], Tensor]]:
         """Interceptors that keep other receivers, on the way to this one, at the base run."""
-        before = set(computed_order(self.engine.graph, [node], self.paths.ends))
+        before = set(self.engine.graph.computed_order([node], replaced=self.paths.ends))
         pinned: dict[Node, Callable[[Tensor], Tensor]] = {}
         for place in self.paths.receivers:
             if place.node is node or place.node in given or place.node not in before:
@@ -221,12 +220,11 @@ class _PathRuns:
 
 def _frontier(graph: Graph, changed: Sequence[Node], ends: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     """Before which nodes nothing need run again when some are changed, and which of those depend on others of them."""
-    active = active_definitions(graph, changed)
     depends: dict[Node, bool] = {}
     downstream: list[Node] = []
     prefix: dict[Node, None] = {}
-    for node in computed_order(graph, ends, changed):
-        sources = sources_of(node, active)
+    for node in graph.computed_order(ends, replaced=changed):
+        sources = graph.sources_of(node, replaced=changed)
         follows = any(depends[source] for source in sources)
         depends[node] = follows or node in changed
         if follows:

@@ -20,7 +20,7 @@ from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
-from rlmech.interventions.downstream import Continuation, ancestors, nodes_behind, sources_of
+from rlmech.interventions.downstream import Continuation
 from rlmech.interventions.gradients import MeasuredRun, output_addresses, row_sums, sum_over_sites
 
 ROWS_AT_ONCE = 4096
@@ -36,8 +36,8 @@ def nodes_before_patterns(policy: HookedPolicy) -> dict[Node, Address]:
     found: dict[Node, Address] = {}
     for block in policy.attention.values():
         pattern = policy.points[block.names["pattern"]].address
-        elsewhere = ancestors(graph, ends, cut=pattern.node)
-        for node in ancestors(graph, list(sources_of(graph, pattern.node, given=set()))):
+        elsewhere = set(graph.computed_order(ends, replaced={pattern.node}, cut={pattern.node}))
+        for node in graph.computed_order(graph.sources_of(pattern.node)):
             if node not in elsewhere:
                 found.setdefault(node, pattern)
     return found
@@ -111,10 +111,10 @@ def dropout_magnitude(
     point, address = policy.hook_dict[sites[0].name], policy.points[sites[0].name].address
     ends = [end.node for end in output_addresses(policy)]
     graph = policy.graph_engine.graph
-    behind = nodes_behind(graph, address.node, ends=ends)
+    behind = graph.behind({address.node}, ends)
     dropped: list[Node | None] = [None]
     for layer in droppable_nodes(policy):
-        if layer in behind and nodes_behind(graph, address.node, ends=ends, cut=layer):
+        if layer in behind and graph.behind({address.node}, ends, cut={layer}):
             dropped.append(layer)
     total = torch.zeros(len(sites), delta.shape[0], dtype=delta.dtype, device=delta.device)
     for layer in dropped:

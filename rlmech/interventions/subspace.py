@@ -20,7 +20,8 @@ from torch import Tensor
 from rlmech.core.edit import Edit, Site, patch, read, subspace_patch, write
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, EngineError, MetricError, ObservationError, SiteError
+from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
+from rlmech.interventions.independence import refuse_train_mode
 from rlmech.interventions.provenance import provenance
 from rlmech.interventions.results import sweep_coords
 from rlmech.interventions.sites import choose_sites
@@ -179,10 +180,4 @@ def _refuse(policy: HookedPolicy, site: Site, *, n_placebo: int) -> None:
             expected="a policy of q_values or logits",
             fix="use activation_patching with the metric action_shift()",
         )
-    if policy.couples_rows:
-        raise EngineError(
-            "The network is in train mode, where batch statistics and dropout couple or randomise rows.",
-            given="policy.training with dropout or batch norm",
-            expected="eval mode",
-            fix="policy.eval()",
-        )
+    refuse_train_mode(policy)

@@ -19,6 +19,7 @@ from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.program import Address, Program
+from rlmech.interventions.linear_chain import has_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,23 +94,9 @@ class SuffixPlan:
 def prefix_of(graph: Graph, starts: Sequence[Node], ends: Sequence[Node]) -> tuple[Node, ...]:
     """The nodes with a row per observation before which nothing needs to run again when `starts` are replaced."""
     replaced = set(starts)
-    active = {at: a.definition for at, a in graph.alternatives.items() if replaced & a.triggers and at not in replaced}
-
-    def sources(at: Node) -> list[Node]:
-        return [active[at]] if at in active else [] if at.op == "sym_size" else list(at.inputs())
-
-    depends: dict[Node, bool] = dict.fromkeys(starts, True)
-    stack = [(end, False) for end in (*ends, *(source for start in starts for source in sources(start)))]
-    while stack:
-        at, expanded = stack.pop()
-        if at in depends:
-            continue
-        if expanded:
-            depends[at] = any(depends[source] for source in sources(at))
-        else:
-            stack.append((at, True))
-            stack.extend((source, False) for source in sources(at))
-    read = itertools.chain(ends, *(sources(at) for at, does in depends.items() if does))
+    wanted = [*ends, *(source for start in starts for source in graph.sources_of(start, replaced=replaced))]
+    again = {*replaced, *graph.behind(starts, wanted)}
+    read = itertools.chain(wanted, *(graph.sources_of(node, replaced=replaced) for node in again))
     leaves = {"parameter", "constant", "input"}
-    kept = {at for at in read if not depends[at] and at.shape is not None and at.op not in leaves}
-    return tuple(sorted((at for at in kept if any(s < 0 for s in at.sizes)), key=lambda at: at.index))
+    kept = {node for node in read if node not in again and node.op not in leaves and node.shape is not None}
+    return tuple(sorted((node for node in kept if has_batch(node)), key=lambda node: node.index))

@@ -25,11 +25,10 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import EngineError, SiteError
+from rlmech.errors import SiteError
 from rlmech.interventions.delta import DeltaPlan, NoDeltaError
 from rlmech.interventions.delta_steps import Runs
-from rlmech.interventions.flow import dependents
-from rlmech.interventions.independence import check_rows
+from rlmech.interventions.independence import check_rows, refuse_train_mode
 from rlmech.interventions.journal import Journal
 from rlmech.interventions.metrics import BoundMetric, Outputs
 from rlmech.interventions.suffix import Replaced, SuffixPlan
@@ -99,13 +98,7 @@ def run_sweep(
         EngineError: Rows are not independent: the network is in train mode, or mixes the rows of a batch.
         SiteError: No output depends on a site.
     """
-    if policy.couples_rows:
-        raise EngineError(
-            "The network is in train mode, where batch statistics and dropout couple or randomise rows.",
-            given="policy.training with dropout or batch norm",
-            expected="eval mode",
-            fix="policy.eval()",
-        )
+    refuse_train_mode(policy)
     own = [0] * len(jobs) if source_of is None else source_of
     with torch.no_grad():
         if policy.engine != "graph" or policy.has_hooks:  # what is attached goes on acting
@@ -213,7 +206,7 @@ class _Sweep:
         ends = [end.node for end in self.ends]
         for name in dict.fromkeys(site.name for job in self.jobs for site in job):
             start = self.policy.points[name].address.node
-            if not set(ends) & set(dependents(self.engine.graph, start, ends)):
+            if start not in ends and not set(ends).intersection(self.engine.graph.behind({start}, ends)):
                 raise SiteError(
                     f"No output of the policy depends on {name!r}.",
                     given=name,
