@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlmech.circuits.rules import ADDED, AFFINE, COMPARISONS, FACTORS, GATES, SHIFTING, Boundary
+from rlmech.circuits.rules import ADDED, AFFINE, COMPARISONS, FACTORS, FIXED, GATES, SHIFTING, Boundary
 from rlmech.core.graph import Graph, Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, EngineError
 
 _PUTTING = {"add", "add_", "sub", "rsub", "cat", "concat", "stack", "where", "masked_fill", "select_scatter",
-            "slice_scatter", "constant_pad_nd", "pad", "fill", "full_like", "ones_like", "batch_norm",
+            "slice_scatter", "constant_pad_nd", "pad", "batch_norm",
             "_native_batch_norm_legit_no_training"}  # fmt: skip
 """Affine operations that can add numbers of their own; their value at zero is what they add."""
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}
@@ -131,7 +131,7 @@ def freeze(policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] 
             continue
         definition = _definition(graph, node, patterns)
         reads = [definition] if definition else list(node.inputs())
-        if not any(read in varying for read in reads):
+        if node.op in FIXED or not any(read in varying for read in reads):
             continue
         if definition is not None:
             varying.add(node)
@@ -183,7 +183,7 @@ def offsets(
     for source in sources:
         gradient = gradients[source.node]
         weighted = rows_first(source.node, gradient * _added(source, values, frozen.varying))
-        shares.append(weighted.reshape(weighted.shape[0], -1).sum(1))
+        shares.append(weighted.flatten(1).sum(1) if weighted.ndim > 1 else weighted)
     return torch.stack(shares, dim=-1)
 
 
@@ -232,8 +232,8 @@ def _puts_in(node: Node, varying: set[Node]) -> bool:
     if any(read not in varying and read.dtype is not None and read.dtype.is_floating_point for read in node.inputs()):
         return True
     numbers = {"masked_fill": node.args[2:], "constant_pad_nd": node.args[2:], "pad": node.args[3:]}
-    own = numbers.get(node.op, node.args[1:] if node.op in {"add", "sub", "rsub", "where", "fill", "full_like"} else ())
-    return node.op == "ones_like" or any(isinstance(arg, int | float) and arg != 0 for arg in own)
+    own = numbers.get(node.op, node.args[1:] if node.op in {"add", "sub", "rsub", "where"} else ())
+    return any(isinstance(arg, int | float) and arg != 0 for arg in own)
 
 
 def _is_affine(node: Node, varying: set[Node]) -> bool:

@@ -20,12 +20,14 @@ AFFINE = {
     "permute", "transpose", "t", "mT", "numpy_T", "adjoint", "swapaxes", "squeeze", "unsqueeze", "flatten", "unflatten",
     "expand", "expand_as", "contiguous", "clone", "select", "slice", "narrow", "getitem", "split", "split_with_sizes",
     "chunk", "unbind", "index_select", "gather", "index", "movedim", "flip", "roll", "repeat", "where", "masked_fill",
-    "select_scatter", "slice_scatter", "constant_pad_nd", "pad", "cumsum", "fill",
-    "full_like", "zeros_like", "ones_like",
+    "select_scatter", "slice_scatter", "constant_pad_nd", "pad", "cumsum",
     "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "to", "_to_copy",
     "head_sum",
 }  # fmt: skip
 """Operations affine in all the real numbers that they take, together."""
+
+FIXED = {"fill", "full_like", "zeros_like", "ones_like", "new_zeros", "new_ones", "new_full"}
+"""Operations whose result does not depend on the numbers that they take."""
 
 FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("mul", "matmul", "mm", "bmm", "linear"), (0, 1)),
