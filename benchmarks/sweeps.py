@@ -328,17 +328,24 @@ def ours_only(network: NetworkName, raw: nn.Module, jobs: Jobs, n_pairs: int) ->
 
 
 def memory() -> Iterator[dict[str, Any]]:
-    """Growth of the process's peak memory over the largest sweep, in a process of its own."""
+    """Peak memory of the largest sweep beyond what the process held before, in a process of its own."""
     for network in NETWORKS:
         script = (
-            "import resource, torch; torch.set_num_threads(1); torch.set_grad_enabled(False)\n"
+            "import gc, pathlib, torch; torch.set_num_threads(1); torch.set_grad_enabled(False)\n"
             "from benchmarks import sweeps as s\n"
             f"raw, jobs = s.raw_network({network!r}), s.jobs_of({network!r})\n"
             f"s.ours_only({network!r}, raw, jobs, 2)()\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            f"s.ours_only({network!r}, raw, jobs, {PAIRS[-1]})()\n"
-            "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            f"call = s.ours_only({network!r}, raw, jobs, {PAIRS[-1]})\n"
+            "status = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))\n"
+            "gc.collect(); pathlib.Path('/proc/self/clear_refs').write_text('5')\n"
+            "before = status('VmRSS'); call(); print(before, status('VmHWM'))"
         )
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         before, after = map(int, run.stdout.split()[-2:])
-        yield {"network": network, "pairs": PAIRS[-1], "megabytes": (after - before) / 1024, "process": after / 1024}
+        yield {
+            "network": network,
+            "pairs": PAIRS[-1],
+            "jobs": len(jobs_of(network)),
+            "sweep, MB": (after - before) / 1024,
+            "process, MB": after / 1024,
+        }

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
+from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.interventions.delta_linear import Chain, Folded, OneChannel, OneElement, Product
-from rlmech.interventions.delta_steps import Base, Block, Mixed, Plain, Runs, Step, flat, size_of
+from rlmech.interventions.delta_steps import Base, Block, Mixed, Plain, Runs, Softmax, Step, flat, size_of
 from rlmech.interventions.flow import RESHAPES, Flow, spread
 from rlmech.interventions.linear_chain import has_batch, linear_sources
 
@@ -118,7 +118,8 @@ class DeltaPlan:
             self.reaches.append(_Reach(node, mask))
             self.steps[node] = Mixed(node, mask)
         else:
-            step = self._chained(node) or self._product(node) or self._convolved(node) or self._plain(node)
+            rules = (self._chained, self._product, self._softmax, self._convolved)
+            step = next((step for rule in rules if (step := rule(node)) is not None), None) or self._plain(node)
             self.steps[node] = step
 
     def _origin(self, node: Node) -> Node:
@@ -167,6 +168,16 @@ class DeltaPlan:
             self._emit(first)
         return Product(node, first=first, second=second, computed=computed, rows=rows)
 
+    def _softmax(self, node: Node) -> Step | None:
+        if node.op not in SOFTMAX or node.args[1] not in (-1, len(node.sizes) - 1) or node.sizes[0] != -1:
+            return None
+        source = node.args[0]
+        mask = self._ready_made(source) if source in self.changed else None
+        if mask is None or mask.flatten(1, -2).any(-1).all():
+            return None
+        self.reaches.append(_Reach(source, mask))
+        return Softmax(node, mask)
+
     def _convolved(self, node: Node) -> Step | None:
         if node.op != "conv2d" or node.kwargs or (node.args[6:] or (1,))[0] != 1:
             return None
@@ -206,8 +217,10 @@ class DeltaPlan:
 
     def active(self, runs: Runs) -> Bool[Tensor, "pair job"]:
         """Rows whose outputs can differ from the base run's."""
-        replaced, *reached = [reach.find(runs) for reach in (self.replaced, *self.reaches)]
-        return replaced & torch.stack(reached).any(0)
+        reached = [reach.find(runs) for reach in self.reaches]
+        found = reached[0] if len(reached) == 1 else torch.stack(reached).any(0)
+        start_alone = len(reached) == 1 and self.reaches[0].node is self.start and self.reaches[0].weighting is None
+        return found if start_alone else found & self.replaced.find(runs)
 
     def blocks(
         self, runs: Runs, active: Bool[Tensor, "pair job"], *, elements: int
@@ -234,6 +247,7 @@ class DeltaPlan:
             runs = Runs(
                 base={n: self._ordered(n, runs.base[n], order) for n in self.base_nodes},
                 source={n: v.index_select(0, order) for n, v in runs.source.items()},
+                matrices=runs.matrices,
             )
             chosen = active.index_select(0, order).byte().argsort(dim=1, descending=True, stable=True)
             longest = counts.index_select(0, order).tolist()

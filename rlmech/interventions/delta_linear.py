@@ -165,8 +165,11 @@ class Folded(Step):
     def prepare(self, runs: Runs) -> None:
         """Compute what all blocks share."""
         start = flat(runs.base[self.chain.start])
-        eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
-        self.matrix = self.chain.apply(eye, runs)
+        ends = self.chain.start, self.chain.end
+        if ends not in runs.matrices:
+            eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
+            runs.matrices[ends] = self.chain.apply(eye, runs)
+        self.matrix = runs.matrices[ends]
         self.rest = flat(runs.base[self.node])
         if self.mask is None:
             self.rest = torch.addmm(self.rest, start, self.matrix, alpha=-1)

@@ -21,10 +21,17 @@ from rlmech.interventions.linear_chain import has_batch
 
 @dataclass(slots=True, kw_only=True)
 class Runs:
-    """Base and source runs of all pairs, batch first; weights as they are."""
+    """Base and source runs of all pairs, batch first; weights as they are.
+
+    Attributes:
+        base: Values of the base run.
+        source: Values of the run with the whole point replaced.
+        matrices: What chains of linear operations come to, by their ends, for all plans of a sweep.
+    """
 
     base: dict[Node, Tensor]
     source: dict[Node, Tensor]
+    matrices: dict[tuple[Node, Node], Tensor] = field(default_factory=dict)
 
     def difference(self, node: Node) -> Tensor:
         """Source less base, [pair ...]; zero where both are the same infinity, as masked scores are."""
@@ -118,6 +125,39 @@ class Mixed(Step):
         source = block.runs.source[self.node][block.pairs].unsqueeze(1)
         mixed = torch.where(block.of_jobs(self.mask), source, block.base(self.node))
         return self.finish(block.rows(mixed))
+
+
+class Softmax(Step):
+    """Softmax of where(mask, source, base), only on the rows along the last axis that a job reaches."""
+
+    def __init__(self, node: Node, mask: Tensor) -> None:
+        super().__init__(node)
+        self.scores = node.args[0]
+        rows = mask.flatten(1, -2)
+        touched = rows.any(-1)
+        self.n_touched = int(touched.sum(1).max())
+        self.row = touched.byte().argsort(dim=1, descending=True, stable=True)[:, : self.n_touched]
+        self.mask = rows.gather(1, self.row.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+    @property
+    def reads(self) -> tuple[set[Node], set[Node]]:
+        """Nodes whose base and whose source values it reads."""
+        return {self.node, self.scores}, {self.scores}
+
+    def run(self, block: Block) -> Tensor:
+        """The node's value for a block, laid out like the node."""
+        base, source = block.runs.base[self.scores][block.pairs], block.runs.source[self.scores][block.pairs]
+        n_rows, width = base.shape[1:-1].numel(), base.shape[-1]
+        row = block.of_jobs(self.row)
+        pair = torch.arange(block.n_pairs, device=row.device).reshape(-1, 1, 1)
+        place = (pair * n_rows + row).reshape(-1)
+        shape = (block.n_pairs, block.n_slots, self.n_touched, width)
+        taken = [value.reshape(-1, width).index_select(0, place).reshape(shape) for value in (source, base)]
+        pattern = torch.where(block.of_jobs(self.mask), *taken).softmax(-1)
+        result = block.rows(block.base(self.node)).clone()
+        slot = torch.arange(block.n_rows, device=row.device).reshape(block.n_pairs, block.n_slots, 1)
+        result.view(-1, width).index_copy_(0, (slot * n_rows + row).reshape(-1), pattern.reshape(-1, width))
+        return result
 
 
 class Base(Step):

@@ -156,6 +156,7 @@ class _Sweep:
         names = [name for name, point in policy.points.items() if point.kind == "output"]
         self.ends = [policy.points[name].address for name in names]
         self.groups = self._planned()
+        self.matrices: dict[tuple[Node, Node], Tensor] = {}
         self.base = self._base_run()
         self.outputs = [end.layout.show(Layout.of(end.node).restore(self.base[end.node])) for end in self.ends]
 
@@ -289,11 +290,12 @@ class _Sweep:
         source = self._replaced(group)[0]
         value = source.address.layout.restore(source.value)
         if plan.source_nodes == (plan.start,):
-            return Runs(base=self.base, source={plan.start: Layout.of(plan.start).show(value)})
+            shown = {plan.start: Layout.of(plan.start).show(value)}
+            return Runs(base=self.base, source=shown, matrices=self.matrices)
         program = self.engine.program(returned=plan.source_nodes, given=(plan.start,))
         values = program(self.arrays, (value,), ())
         shown = {n: Layout.of(n).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
-        return Runs(base=self.base, source=shown)
+        return Runs(base=self.base, source=shown, matrices=self.matrices)
 
     def _run_suffix(self, group: _Group) -> tuple[Tensor, Tensor]:
         suffix, replaced = self._ready(group), self._replaced(group)
