@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
@@ -198,14 +198,23 @@ def _dataset(variables: dict[str, xr.DataArray], **counts: xr.DataArray) -> xr.D
     return xr.Dataset({**own, **counts}, attrs=shared)
 
 
-def _present(policy: HookedPolicy, obs: Tensor, block: AttentionBlock) -> xr.DataArray:
-    """Which entities the attention can see, `[batch, entity]`."""
-    everything = xr.DataArray(np.ones(obs.shape[:2], dtype=bool), dims=("batch", "entity"))
+def visible_keys(
+    policy: HookedPolicy, arrays: tuple[Tensor, ...], block: AttentionBlock
+) -> Bool[Tensor, "batch key"] | None:
+    """Which keys some query and head of a block can see; None where it has no mask."""
     name = block.names.get("mask")
     if name is None:
-        return everything
+        return None
+    point = policy.points[name]
     with torch.no_grad():
-        _, cache = policy.run_with_cache(obs, names=name)
-    hidden = xr.DataArray(cache[name].cpu().numpy(), dims=cache.axes(name))
-    hidden = hidden.all([axis for axis in hidden.dims if axis not in ("batch", "key")]).rename(key="entity")
-    return ~hidden & everything
+        (mask,) = policy.graph_engine.program(returned=(point.address.node,))(arrays, (), ())
+    hidden = point.address.layout.show(mask)
+    places = [place for place, axis in enumerate(point.axes) if axis not in ("batch", "key")]
+    return ~hidden.all(dim=places) if places else ~hidden
+
+
+def _present(policy: HookedPolicy, obs: Tensor, block: AttentionBlock) -> xr.DataArray:
+    """Which entities the attention can see, `[batch, entity]`."""
+    visible = visible_keys(policy, policy.coerce(obs), block)
+    everything = np.ones(obs.shape[:2], dtype=bool)
+    return xr.DataArray(everything if visible is None else visible.cpu().numpy() & everything, dims=("batch", "entity"))

@@ -9,7 +9,7 @@ for each `pull`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,13 @@ class HeldRun:
 
 
 def hold(
-    policy: HookedPolicy, arrays: Sequence[Tensor], end: Node, *, cuts: Mapping[Node, Tensor], patterns: Values
+    policy: HookedPolicy,
+    arrays: Sequence[Tensor],
+    end: Node,
+    *,
+    cuts: Values,
+    patterns: Values,
+    start: Node | None = None,
 ) -> HeldRun:
     """Run a policy up to one node from the observation and the given cuts, patterns and norms' scales held.
 
@@ -80,27 +86,26 @@ def hold(
         end: Where to.
         cuts: Nodes that are given, with their values.
         patterns: Attention patterns, with their values.
+        start: The one cut whose part is asked for; None for those of all of them and of the observation.
 
     Raises:
         AttentionError: Between the cuts something bends that is no gate.
         ObservationError: An array of the observation does not hold real numbers.
     """
-    for array in arrays:
-        if not array.is_floating_point():
-            raise ObservationError(
-                "A decomposition along paths starts from real numbers.",
-                given=f"an observation of {array.dtype}",
-                expected="floats",
-                fix="wrap a network that takes floats: move the conversion out of it",
-            )
+    given = {node: value.detach().clone() for node, value in cuts.items() if node is not end}
+    inputs = dict(zip(policy.graph_engine.graph.inputs, arrays, strict=True)) if start is None else {}
+    _check_real(inputs.values())
+    frozen = {node: value.detach() for node, value in patterns.items()}
     with torch.enable_grad(), _HeldNorms():
-        leaves = tuple(array.detach().clone().requires_grad_() for array in arrays)
-        given = {node: value.detach().clone().requires_grad_() for node, value in cuts.items() if node is not end}
-        frozen = {node: value.detach() for node, value in patterns.items()}
+        leaves = tuple(array.detach().clone().requires_grad_(start is None) for array in arrays)
+        for node, value in given.items():
+            value.requires_grad_(start in (None, node))
         program = policy.graph_engine.program(returned=(end,), given=(*given, *frozen))
-        run = HeldRun(end=program(leaves, (*given.values(), *frozen.values()), ())[0], arrays=leaves, cuts=given)
-        bends = bends_of(policy, end, cuts=given, patterns=patterns)
-        if _FUSED in bends or (run.end.requires_grad and run.bends()):
+        (value,) = program(leaves, (*given.values(), *frozen.values()), ())
+        varying = given if start is None else {start: given[start]}
+        run = HeldRun(end=value, arrays=leaves if start is None else (), cuts=varying)
+        bends = bends_of(policy, end, start=(*inputs, *varying), cut=(*given, *frozen))
+        if _FUSED in bends or (value.requires_grad and run.bends()):
             found = [name for name in bends if name not in (*GATES, *NORMS)]
             raise AttentionError(
                 f"There is no linear path through {type(policy.module).__name__}: something bends between its gates.",
@@ -111,18 +116,27 @@ def hold(
     return run
 
 
-def bends_of(policy: HookedPolicy, end: Node, *, cuts: Collection[Node], patterns: Collection[Node]) -> list[str]:
-    """Names of the operations up to a node that are not linear in what varies; gates and norms among them."""
-    cut = {*cuts, *patterns} - {end}
-    varying: set[Node] = set()
+def _check_real(arrays: Iterable[Tensor]) -> None:
+    for array in arrays:
+        if not array.is_floating_point():
+            raise ObservationError(
+                "A decomposition along paths starts from real numbers.",
+                given=f"an observation of {array.dtype}",
+                expected="floats",
+                fix="wrap a network that takes floats: move the conversion out of it",
+            )
+
+
+def bends_of(policy: HookedPolicy, end: Node, *, start: Collection[Node], cut: Collection[Node]) -> list[str]:
+    """Names of the operations up to a node that are not linear in what varies with the start; gates and norms too."""
+    cuts = {*start, *cut} - {end}
+    varying = set(start)
     found: set[str] = set()
-    for node in reversed(_before(policy, end, cut=cut)):
-        sources = _sources(policy, node, cut)
-        if node.op == "input" or (node in cut and node not in patterns):
+    for node in reversed(_before(policy, end, cut=cuts)):
+        real = node.dtype is None or node.dtype.is_floating_point
+        if node not in varying and real and any(source in varying for source in _sources(policy, node, cuts)):
             varying.add(node)
-        elif any(source in varying for source in sources) and (node.dtype is None or node.dtype.is_floating_point):
-            varying.add(node)
-            if _defined_anew(policy, node, cut) is None and not _is_linear(node, varying):
+            if _defined_anew(policy, node, cuts) is None and not _is_linear(node, varying):
                 found.add(node.op)
     return sorted(found)
 

@@ -81,7 +81,7 @@ def policy_attrs(policy: HookedPolicy, **more: Any) -> dict[str, Any]:
 
 def action_weights(
     policy: HookedPolicy, better: Action | None, worse: Action | None
-) -> tuple[Float[Tensor, "term action"], list[str | int]]:
+) -> tuple[Float[Tensor, "term action"], Sequence[Action]]:
     """Which actions' scores a result explains: each of them, or one's lead over another.
 
     Returns:
@@ -99,7 +99,7 @@ def action_weights(
             fix="wrap one of the agents alone",
         )
     n_actions = point.size("action")
-    names = list(policy.spec.names("action")) or list(range(n_actions))
+    names: Sequence[Action] = policy.spec.names("action") or tuple(range(n_actions))
     every = torch.eye(n_actions, dtype=torch.float64)
     if better is None and worse is None:
         return every, names
@@ -114,7 +114,7 @@ def action_weights(
     return (every[places[0]] - every[places[1]])[None], [f"{names[places[0]]} - {names[places[1]]}"]
 
 
-def _place(policy: HookedPolicy, action: Action, names: Sequence[str | int]) -> int:
+def _place(policy: HookedPolicy, action: Action, names: Sequence[Action]) -> int:
     if action in names:
         return names.index(action)
     if isinstance(action, int) and 0 <= action < len(names):

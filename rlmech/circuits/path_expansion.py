@@ -120,9 +120,7 @@ class _Expansion:
         """The blocks whose heads reach a node without passing another block's, in the order of the graph."""
         cut = [node for node in (*self.block_at, *self.patterns) if node is not end]
         return [
-            path
-            for node, path in self.block_at.items()
-            if node is not end and reaches(self.policy, node, end, cut=cut)
+            path for node, path in self.block_at.items() if node is not end and reaches(self.policy, node, end, cut=cut)
         ]
 
     def paths(self) -> list[Path]:
