@@ -132,7 +132,7 @@ class _Composed:
     score: np.ndarray
     spread: np.ndarray
     writes: Float[Tensor, "earlier rank"]
-    reads: Float[Tensor, "later rank"]
+    reads: Float[Tensor, "later inner"]
     shapes: tuple[Shape, Shape]
 
 
@@ -216,7 +216,8 @@ def _compose(
     singles: list[Tensor] = []
     spectra: list[Tensor] = []
     for rows in torch.arange(len(arrays[0])).split(at_once):
-        maps, seen = _maps(policy, pair, composition, tuple(array[rows] for array in arrays))
+        part = tuple(array[rows] for array in arrays)
+        maps, seen = _maps(policy, pair, composition, part, anywhere=anywhere)
         if anywhere and not torch.allclose(
             maps, maps[:1].expand_as(maps), rtol=_TOLERANCE, atol=float(maps.abs().max()) * _TOLERANCE
         ):
@@ -249,7 +250,7 @@ def _norm(matrices: Tensor) -> Tensor:
 
 
 def _maps(
-    policy: HookedPolicy, pair: _Pair, composition: Composition, arrays: tuple[Tensor, ...]
+    policy: HookedPolicy, pair: _Pair, composition: Composition, arrays: tuple[Tensor, ...], *, anywhere: bool
 ) -> tuple[Float[Tensor, "batch query d_model head d_head"], Bool[Tensor, "batch query"]]:
     """The map from each position of the earlier block's output to a later role, and which positions count."""
     engine, blocks = policy.graph_engine, policy.attention
@@ -280,11 +281,10 @@ def _maps(
     maps = rearrange(torch.stack(columns, -1), "... (head d_head) -> ... head d_head", head=shown.shape[2])
     if shown.shape[1] > 1:
         _check_apart(pair, shown, maps, pulled)
-    seen = maps.flatten(2).any(-1)
+    read = maps.flatten(2).any(-1)
     visible = visible_keys(policy, arrays, pair.later)
-    if visible is not None and visible.shape == seen.shape:
-        seen &= visible
-    return maps, seen
+    counts = visible is not None and visible.shape == shown.shape[:2] and not anywhere
+    return maps, read & visible if counts else read
 
 
 def _check_apart(pair: _Pair, shown: Tensor, maps: Tensor, pulled: Callable[[Tensor], Tensor]) -> None:

@@ -55,7 +55,7 @@ def gaussian_compositions(write: Shape, read: Shape, n: int, generator: torch.Ge
 
 def rotated_compositions(
     writes: Float[Tensor, "earlier rank"],
-    reads: Float[Tensor, "later rank2"],
+    reads: Float[Tensor, "later inner"],
     d_model: int,
     n: int,
     generator: torch.Generator,
