@@ -23,9 +23,9 @@ import rlmech as rlm
 from benchmarks.clock import interleave, ratios
 from benchmarks.contenders import absent_peers
 from benchmarks.networks import NETWORKS, NetworkName, observations, raw_network, rewritten
-from rlmech.interventions.attribution import Estimator
+from rlmech.interventions.gradients.attribution import Estimator
 from rlmech.interventions.results import bind_pairs
-from rlmech.interventions.sweep import run_sweep
+from rlmech.interventions.sweeps.sweep import run_sweep
 
 PAIRS = (1, 16, 256, 2048)
 AIMS = {1: 100, 16: 25, 256: 10, 2048: 6}

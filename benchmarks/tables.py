@@ -66,8 +66,8 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
     pairs = sorted({row["pairs"] for row in rows})
     lines = [
         "CPU time of one sweep over all jobs, one thread: median of the ratio per round to rlmech's engine",
-        "[quartiles]; TransformerLens's beside its aim. The floor is the arithmetic of the cheapest exact scheme, no-op",
-        "rows counted.",
+        "[quartiles]; TransformerLens's beside its aim. The floor is the arithmetic of the cheapest exact scheme,",
+        "no-op rows counted.",
         "",
         "| network (jobs) | tool | " + " | ".join(f"{n} pairs" for n in pairs) + " |",
         "|---|---|" + "---|" * len(pairs),

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from rlmech.adapters.native import save_policy
     from rlmech.circuits.factored_matrix import FactoredMatrix
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
-    from rlmech.interventions.attribution import attribution_patching
-    from rlmech.interventions.circuit import Circuit
-    from rlmech.interventions.component_graph import component_graph
-    from rlmech.interventions.discover import discover_circuit
-    from rlmech.interventions.edge_attribution import edge_attribution
-    from rlmech.interventions.edge_patching import edge_patching
+    from rlmech.interventions.edges.circuit import Circuit
+    from rlmech.interventions.edges.component_graph import component_graph
+    from rlmech.interventions.edges.discover import discover_circuit
+    from rlmech.interventions.edges.edge_attribution import edge_attribution
+    from rlmech.interventions.edges.edge_patching import edge_patching
+    from rlmech.interventions.edges.path import path_patching
+    from rlmech.interventions.edges.scrubbing import causal_scrubbing
+    from rlmech.interventions.edges.units import choose_units
+    from rlmech.interventions.gradients.attribution import attribution_patching
     from rlmech.interventions.interactions import pairwise_interactions
     from rlmech.interventions.manifold import off_manifold_distance
     from rlmech.interventions.metrics import (
@@ -49,11 +52,8 @@ if TYPE_CHECKING:
     )
     from rlmech.interventions.optimal import OptimalConstants, optimal_constants
     from rlmech.interventions.patching import ablation_sweep, activation_patching, steering_sweep
-    from rlmech.interventions.path import path_patching
-    from rlmech.interventions.scrubbing import causal_scrubbing
     from rlmech.interventions.sites import sliding_windows
     from rlmech.interventions.subspace import interchange_intervention
-    from rlmech.interventions.units import choose_units
     from rlmech.plot.report import report
     from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __version__ = version("rlmech")
 
 _LAZY = {
-    "Circuit": "rlmech.interventions.circuit",
+    "Circuit": "rlmech.interventions.edges.circuit",
     "FactoredMatrix": "rlmech.circuits.factored_matrix",
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
@@ -73,13 +73,13 @@ _LAZY = {
     "action_score": "rlmech.interventions.metrics",
     "action_shift": "rlmech.interventions.metrics",
     "activation_patching": "rlmech.interventions.patching",
-    "attribution_patching": "rlmech.interventions.attribution",
-    "causal_scrubbing": "rlmech.interventions.scrubbing",
-    "choose_units": "rlmech.interventions.units",
-    "component_graph": "rlmech.interventions.component_graph",
-    "discover_circuit": "rlmech.interventions.discover",
-    "edge_attribution": "rlmech.interventions.edge_attribution",
-    "edge_patching": "rlmech.interventions.edge_patching",
+    "attribution_patching": "rlmech.interventions.gradients.attribution",
+    "causal_scrubbing": "rlmech.interventions.edges.scrubbing",
+    "choose_units": "rlmech.interventions.edges.units",
+    "component_graph": "rlmech.interventions.edges.component_graph",
+    "discover_circuit": "rlmech.interventions.edges.discover",
+    "edge_attribution": "rlmech.interventions.edges.edge_attribution",
+    "edge_patching": "rlmech.interventions.edges.edge_patching",
     "interchange_intervention": "rlmech.interventions.subspace",
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.rollouts.env",
@@ -88,7 +88,7 @@ _LAZY = {
     "ov_circuit": "rlmech.circuits.qk_ov",
     "ov_factored": "rlmech.circuits.qk_ov",
     "pairwise_interactions": "rlmech.interventions.interactions",
-    "path_patching": "rlmech.interventions.path",
+    "path_patching": "rlmech.interventions.edges.path",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
     "qk_factored": "rlmech.circuits.qk_ov",

@@ -68,6 +68,11 @@ class Node:
             raise TypeError(f"{self} is no tensor")
         return self.shape
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether there is a row per observation; weights and what is made of them alone have none."""
+        return any(size < 0 for size in self.shape or ())
+
     def inputs(self) -> Iterator[Node]:
         """The nodes among the arguments."""
         yield from _nodes_in((self.args, tuple(self.kwargs.values())))

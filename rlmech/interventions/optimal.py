@@ -23,13 +23,18 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.errors import ConfigError, ObservationError
-from rlmech.interventions.downstream import Continuation
-from rlmech.interventions.gradients import measure_outputs, output_addresses, refuse_discrete, refuse_undifferentiable
-from rlmech.interventions.independence import check_rows
+from rlmech.interventions.gradients.downstream import Continuation
+from rlmech.interventions.gradients.gradients import (
+    measure_outputs,
+    output_addresses,
+    refuse_discrete,
+    refuse_undifferentiable,
+)
 from rlmech.interventions.measure import SCORE_UNITS, RowFunction
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricContext, MetricFunction, bind, policy_kl
 from rlmech.interventions.sites import Sites, choose_sites
-from rlmech.interventions.sweep import outputs_of
+from rlmech.interventions.sweeps.independence import check_rows
+from rlmech.interventions.sweeps.sweep import outputs_of
 
 _ROWS_AT_ONCE = 4096
 

@@ -22,7 +22,6 @@ from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EditError
-from rlmech.interventions.journal import Journal, digest
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.optimal import optimal_constants
 from rlmech.interventions.results import (
@@ -35,7 +34,8 @@ from rlmech.interventions.results import (
 )
 from rlmech.interventions.sites import Groups, choose_groups
 from rlmech.interventions.statistics import bootstrap_mean
-from rlmech.interventions.sweep import Source, Swept, outputs_of, run_sweep
+from rlmech.interventions.sweeps.journal import Journal, digest
+from rlmech.interventions.sweeps.sweep import Source, Swept, outputs_of, run_sweep
 from rlmech.progress import progress_bar
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]

@@ -17,7 +17,7 @@ from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.statistics import normalised_recovery
-from rlmech.interventions.sweep import outputs_of
+from rlmech.interventions.sweeps.sweep import outputs_of
 
 VERSION = version("rlmech")
 Direction = Literal["denoise", "noise"]

@@ -21,11 +21,11 @@ from rlmech.core.edit import Edit, Site, patch, read, subspace_patch, write
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
-from rlmech.interventions.independence import refuse_train_mode
 from rlmech.interventions.provenance import provenance
 from rlmech.interventions.results import sweep_coords
 from rlmech.interventions.sites import choose_sites
 from rlmech.interventions.statistics import Interval, bootstrap_mean
+from rlmech.interventions.sweeps.independence import refuse_train_mode
 
 
 def interchange_intervention(

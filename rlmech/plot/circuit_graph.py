@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from rlmech.interventions.circuit import Circuit
+from rlmech.interventions.edges.circuit import Circuit
 from rlmech.plot.style import INK, MUTED, NEGATIVE, PAPER, POSITIVE, TEMPLATE
 
 _WIDTHS = (0.7, 1.4, 2.4, 3.8, 5.6, 8.0)
@@ -34,7 +34,7 @@ def circuit_graph(circuit: Circuit, *, title: str | None = None) -> go.Figure:
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.discover import discover_circuit
+        >>> from rlmech.interventions.edges.discover import discover_circuit
         >>> from rlmech.plot.circuit_graph import circuit_graph
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))

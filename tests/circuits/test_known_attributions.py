@@ -6,7 +6,7 @@ import torch
 
 import rlmech.testbed as testbed
 from rlmech.core.edit import Site
-from rlmech.interventions.attribution import attribution_patching
+from rlmech.interventions.gradients.attribution import attribution_patching
 from rlmech.interventions.metrics import action_gap
 from rlmech.interventions.patching import activation_patching
 from tests.testbed.policies import make

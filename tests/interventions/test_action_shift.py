@@ -9,7 +9,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.errors import MetricError
-from rlmech.interventions.attribution import attribution_patching
+from rlmech.interventions.gradients.attribution import attribution_patching
 from rlmech.interventions.metrics import Outputs, action_score, action_shift, bind
 from rlmech.spec import PolicySpec
 from tests.networks import mlp

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 import rlmech as rlm
 from rlmech.errors import ConfigError, EngineError, MetricError, ObservationError, SiteError
-from rlmech.interventions.attribution import attribution_patching
+from rlmech.interventions.gradients.attribution import attribution_patching
 from rlmech.interventions.metrics import action_flip, action_score, policy_kl
 from rlmech.interventions.results import bind_pairs
-from rlmech.interventions.sweep import outputs_of
+from rlmech.interventions.sweeps.sweep import outputs_of
 from tests.networks import (
     Branching,
     CalledTwice,

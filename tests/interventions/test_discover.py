@@ -12,14 +12,14 @@ import rlmech as rlm
 from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
-from rlmech.interventions.circuit import Circuit
-from rlmech.interventions.circuit_evaluation import random_circuit_edges, useful_edges
-from rlmech.interventions.component_graph import component_graph
-from rlmech.interventions.discover import discover_circuit
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.circuit import Circuit
+from rlmech.interventions.edges.circuit_evaluation import random_circuit_edges, useful_edges
+from rlmech.interventions.edges.component_graph import component_graph
+from rlmech.interventions.edges.discover import discover_circuit
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.references import other_rows, reference_values
+from rlmech.interventions.edges.units import choose_units
 from rlmech.interventions.metrics import action_gap, policy_kl
-from rlmech.interventions.references import other_rows, reference_values
-from rlmech.interventions.units import choose_units
 from tests.networks import mlp, scenes
 
 

@@ -11,11 +11,11 @@ import rlmech as rlm
 from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import ConfigError, MetricError, SiteError
-from rlmech.interventions.component_graph import component_graph
-from rlmech.interventions.edge_attribution import edge_attribution
-from rlmech.interventions.edge_patching import edge_patching
+from rlmech.interventions.edges.component_graph import component_graph
+from rlmech.interventions.edges.edge_attribution import edge_attribution
+from rlmech.interventions.edges.edge_patching import edge_patching
 from rlmech.interventions.metrics import action_flip, action_gap, action_score, bind
-from rlmech.interventions.sweep import outputs_of
+from rlmech.interventions.sweeps.sweep import outputs_of
 from tests.interventions.edge_networks import made, vectors
 
 

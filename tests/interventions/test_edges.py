@@ -10,9 +10,9 @@ import rlmech as rlm
 from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import EngineError, SiteError
-from rlmech.interventions.component_graph import component_graph
-from rlmech.interventions.edge_runs import EdgeRuns
-from rlmech.interventions.units import choose_units
+from rlmech.interventions.edges.component_graph import component_graph
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.units import choose_units
 from tests.interventions.edge_networks import NETWORKS, made
 from tests.networks import Branching
 

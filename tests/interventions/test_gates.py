@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import rlmech as rlm
-from rlmech.interventions.attribution import attribution_patching
+from rlmech.interventions.gradients.attribution import attribution_patching
 
 GATES = {
     "relu": torch.relu,

@@ -10,7 +10,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.errors import ConfigError, EditError, EngineError, MetricError, ObservationError, SiteError
-from rlmech.interventions import sweep
+from rlmech.interventions.sweeps import sweep
 from rlmech.nets import EgoAttentionNetwork
 from tests import networks as nets
 
@@ -223,7 +223,7 @@ def test_a_sweep_of_an_edited_policy_patches_the_edited_policy(policy, pairs):
 
 
 def test_what_walks_the_graph_refuses_a_policy_with_edits(policy, pairs):
-    from rlmech.interventions.attribution import attribution_patching
+    from rlmech.interventions.gradients.attribution import attribution_patching
 
     with (
         pytest.raises(EngineError, match="Something is attached to the policy"),

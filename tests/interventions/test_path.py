@@ -11,8 +11,8 @@ import rlmech as rlm
 from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import EngineError, SiteError
+from rlmech.interventions.edges.path import path_patching
 from rlmech.interventions.metrics import action_gap
-from rlmech.interventions.path import path_patching
 from tests.networks import (
     Branching,
     CalledTwice,
@@ -261,5 +261,5 @@ def test_pairs_in_chunks_are_pairs_at_once(ego, pairs, monkeypatch):
     clean, corrupt = pairs
     arguments = {"clean": clean, "corrupt": corrupt, "sender": "auto", "receiver": "q_net.1.hook_out"}
     at_once = path_patching(ego, **arguments)
-    monkeypatch.setattr("rlmech.interventions.path.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("rlmech.interventions.edges.path.ROWS_AT_ONCE", 4)
     np.testing.assert_allclose(path_patching(ego, **arguments).patched, at_once.patched, atol=1e-12)

@@ -10,11 +10,11 @@ import rlmech as rlm
 from rlmech import testbed
 from rlmech.core.edit import Site
 from rlmech.errors import ConfigError, ObservationError, SiteError
-from rlmech.interventions.component_graph import component_graph
-from rlmech.interventions.discover import discover_circuit
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.component_graph import component_graph
+from rlmech.interventions.edges.discover import discover_circuit
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.scrubbing import causal_scrubbing
 from rlmech.interventions.metrics import action_gap, action_score
-from rlmech.interventions.scrubbing import causal_scrubbing
 from tests.networks import mlp, scenes
 
 
@@ -64,7 +64,7 @@ def test_each_unimportant_edge_has_a_draw_of_its_own():
 def test_draws_by_edge_are_those_of_a_loop_over_units():
     policy = rlm.load("zoo:intersection-ego-attention").double()
     obs = scenes(5).double()
-    from rlmech.interventions.units import choose_units
+    from rlmech.interventions.edges.units import choose_units
 
     graph = choose_units(policy)
     arrays = policy.coerce(obs)

@@ -11,10 +11,10 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.errors import EngineError, SiteError
-from rlmech.interventions import sweep
-from rlmech.interventions.delta_linear import OneChannel
 from rlmech.interventions.metrics import bind
-from rlmech.interventions.sweep import outputs_of, run_sweep
+from rlmech.interventions.sweeps import sweep
+from rlmech.interventions.sweeps.delta_linear import OneChannel
+from rlmech.interventions.sweeps.sweep import outputs_of, run_sweep
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from tests import networks as nets
 

@@ -26,12 +26,12 @@ from rlmech.core.layout import Layout
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
-from rlmech.interventions.delta import DeltaPlan, NoDeltaError
-from rlmech.interventions.delta_steps import Runs
-from rlmech.interventions.independence import check_rows, refuse_train_mode
-from rlmech.interventions.journal import Journal
 from rlmech.interventions.metrics import BoundMetric, Outputs
-from rlmech.interventions.suffix import Replaced, SuffixPlan
+from rlmech.interventions.sweeps.delta import DeltaPlan, NoDeltaError
+from rlmech.interventions.sweeps.delta_steps import Runs
+from rlmech.interventions.sweeps.independence import check_rows, refuse_train_mode
+from rlmech.interventions.sweeps.journal import Journal
+from rlmech.interventions.sweeps.suffix import Replaced, SuffixPlan
 
 ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 27}
 """Elements of the widest value in a block: a megabyte in a processor's second-level cache, half a gigabyte on a GPU."""

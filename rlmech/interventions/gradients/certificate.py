@@ -16,11 +16,11 @@ from torch import Tensor
 from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
-from rlmech.interventions.downstream import Continuation
-from rlmech.interventions.gates import batch_first, conditions_behind
-from rlmech.interventions.gradients import MeasuredRun, measure_outputs, output_addresses, row_sums
+from rlmech.interventions.gradients.downstream import Continuation
+from rlmech.interventions.gradients.gates import batch_first, conditions_behind
+from rlmech.interventions.gradients.gradients import MeasuredRun, measure_outputs, output_addresses, row_sums
+from rlmech.interventions.gradients.repairs import patched_rows
 from rlmech.interventions.metrics import BoundMetric
-from rlmech.interventions.repairs import patched_rows
 
 _ROUNDING = 256
 """Epsilons, relative to the metric's terms, within which a metric counts as linear in the scores."""

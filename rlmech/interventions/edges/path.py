@@ -23,11 +23,11 @@ from rlmech.core.graph import Graph, Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
-from rlmech.interventions.independence import refuse_unfit
+from rlmech.interventions.edges.paths import Paths, Place, Route
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
-from rlmech.interventions.paths import Paths, Place, Route
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
+from rlmech.interventions.sweeps.independence import refuse_unfit
 
 ROWS_AT_ONCE = 1024
 """Pairs run at once: past the second-level cache a larger stack loses on a CPU."""
@@ -77,7 +77,7 @@ def path_patching(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.path import path_patching
+        >>> from rlmech.interventions.edges.path import path_patching
         >>> policy = rlm.load("zoo:intersection-ego-attention")
         >>> clean, corrupt = torch.rand(8, 15, 7), torch.rand(8, 15, 7)
         >>> heads = policy.sites("*.hook_z", over="head")

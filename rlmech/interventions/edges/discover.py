@@ -22,15 +22,15 @@ from torch import Tensor
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, MetricError
-from rlmech.interventions.circuit import Circuit, circuit_runs
-from rlmech.interventions.circuit_evaluation import evaluate_edges, measure_jobs, useful_edges
-from rlmech.interventions.component_graph import ComponentGraph
-from rlmech.interventions.edge_attribution import estimate_edges
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.circuit import Circuit, circuit_runs
+from rlmech.interventions.edges.circuit_evaluation import evaluate_edges, measure_jobs, useful_edges
+from rlmech.interventions.edges.component_graph import ComponentGraph
+from rlmech.interventions.edges.edge_attribution import estimate_edges
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, other_rows
+from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
-from rlmech.interventions.references import ABLATIONS, CONSISTENT, CircuitAblation, other_rows
 from rlmech.interventions.results import bind_pairs, sweep_attrs, unknown_choice
-from rlmech.interventions.units import Over, Units, choose_units
 
 Method = Literal["acdc", "eap", "eap-ig"]
 METHODS: tuple[Method, ...] = ("acdc", "eap", "eap-ig")
@@ -99,7 +99,7 @@ def discover_circuit(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.discover import discover_circuit
+        >>> from rlmech.interventions.edges.discover import discover_circuit
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> circuit = discover_circuit(policy, clean=torch.rand(16, 4), corrupt=torch.rand(16, 4), threshold=0.0)

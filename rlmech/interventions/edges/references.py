@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlmech.errors import ObservationError
-from rlmech.interventions.component_graph import ComponentGraph
+from rlmech.interventions.edges.component_graph import ComponentGraph
 
 CircuitAblation = Literal["patch", "zero", "mean", "resample"]
 ABLATIONS: tuple[CircuitAblation, ...] = ("patch", "zero", "mean", "resample")

@@ -21,12 +21,12 @@ from torch import Tensor
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, MetricError
-from rlmech.interventions.component_graph import ComponentGraph
-from rlmech.interventions.edge_patching import name_edges
+from rlmech.interventions.edges.component_graph import ComponentGraph
+from rlmech.interventions.edges.edge_patching import name_edges
+from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.interventions.statistics import bootstrap_mean
-from rlmech.interventions.units import Over, Units, choose_units
 
 _ROWS_AT_ONCE = 1024
 _EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all
@@ -76,7 +76,7 @@ def edge_attribution(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.edge_attribution import edge_attribution
+        >>> from rlmech.interventions.edges.edge_attribution import edge_attribution
         >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
         >>> result = edge_attribution(policy, clean=torch.rand(16, 4), corrupt=torch.rand(16, 4))
         >>> bool((result.completeness_error < 1e-5).all())

@@ -17,8 +17,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmech.interventions.component_graph import ComponentGraph
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.component_graph import ComponentGraph
+from rlmech.interventions.edges.edge_runs import EdgeRuns
 from rlmech.interventions.metrics import BoundMetric
 from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio
 

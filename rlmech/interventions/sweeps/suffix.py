@@ -19,7 +19,6 @@ from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.program import Address, Program
-from rlmech.interventions.linear_chain import has_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +98,4 @@ def prefix_of(graph: Graph, starts: Sequence[Node], ends: Sequence[Node]) -> tup
     read = itertools.chain(wanted, *(graph.sources_of(node, replaced=replaced) for node in again))
     leaves = {"parameter", "constant", "input"}
     kept = {node for node in read if node not in again and node.op not in leaves and node.shape is not None}
-    return tuple(sorted((node for node in kept if has_batch(node)), key=lambda node: node.index))
+    return tuple(sorted((node for node in kept if node.has_batch), key=lambda node: node.index))

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.flow import RESHAPES, Flow, sizes_for
-from rlmech.interventions.linear_chain import has_batch
+from rlmech.interventions.sweeps.flow import RESHAPES, Flow, sizes_for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -171,7 +170,7 @@ class Base(Step):
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
         value = block.runs.base[self.node]
-        return self.finish(block.rows(block.base(self.node))) if has_batch(self.node) else value
+        return self.finish(block.rows(block.base(self.node))) if self.node.has_batch else value
 
 
 class Plain(Step):
@@ -182,8 +181,8 @@ class Plain(Step):
         self.computed, self.in_place = computed, in_place
         self.definition = flow.definition_of(node)
         self.others = [n for n in flow.sources(node) if n not in computed and n.shape is not None]
-        self.per_row = {n for n in self.others if has_batch(n)}
-        tensors = [n for n in flow.sources(node) if n.shape is not None and has_batch(n)]
+        self.per_row = {n for n in self.others if n.has_batch}
+        tensors = [n for n in flow.sources(node) if n.shape is not None and n.has_batch]
         aligned = node.shape is not None and all(n.sizes[0] == -1 and len(n.sizes) == len(node.shape) for n in tensors)
         self.broadcasts = bool(self.per_row) and node.op in BROADCASTING and aligned
         self.call: Callable[..., Any] = DIRECT.get(node.op) or node.call or torch.clone

@@ -23,9 +23,9 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.errors import ConfigError
-from rlmech.interventions.certificate import certify
-from rlmech.interventions.downstream import Continuation
-from rlmech.interventions.gradients import (
+from rlmech.interventions.gradients.certificate import certify
+from rlmech.interventions.gradients.downstream import Continuation
+from rlmech.interventions.gradients.gradients import (
     MeasuredRun,
     finite_change,
     integrated_gradient,
@@ -37,12 +37,17 @@ from rlmech.interventions.gradients import (
     row_sums,
     sum_over_sites,
 )
-from rlmech.interventions.independence import check_rows
+from rlmech.interventions.gradients.repairs import (
+    dropout_magnitude,
+    droppable_nodes,
+    nodes_before_patterns,
+    softmax_repaired,
+)
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
-from rlmech.interventions.repairs import dropout_magnitude, droppable_nodes, nodes_before_patterns, softmax_repaired
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
+from rlmech.interventions.sweeps.independence import check_rows
 
 Repair = Literal["softmax", "dropout"]
 
@@ -106,11 +111,12 @@ def attribution_patching(
 
     Source:
         Nanda 2023, *Attribution patching*; Kramár et al. 2024, arXiv 2403.00745; Sundararajan et al. 2017, arXiv
-        1703.01365; Hanna et al. 2024, arXiv 2403.17806. The certificate is derived in `rlmech.interventions.gates`.
+        1703.01365; Hanna et al. 2024, arXiv 2403.17806. The certificate is derived in
+        `rlmech.interventions.gradients.gates`.
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.attribution import attribution_patching
+        >>> from rlmech.interventions.gradients.attribution import attribution_patching
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> clean, corrupt = torch.rand(16, 4), torch.rand(16, 4)

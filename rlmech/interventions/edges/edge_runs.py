@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmech.interventions.component_graph import ComponentGraph
+from rlmech.interventions.edges.component_graph import ComponentGraph
 from rlmech.interventions.metrics import BoundMetric, Outputs
 
 ROWS_AT_ONCE = 1024

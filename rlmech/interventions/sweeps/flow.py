@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
 from rlmech.core.graph import Graph, Node
-from rlmech.interventions.dependence import ELEMENTWISE
+from rlmech.interventions.edges.dependence import ELEMENTWISE
 
 RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten", "expand"}
 

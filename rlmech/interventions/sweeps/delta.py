@@ -17,10 +17,10 @@ from torch import Tensor
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.delta_linear import Chain, Folded, OneChannel, OneElement, Product
-from rlmech.interventions.delta_steps import Base, Block, Mixed, Plain, Runs, Softmax, Step, flat, size_of
-from rlmech.interventions.flow import RESHAPES, Flow, spread
-from rlmech.interventions.linear_chain import has_batch, linear_sources
+from rlmech.interventions.sweeps.delta_linear import Chain, Folded, OneChannel, OneElement, Product
+from rlmech.interventions.sweeps.delta_steps import Base, Block, Mixed, Plain, Runs, Softmax, Step, flat, size_of
+from rlmech.interventions.sweeps.flow import RESHAPES, Flow, spread
+from rlmech.interventions.sweeps.linear_chain import linear_sources
 
 LARGEST_MATRIX = 1 << 20
 """Elements of the largest matrix that a chain of linear operations is folded into."""
@@ -272,7 +272,7 @@ class DeltaPlan:
 
     @staticmethod
     def _ordered(node: Node, value: Tensor, order: Tensor) -> Tensor:
-        return value.index_select(0, order) if has_batch(node) else value
+        return value.index_select(0, order) if node.has_batch else value
 
     def run(self, block: Block) -> list[Tensor]:
         """The outputs of a block, laid out like their nodes."""

@@ -23,7 +23,7 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.errors import MetricError, SiteError
-from rlmech.interventions.downstream import Continuation
+from rlmech.interventions.gradients.downstream import Continuation
 from rlmech.interventions.metrics import BoundMetric
 
 

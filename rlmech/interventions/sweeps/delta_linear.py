@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.delta_steps import Block, Runs, Step, flat, size_of
-from rlmech.interventions.flow import Flow
-from rlmech.interventions.linear_chain import Values, has_batch, linear_sources, push
+from rlmech.interventions.sweeps.delta_steps import Block, Runs, Step, flat, size_of
+from rlmech.interventions.sweeps.flow import Flow
+from rlmech.interventions.sweeps.linear_chain import Values, linear_sources, push
 
 NARROW = 16
 """Last axes up to this size are laid out in front while they are computed: loops run over slots instead."""
@@ -43,7 +43,7 @@ class Chain:
             source
             for node in self.links
             for source in flow.sources(node)
-            if source not in inside and source is not start and source.shape is not None and not has_batch(source)
+            if source not in inside and source is not start and source.shape is not None and not source.has_batch
         }
 
     @property

@@ -24,8 +24,8 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError, nearest
-from rlmech.interventions.dependence import push_dependence
-from rlmech.interventions.independence import refuse_unfit
+from rlmech.interventions.edges.dependence import push_dependence
+from rlmech.interventions.sweeps.independence import refuse_unfit
 
 Edge = tuple[Site, Site]
 """(sender, receiver)."""
@@ -174,7 +174,7 @@ def unit_name(point: HookPoint, site: Site) -> str:
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.component_graph import unit_name
+        >>> from rlmech.interventions.edges.component_graph import unit_name
         >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(3, 4))
         >>> unit_name(policy.hook_dict["hook_obs"], rlm.Site("hook_obs", feature=2))
         'hook_obs feature=2'
@@ -200,7 +200,7 @@ def component_graph(policy: HookedPolicy, *, units: Sequence[Site]) -> Component
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.component_graph import component_graph
+        >>> from rlmech.interventions.edges.component_graph import component_graph
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> graph = component_graph(policy, units=policy.sites("1.hook_out", over="neuron"))

@@ -16,7 +16,6 @@ from torch import Tensor
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.interventions.linear_chain import has_batch
 
 _LEAVES = {"parameter", "constant", "input"}
 
@@ -51,9 +50,7 @@ class Continuation:
         inside = {node, *behind}
         read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
         read += [end for end in returned if end not in inside]
-        frontier = tuple(
-            dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and has_batch(at))
-        )
+        frontier = tuple(dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and at.has_batch))
         with torch.no_grad():
             values = engine.program(returned=frontier)(arrays, (), ()) if frontier else ()
         shown = tuple(Layout.of(at).show(value) for at, value in zip(frontier, values, strict=True))

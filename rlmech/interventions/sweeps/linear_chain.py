@@ -14,16 +14,11 @@ from torch import Tensor
 
 from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
 from rlmech.core.graph import Node
-from rlmech.interventions.flow import RESHAPES, Flow, sizes_for
+from rlmech.interventions.sweeps.flow import RESHAPES, Flow, sizes_for
 
 Values = Mapping[Node, Tensor]
 _POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"}
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-
-
-def has_batch(node: Node) -> bool:
-    """Whether a value has a row per observation; weights and what is made of them alone have none."""
-    return any(size < 0 for size in node.shape or ())
 
 
 def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
@@ -102,11 +97,11 @@ def _difference(node: Node, changes: Values, n: int) -> Tensor:
 def _is_scaling(node: Node, source: Node) -> bool:
     first, second = node.args[:2]
     other = second if first is source else first
-    return (first is source or node.op == "mul") and not (isinstance(other, Node) and has_batch(other))
+    return (first is source or node.op == "mul") and not (isinstance(other, Node) and other.has_batch)
 
 
 def _is_layer(value: Any, weight: Any, *, changed: set[Node]) -> bool:
-    constant = isinstance(weight, Node) and weight not in changed and not has_batch(weight)
+    constant = isinstance(weight, Node) and weight not in changed and not weight.has_batch
     return value in changed and constant
 
 

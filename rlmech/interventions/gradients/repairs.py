@@ -20,8 +20,8 @@ from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
-from rlmech.interventions.downstream import Continuation
-from rlmech.interventions.gradients import MeasuredRun, output_addresses, row_sums, sum_over_sites
+from rlmech.interventions.gradients.downstream import Continuation
+from rlmech.interventions.gradients.gradients import MeasuredRun, output_addresses, row_sums, sum_over_sites
 
 ROWS_AT_ONCE = 4096
 """Rows of patched runs that are stacked."""

@@ -19,15 +19,15 @@ from jaxtyping import Float, Int
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
-from rlmech.interventions.circuit import Circuit
-from rlmech.interventions.component_graph import ComponentGraph, Edge
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.circuit import Circuit
+from rlmech.interventions.edges.component_graph import ComponentGraph, Edge
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.references import other_rows
+from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
-from rlmech.interventions.references import other_rows
 from rlmech.interventions.results import sweep_attrs
 from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio
-from rlmech.interventions.sweep import outputs_of
-from rlmech.interventions.units import Over, Units, choose_units
+from rlmech.interventions.sweeps.sweep import outputs_of
 
 
 def causal_scrubbing(
@@ -72,7 +72,7 @@ def causal_scrubbing(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.scrubbing import causal_scrubbing
+        >>> from rlmech.interventions.edges.scrubbing import causal_scrubbing
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 2))
         >>> path = [(rlm.Site("hook_obs", feature=0), rlm.Site("1.hook_out"))]

@@ -18,8 +18,8 @@ from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
-from rlmech.interventions.component_graph import head_layouts
-from rlmech.interventions.dependence import push_dependence
+from rlmech.interventions.edges.component_graph import head_layouts
+from rlmech.interventions.edges.dependence import push_dependence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from rlmech.axes import Axis
 from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
-from rlmech.interventions.component_graph import ComponentGraph, component_graph
+from rlmech.interventions.edges.component_graph import ComponentGraph, component_graph
 from rlmech.interventions.results import unknown_choice
 from rlmech.interventions.sites import choose_sites
 
@@ -39,7 +39,7 @@ def choose_units(policy: HookedPolicy, *, units: Units = "auto", over: Over = "l
 
     Example:
         >>> import rlmech as rlm
-        >>> from rlmech.interventions.units import choose_units
+        >>> from rlmech.interventions.edges.units import choose_units
         >>> graph = choose_units(rlm.load("zoo:intersection-ego-attention"))
         >>> len(graph.units), graph.names[-1]
         (176, 'hook_q_values')

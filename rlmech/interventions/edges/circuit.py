@@ -23,11 +23,11 @@ from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
-from rlmech.interventions.circuit_evaluation import evaluate_edges
-from rlmech.interventions.component_graph import ComponentGraph, Edge, component_graph
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.circuit_evaluation import evaluate_edges
+from rlmech.interventions.edges.component_graph import ComponentGraph, Edge, component_graph
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.references import ABLATIONS, CircuitAblation, reference_values
 from rlmech.interventions.metrics import Metric, MetricFunction
-from rlmech.interventions.references import ABLATIONS, CircuitAblation, reference_values
 from rlmech.interventions.results import bind_pairs, unknown_choice
 
 FORMAT = "rlmech.circuit/1"

@@ -15,11 +15,11 @@ import xarray as xr
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
-from rlmech.interventions.component_graph import ComponentGraph, Edge
-from rlmech.interventions.edge_runs import EdgeRuns
+from rlmech.interventions.edges.component_graph import ComponentGraph, Edge
+from rlmech.interventions.edges.edge_runs import EdgeRuns
+from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
-from rlmech.interventions.units import Over, Units, choose_units
 
 _ROWS_AT_ONCE = 4096
 
@@ -61,7 +61,7 @@ def edge_patching(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> from rlmech.interventions.edge_patching import edge_patching
+        >>> from rlmech.interventions.edges.edge_patching import edge_patching
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> result = edge_patching(policy, clean=torch.rand(16, 4), corrupt=torch.rand(16, 4))

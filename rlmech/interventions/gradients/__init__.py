@@ -1,0 +1,1 @@
+"""First-order estimates of patches, their repairs, and the certificate that says where they are exact."""

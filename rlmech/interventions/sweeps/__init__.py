@@ -1,0 +1,1 @@
+"""The sweep engine: how thousands of patches are run on shared base runs, exactly and fast."""
