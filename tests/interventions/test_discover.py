@@ -281,3 +281,12 @@ def test_the_same_seed_finds_the_same_circuit(small):
     first, second = (discover_circuit(policy, clean=clean, corrupt=corrupt, seed=3, n_random=2) for _ in range(2))
     assert first.kept == second.kept
     assert first.dataset.identical(second.dataset)
+
+
+@pytest.mark.parametrize("n_edges", [20, 40])
+def test_as_many_edges_as_asked_for_carry_something_to_the_output(n_edges):
+    known = testbed.random_circuit(3)
+    circuit = discover_circuit(
+        known.policy, clean=known.clean, corrupt=known.corrupt, method="eap", n_edges=n_edges, units=known.units
+    )
+    assert n_edges - 3 <= len(circuit.edges) <= n_edges

@@ -31,6 +31,7 @@ from rlmech.interventions.edges.references import ABLATIONS, CONSISTENT, Circuit
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import bind_pairs, sweep_attrs, unknown_choice
+from rlmech.progress import progress_bar
 
 Method = Literal["acdc", "eap", "eap-ig"]
 METHODS: tuple[Method, ...] = ("acdc", "eap", "eap-ig")
@@ -57,7 +58,7 @@ def discover_circuit(
     steps: int = 8,
     n_random: int = 20,
     seed: int = 0,
-    on_edge: Callable[[int], None] = lambda n: None,
+    progress: bool = False,
 ) -> Circuit:
     """Find the edges that make the decision, and measure them on pairs that were held out.
 
@@ -72,14 +73,15 @@ def discover_circuit(
         over: With `units="auto"`: hidden activations as a `layer`, or `neuron` by neuron.
         threshold: Edges below it are dropped; None for 0.01. In shares of what ablating every edge does to the metric,
             mean over pairs of the magnitude: for `acdc` of the change when the edge goes too, else of the estimate.
-        n_edges: Instead of a threshold, for `eap` and `eap-ig`: how many edges of the highest scores are kept.
+        n_edges: Instead of a threshold, for `eap` and `eap-ig`: how many edges of the highest scores the circuit
+            has; fewer where the next one would bring several with it.
         ablation: What dropped edges carry: the pair's corrupt run (`patch`), the clean run of another pair
             (`resample`), the mean over the discovery pairs' observations (`mean`), or zeros.
         held_out: Share of the pairs that the circuit is measured on and not found on; 0 to measure where it was found.
         steps: Midpoints of `eap-ig`.
         n_random: Random circuits of the same size to compare with.
         seed: Of the split, the resampled rows, the random circuits and the bootstrap.
-        on_edge: Called with the number of edges decided since the last call, for a progress bar.
+        progress: Whether to draw a progress bar.
 
     Returns:
         The circuit: `edges`, `nodes`, and `dataset` with `score[edge]`, `effect[edge]` (for `acdc` the metric's change
@@ -117,12 +119,13 @@ def discover_circuit(
     runs = circuit_runs(graph, *mine, ablation=ablation, seed=seed, dataset=dataset)
     limit = THRESHOLD if threshold is None else threshold
     if method == "acdc":
-        kept, score, effect = _acdc(graph, runs, bound, found_on, threshold=limit, on_edge=on_edge)
+        with progress_bar("discovering", len(graph.edges), enabled=progress) as advance:
+            kept, score, effect = _acdc(graph, runs, bound, found_on, threshold=limit, on_edge=advance)
     else:
         estimated = _Estimated(ablation=ablation, steps=steps if method == "eap-ig" else 0, seed=seed)
         score, effect = estimated.scores(graph, runs, bound, found_on, corrupt=mine[1])
-        kept = _highest(score, n_edges) if n_edges is not None else score >= limit
-        on_edge(len(score))
+        consistent = ablation in CONSISTENT
+        kept = score >= limit if n_edges is None else _highest(graph, score, n_edges, consistent=consistent)
     useful = useful_edges(graph, kept.nonzero()[0].tolist(), consistent=ablation in CONSISTENT)
     test_runs = circuit_runs(graph, *held, ablation=ablation, seed=seed, dataset=dataset)
     result = evaluate_edges(graph, useful, test_runs, metric=bound, pair=measured_on, n_random=n_random, seed=seed)
@@ -239,9 +242,20 @@ def _scale(runs: EdgeRuns, metric: BoundMetric, pair: Tensor, whole: Float[np.nd
     return scale
 
 
-def _highest(score: Float[np.ndarray, " edge"], n_edges: int) -> Bool[np.ndarray, " edge"]:
+def _highest(
+    graph: ComponentGraph, score: Float[np.ndarray, " edge"], n_edges: int, *, consistent: bool
+) -> Bool[np.ndarray, " edge"]:
+    """The edges of the highest scores, as many as leave at most `n_edges` once those that cannot matter are gone."""
+    order = np.argsort(-score, kind="stable").tolist()
+    enough, too_many = 0, len(order) + 1
+    while too_many - enough > 1:
+        tried = (enough + too_many) // 2
+        if len(useful_edges(graph, order[:tried], consistent=consistent)) <= n_edges:
+            enough = tried
+        else:
+            too_many = tried
     kept = np.zeros(len(score), dtype=bool)
-    kept[np.argsort(-score, kind="stable")[:n_edges]] = True
+    kept[order[:enough]] = True
     return kept
 
 
