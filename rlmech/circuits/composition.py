@@ -283,8 +283,9 @@ def _maps(
         _check_apart(pair, shown, maps, pulled)
     read = maps.flatten(2).any(-1)
     visible = visible_keys(policy, arrays, pair.later)
-    counts = visible is not None and visible.shape == shown.shape[:2] and not anywhere
-    return maps, read & visible if counts else read
+    if visible is None or visible.shape != shown.shape[:2] or anywhere:
+        return maps, read
+    return maps, read & visible
 
 
 def _check_apart(pair: _Pair, shown: Tensor, maps: Tensor, pulled: Callable[[Tensor], Tensor]) -> None:

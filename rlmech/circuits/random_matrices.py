@@ -84,11 +84,11 @@ def against(value: Float[np.ndarray, "*axes"], draws: Float[Tensor, draw * axes]
 
     Returns:
         `random_mean` and `random_std` of the draws, the value's distance from the mean in standard deviations, `z`, and
-        `percentile`, the share of draws below it in %; NaN where the value is.
+        `percentile`, the share of draws below it in %; NaN where the value or a draw is.
     """
     drawn = draws.cpu().numpy()
     mean, deviation = drawn.mean(0), drawn.std(0, ddof=1)
-    absent = np.where(np.isnan(value), np.nan, 0.0)
+    absent = np.where(np.isnan(value) | np.isnan(mean), np.nan, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):  # a value that is the same in every draw
         z = (value - mean) / deviation
     return {
