@@ -9,7 +9,7 @@ passes; the patterns are the policy's own on that observation, and pass on no gr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Gate:
         args = [values[arg] if isinstance(arg, Node) else arg for arg in self.node.args]
         kwargs = {key: values[arg] if isinstance(arg, Node) else arg for key, arg in self.node.kwargs.items()}
         found = GATES[self.node.op](*args, **kwargs)
-        return [Boundary(distance=rows_first(self.node, b.distance), inclusive=b.inclusive) for b in found]
+        return [replace(b, distance=rows_first(self.node, b.distance)) for b in found]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

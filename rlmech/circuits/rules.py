@@ -55,10 +55,12 @@ class Boundary:
     Attributes:
         distance: Affine in what the gate reads; zero at the boundary.
         inclusive: Whether zero itself belongs to the side of the positive numbers.
+        competing: Whether the last axis runs over competitors, zero at the one that wins, rather than over gates.
     """
 
     distance: Tensor
     inclusive: bool = False
+    competing: bool = False
 
     @property
     def side(self) -> Tensor:
@@ -83,8 +85,10 @@ def _at_zero(x: Tensor, *_: Any) -> list[Boundary]:
     return [Boundary(distance=x)]
 
 
-def _largest(x: Tensor, dim: Any = (), keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
-    return [Boundary(distance=x.amax(dim, keepdim=True) - x)]
+def _largest(x: Tensor, dim: Any, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
+    dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
+    behind = (x.amax(dims, keepdim=True) - x).movedim(dims, list(range(-len(dims), 0)))
+    return [Boundary(distance=behind.flatten(-len(dims)), competing=True)]
 
 
 def _compared(a: Any, b: Any) -> list[Boundary]:
@@ -102,9 +106,9 @@ GATES: dict[str, Callable[..., list[Boundary]]] = {
     "hardsigmoid": lambda x: _within(x, -3.0, 3.0),
     **dict.fromkeys(("softshrink", "hardshrink"), _beyond),
     "amax": _largest,
-    "amin": lambda x, dim=(), keepdim=False: _largest(-x, dim, keepdim),
+    "amin": lambda x, dim, keepdim=False: _largest(-x, dim, keepdim),
     "max": _largest,
-    "min": lambda x, dim=(), keepdim=False: _largest(-x, dim, keepdim),
+    "min": lambda x, dim, keepdim=False: _largest(-x, dim, keepdim),
     **dict.fromkeys(("maximum", "minimum", *COMPARISONS), _compared),
     **{name: lambda x, *args, n=n: _pooled(x, n, *args) for name, n in POOLS.items()},
 }
@@ -140,7 +144,7 @@ def _pooled(x: Tensor, n_axes: int, *args: Any) -> list[Boundary]:
             wide = padded.unfold(place, apart[axis] * (size[axis] - 1) + 1, step[axis])
             padded = wide[..., :: apart[axis]]
     windows = padded.flatten(-n_axes)
-    return [Boundary(distance=windows.amax(-1, keepdim=True) - windows)]
+    return [Boundary(distance=windows.amax(-1, keepdim=True) - windows, competing=True)]
 
 
 def _per_axis(value: int | Sequence[int], n_axes: int) -> tuple[int, ...]:

@@ -41,11 +41,11 @@ class AllGates(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.drop(self.bounds(self.slope(self.norm(self.first(x)))))
         z = self.second(y).clamp(-0.7, 0.6) + self.shift * 0.3 + x
-        z = F.leaky_relu(z, 0.2) - F.relu6(z * 3) / 4 + F.threshold(z, 0.1, 0.5)
-        z = torch.maximum(z, 0.4 - z) + torch.where(z > 0.3, 2 * z, z + 0.6) + z.abs()
+        z = F.leaky_relu(z, 0.2) - F.relu6(z * 3) / 4 + F.threshold(z, 0.1, 0.1)
+        z = torch.maximum(z, 0.4 - z) + torch.where(z > 0.3, 2 * z, z + 0.3) + z.abs()
         pooled = F.max_pool1d(z[:, None], 3, 2, 1).flatten(1)
         largest = z.amax(1, keepdim=True) + z.max(1).values[:, None]
-        return self.head(torch.cat([pooled, torch.full_like(pooled, 0.3)], 1)) + largest + F.hardsigmoid(z[:, :3])
+        return self.head(torch.cat([pooled, torch.full_like(pooled, 0.3)], 1)) + largest + F.softshrink(z[:, :3], 0.2)
 
 
 class Dictionary(nn.Module):
