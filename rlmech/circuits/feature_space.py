@@ -2,12 +2,12 @@
 
     score_h(q, i) = [x_q; 1] F_h,i [x_i; 1]^T,      F = scale M_q M_k^T,   M from the gates of that state
 
-Cost: the maps of `gated`, then one einsum. Memory of a form per state is its own size; averages run in chunks.
+Cost: the maps of `gated`, then one einsum. Memory of a form per state is its own size; averages run in parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
-from rlmech.circuits.labels import choose_block, labelled, provenance, score_units
+from rlmech.circuits.labels import Action, action_weights, choose_block, labelled, provenance, score_units
+from rlmech.circuits.over_states import as_dataset, averaged
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ObservationError
+from rlmech.errors import ConfigError, ObservationError
 
 Readout = Literal["action", "d_model"]
 States = Float[Tensor | np.ndarray, "batch entity feature"]
@@ -29,7 +30,8 @@ _QK_DIMS = ("batch", "head", "query", "entity", "feature_query", "feature_key")
 _OV_MODEL_DIMS = ("batch", "head", "entity", "feature", "d_model")
 _OV_ACTION_DIMS = ("batch", "head", "query", "entity", "feature", "action")
 GATED, UNGATED = "as in each state", "all open: no state's own"
-_STATES_AT_ONCE = 128
+Terms = tuple[Float[Tensor, "term action"], Sequence[Action]]
+"""Rows of weights on the scores, and their names."""
 
 
 def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> xr.DataArray:
@@ -52,7 +54,15 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
 
-def ov_forms(policy: HookedPolicy, obs: States, *, to: Readout = "action", block: str | None = None) -> xr.DataArray:
+def ov_forms(
+    policy: HookedPolicy,
+    obs: States,
+    *,
+    to: Readout = "action",
+    block: str | None = None,
+    better: Action | None = None,
+    worse: Action | None = None,
+) -> xr.DataArray:
     """Each state's own map from an entity's features to what full attention to it would add, exact.
 
     Args:
@@ -60,47 +70,69 @@ def ov_forms(policy: HookedPolicy, obs: States, *, to: Readout = "action", block
         obs: States.
         to: `action` for the scores, `d_model` for the attention block's output before any residual.
         block: Path of the attention block; None where there is one.
+        better: With `worse`, for `to="action"`: the action whose lead is mapped to, by name or number.
+        worse: The action that it leads over.
 
     Returns:
-        `[batch, head, query, entity, feature, action]` in the unit of the scores, or `[batch, head, entity, feature,
+        `[batch, head, query, entity, feature, action]` (with a gap, it is the one action) in the unit of the scores, or `[batch, head, entity, feature,
         d_model]`; the last feature is a constant 1. Weighted with the pattern and summed over heads and entities it
         gives the attention output without its bias, and what that contributes to the scores.
 
     Raises:
         AttentionError: No such block, entities mix before it, or something on the way is not piecewise linear.
+        ConfigError: A gap of which one action is missing or unknown, or that `to="d_model"` has no use for.
         ObservationError: The observation is no table of entities.
     """
     found = choose_block(policy, block)
     obs = as_states(policy, obs)
+    terms = check_readout(policy, to, better, worse)
     values = gated_maps(policy, obs, _names(found, "v"))
     onward = downstream_maps(policy, obs, found.names["attn_out"]) if to == "action" else None
-    return _ov(policy, found, values, onward, gates=GATED)
+    return _ov(policy, found, values, onward, gates=GATED, terms=terms)
 
 
 def mean_qk(policy: HookedPolicy, obs: States | None, *, block: AttentionBlock) -> xr.Dataset:
     """`qk_forms` averaged over the states in which the entity is there."""
-    return _averaged(policy, obs, block, lambda part: qk_forms(policy, part, block=block.path))
+    return averaged(
+        as_states(policy, obs), lambda part: _seen(policy, qk_forms(policy, part, block=block.path), part, block)
+    )
 
 
-def mean_ov(policy: HookedPolicy, obs: States | None, *, to: Readout, block: AttentionBlock) -> xr.Dataset:
+def mean_ov(
+    policy: HookedPolicy,
+    obs: States | None,
+    *,
+    to: Readout,
+    block: AttentionBlock,
+    better: Action | None,
+    worse: Action | None,
+) -> xr.Dataset:
     """`ov_forms` averaged over the states in which the entity is there."""
-    return _averaged(policy, obs, block, lambda part: ov_forms(policy, part, to=to, block=block.path))
+
+    def forms(part: States) -> tuple[xr.DataArray, xr.DataArray]:
+        found = ov_forms(policy, part, to=to, block=block.path, better=better, worse=worse)
+        return _seen(policy, found, part, block)
+
+    return averaged(as_states(policy, obs), forms)
 
 
 def ungated_qk(policy: HookedPolicy, *, block: AttentionBlock) -> xr.Dataset:
     """The form of the weights alone, every gate open."""
     check_entities(policy)
     form = _qk(policy, block, ungated_maps(policy, _names(block, "q", "k")), gates=UNGATED)
-    return _dataset({"circuit": form.isel(batch=0)})
+    return as_dataset({"circuit": form.isel(batch=0)})
 
 
-def ungated_ov(policy: HookedPolicy, *, to: Readout, block: AttentionBlock) -> xr.Dataset:
+def ungated_ov(
+    policy: HookedPolicy, *, to: Readout, block: AttentionBlock, better: Action | None, worse: Action | None
+) -> xr.Dataset:
     """The map of the weights alone, every gate open."""
     check_entities(policy)
+    terms = check_readout(policy, to, better, worse)
     values = ungated_maps(policy, _names(block, "v"))
     onward = ungated_downstream(policy, block.names["attn_out"]) if to == "action" else None
-    form = _ov(policy, block, values, onward, gates=UNGATED)
-    return _dataset({"circuit": form.isel(batch=0)})
+    form = _ov(policy, block, values, onward, gates=UNGATED, terms=terms)
+    return as_dataset({"circuit": form.isel(batch=0)})
 
 
 def check_entities(policy: HookedPolicy) -> None:
@@ -117,6 +149,26 @@ def check_entities(policy: HookedPolicy) -> None:
             expected="batch entity feature",
             fix="take space='model'",
         )
+
+
+def check_readout(policy: HookedPolicy, to: Readout, better: Action | None, worse: Action | None) -> Terms:
+    """Which scores, or which gap, a map leads to.
+
+    Raises:
+        ConfigError: An unknown readout, half a gap, an unknown action, or a gap where the map ends before the actions.
+    """
+    if to not in ("action", "d_model"):
+        raise ConfigError(
+            f"There is no readout {to!r}.", given=repr(to), expected="'action' or 'd_model'", fix="to='action'"
+        )
+    if to == "d_model" and (better is not None or worse is not None):
+        raise ConfigError(
+            "An action gap lies behind the output layers.",
+            given="to='d_model' with a gap",
+            expected="to='action' with a gap, or to='d_model' without",
+            fix="to='action'",
+        )
+    return action_weights(policy, better, worse)
 
 
 def as_states(policy: HookedPolicy, obs: States | None) -> Float[Tensor, "batch entity feature"]:
@@ -150,52 +202,27 @@ def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *,
 
 
 def _ov(
-    policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], onward: Tensor | None, *, gates: str
+    policy: HookedPolicy,
+    block: AttentionBlock,
+    maps: dict[str, Tensor],
+    onward: Tensor | None,
+    *,
+    gates: str,
+    terms: Terms,
 ) -> xr.DataArray:
     form = einsum(
         maps[block.names["v"]],
         block.W_O.detach(),
         "batch entity feature head d_head, head d_head d_model -> batch head entity feature d_model",
     )
-    dims, units = _OV_MODEL_DIMS, "1"
-    if onward is not None:
-        to_action = "batch head entity feature d_model, batch query d_model action -> {}"
-        form = einsum(form, onward, to_action.format(" ".join(_OV_ACTION_DIMS)))
-        dims, units = _OV_ACTION_DIMS, score_units(policy)
     attrs = provenance(policy, block, space="feature", gates=gates)
-    return labelled(policy, form, dims, units=units).assign_attrs(attrs)
-
-
-def _averaged(
-    policy: HookedPolicy, obs: States | None, block: AttentionBlock, forms: Callable[[States], xr.DataArray]
-) -> xr.Dataset:
-    states = as_states(policy, obs)
-    total, squares, count, attrs = 0.0, 0.0, 0.0, {}
-    for part in states.split(_STATES_AT_ONCE):
-        form = forms(part).astype("float64")
-        attrs = form.attrs
-        present = _present(policy, part, block).assign_coords(entity=form.entity)
-        form = form.where(present, 0.0)
-        total, squares, count = (
-            total + form.sum("batch"),
-            squares + (form**2).sum("batch"),
-            count + present.sum("batch"),
-        )
-    n_states = xr.DataArray(count)
-    seen = n_states.where(n_states > 0)  # an entity that is never there has no mean: NaN
-    mean = total / seen
-    spread = (squares / seen - mean**2).clip(min=0) ** 0.5
-    variables = {"circuit": mean.assign_attrs(attrs), "spread": spread.assign_attrs(attrs)}
-    return _dataset(variables, n_states=n_states).assign_attrs(
-        n_states=len(states), spread="standard deviation over states"
-    )
-
-
-def _dataset(variables: dict[str, xr.DataArray], **counts: xr.DataArray) -> xr.Dataset:
-    """Variables that keep their unit, and share all else that was said of each."""
-    shared = {key: value for key, value in variables["circuit"].attrs.items() if key != "units"}
-    own = {name: values.drop_attrs().assign_attrs(units=values.attrs["units"]) for name, values in variables.items()}
-    return xr.Dataset({**own, **counts}, attrs=shared)
+    if onward is None:
+        return labelled(policy, form, _OV_MODEL_DIMS, units="1").assign_attrs(attrs)
+    weights, names = terms
+    to_action = "batch head entity feature d_model, batch query d_model action -> {}"
+    form = einsum(form, onward @ weights.to(onward).T, to_action.format(" ".join(_OV_ACTION_DIMS)))
+    found = labelled(policy, form, _OV_ACTION_DIMS, units=score_units(policy))
+    return found.assign_coords(action=list(names)).assign_attrs(attrs)
 
 
 def visible_keys(
@@ -213,8 +240,11 @@ def visible_keys(
     return ~hidden.all(dim=places) if places else ~hidden
 
 
-def _present(policy: HookedPolicy, obs: Tensor, block: AttentionBlock) -> xr.DataArray:
-    """Which entities the attention can see, `[batch, entity]`."""
+def _seen(
+    policy: HookedPolicy, forms: xr.DataArray, obs: States, block: AttentionBlock
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Forms, and which entities the attention can see in their states, `[batch, entity]`."""
     visible = visible_keys(policy, policy.coerce(obs), block)
-    everything = np.ones(obs.shape[:2], dtype=bool)
-    return xr.DataArray(everything if visible is None else visible.cpu().numpy() & everything, dims=("batch", "entity"))
+    everything = np.ones((forms.sizes["batch"], forms.sizes["entity"]), dtype=bool)
+    present = everything if visible is None else visible.cpu().numpy() & everything
+    return forms, xr.DataArray(present, dims=("batch", "entity"), coords={"entity": forms.entity})

@@ -17,7 +17,7 @@ from einops import einsum
 
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ungated_ov, ungated_qk
-from rlmech.circuits.labels import choose_block, labelled, provenance
+from rlmech.circuits.labels import Action, choose_block, labelled, provenance
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
@@ -90,9 +90,10 @@ def qk_circuit(
         Scores before mask and softmax: dimensionless, positive attracts attention, the factor 1/sqrt(d_head) included.
         In model space `circuit[head, d_model_query, d_model_key]`, `query_bias`, `key_bias` and `constant`:
         score = x C y + query_bias x + key_bias y + constant. In feature space the mean over the states in which the
-        entity is there, `circuit[head, query, entity, feature_query, feature_key]`, its standard deviation `spread` and
-        `n_states[entity]` (both absent where not gated); the last feature is `bias`, a constant 1. `qk_forms` gives
-        each state's own.
+        entity is there, `circuit[head, query, entity, feature_query, feature_key]`; the last feature is `bias`, a
+        constant 1. Where gated, also its standard deviation over states, `spread`; `sign_share`, the share of states in
+        which an entry has the mean's sign; `form_share[query, entity]`, the share with the commonest gates, of
+        `n_forms` that act differently; and `n_states[entity]`. `qk_forms` gives each state's own.
 
     Raises:
         AttentionError: No such block, entities mix before it, or an embedding is not piecewise linear.
@@ -125,6 +126,8 @@ def ov_circuit(
     obs: States | None = None,
     gated: bool | None = None,
     to: Readout = "action",
+    better: Action | None = None,
+    worse: Action | None = None,
 ) -> xr.Dataset:
     """What each head says of what it attends to: the map from an embedding, or features, to what full attention adds.
 
@@ -136,16 +139,20 @@ def ov_circuit(
         gated: False for the product with every gate held open, which is no state's own map and says so in `attrs`;
             None for what `obs` allows: gated with states, open gates without.
         to: In feature space: `action` for the scores, through the output layers' gates, or `d_model`.
+        better: With `worse`, for `to="action"`: the action whose lead is mapped to, by name or number. A raw score holds
+            what is common to all actions; a gap decides.
+        worse: The action that it leads over.
 
     Returns:
         In model space `circuit[head, d_model_in, d_model_out]`, `bias[head, d_model_out]` and the block's
         `output_bias[d_model_out]`. In feature space the mean over the states in which the entity is there,
-        `circuit[head, query, entity, feature, action]` in the unit of the scores or `circuit[head, entity, feature,
-        d_model]`, its standard deviation `spread` and `n_states[entity]` (both absent where not gated); the last
-        feature is `bias`, a constant 1. `ov_forms` gives each state's own.
+        `circuit[head, query, entity, feature, action]` in the unit of the scores (with a gap, it is the one action) or
+        `circuit[head, entity, feature, d_model]`; the last feature is `bias`, a constant 1. Where gated, `spread`,
+        `sign_share`, `form_share`, `n_forms` and `n_states` as in `qk_circuit`. `ov_forms` gives each state's own.
 
     Raises:
         AttentionError: No such block, entities mix before it, or something on the way is not piecewise linear.
+        ConfigError: An unknown space or readout, or a gap of which one action is missing or unknown.
         ObservationError: Feature space without states, or without entities.
 
     Source:
@@ -164,7 +171,9 @@ def ov_circuit(
     if _in_model_space(space):
         return _ov_weights(policy, found)
     gated = obs is not None if gated is None else gated
-    return mean_ov(policy, obs, to=to, block=found) if gated else ungated_ov(policy, to=to, block=found)
+    if gated:
+        return mean_ov(policy, obs, to=to, block=found, better=better, worse=worse)
+    return ungated_ov(policy, to=to, block=found, better=better, worse=worse)
 
 
 def _in_model_space(space: str) -> bool:

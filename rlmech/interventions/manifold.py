@@ -162,7 +162,7 @@ class _Manifold:
     """The variance in every direction that no reference row varies in."""
     shrinkage: float
     rows: Float[Tensor, "row size"]
-    usual: Mapping[str, Float[np.ndarray, " row"]]
+    usual: Mapping[str, Float[np.ndarray, " _"]]
 
     @classmethod
     def fit(cls, activations: Tensor, *, seed: int) -> _Manifold:

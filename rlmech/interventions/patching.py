@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ def activation_patching(
     corrupt: Observation,
     sites: Groups = "auto",
     metric: Metric | MetricFunction | None = None,
-    direction: Direction = "denoise",
+    direction: Direction | Literal["both"] = "denoise",
     seed: int = 0,
     journal: Place | None = None,
     progress: bool = False,
@@ -62,7 +63,8 @@ def activation_patching(
         corrupt: Their counterparts, row by row.
         sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
-        direction: `denoise`: clean activations into corrupt runs; `noise`: corrupt ones into clean runs.
+        direction: `denoise`: clean activations into corrupt runs (sufficiency); `noise`: corrupt ones into clean runs
+            (necessity); `both`, along a dimension `condition`.
         seed: Of the bootstrap.
         journal: A directory that keeps what is finished; the same call goes on from there after an interruption.
         progress: Whether to draw a progress bar.
@@ -88,8 +90,19 @@ def activation_patching(
         >>> dict(result.sizes)
         {'site': 8, 'pair': 16}
     """
-    if direction not in ("denoise", "noise"):
-        raise unknown_choice("direction", direction, ("denoise", "noise"))
+    if direction not in ("denoise", "noise", "both"):
+        raise unknown_choice("direction", direction, ("denoise", "noise", "both"))
+    if direction == "both":
+        return _both(
+            policy,
+            clean=clean,
+            corrupt=corrupt,
+            sites=sites,
+            metric=metric,
+            seed=seed,
+            journal=journal,
+            progress=progress,
+        )
     groups = choose_groups(policy, sites)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
@@ -99,6 +112,25 @@ def activation_patching(
         policy, groups, bound, patched=patched, method="activation patching", direction=direction, seed=seed
     )
     return _with_no_ops(result, swept)
+
+
+def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Dataset:
+    """Denoising and noising of the same pairs along a dimension `condition`."""
+    directions: tuple[Direction, Direction] = ("denoise", "noise")
+    results = [
+        activation_patching(policy, direction=direction, journal=journal and Path(journal) / direction, **given)
+        for direction in directions
+    ]
+    joined = xr.concat(
+        results,
+        dim="condition",
+        data_vars="different",
+        coords="minimal",
+        compat="equals",
+        combine_attrs="drop_conflicts",
+    )
+    method = "activation patching, denoise (clean into corrupt) and noise (corrupt into clean)"
+    return joined.assign_coords(condition=list(directions)).assign_attrs(method=method)
 
 
 def ablation_sweep(

@@ -8,6 +8,7 @@ from einops import einsum, rearrange
 from torch import nn
 
 import rlmech.circuits.feature_space as feature_space
+import rlmech.circuits.over_states as over_states
 from rlmech.circuits import ov_circuit, ov_factored, ov_forms, qk_circuit, qk_factored, qk_forms
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError, ObservationError
@@ -235,7 +236,7 @@ def test_factored_circuits_are_the_model_space_circuits(ego):
 
 
 def test_averages_are_over_the_states_in_which_the_entity_is_there(ego, monkeypatch):
-    monkeypatch.setattr(feature_space, "_STATES_AT_ONCE", 3)
+    monkeypatch.setattr(over_states, "_STATES_AT_ONCE", 3)
     obs = scenes(10)
     circuit = qk_circuit(ego, space="feature", obs=obs)
     forms = qk_forms(ego, obs)

@@ -35,6 +35,16 @@ def test_noising_is_denoising_the_other_way_around(policy, pairs):
         np.testing.assert_array_equal(noise[name], denoise[name])
 
 
+def test_both_directions_stand_side_by_side(policy, pairs, tmp_path):
+    both = rlm.activation_patching(policy, **pairs, direction="both", journal=tmp_path / "journal")
+    assert both["condition"].values.tolist() == ["denoise", "noise"]
+    for direction in ("denoise", "noise"):
+        alone = rlm.activation_patching(policy, **pairs, direction=direction)
+        for name in ("patched", "effect", "effect_low", "no_op"):
+            np.testing.assert_array_equal(both[name].sel(condition=direction), alone[name])
+    assert both["clean"].dims == ("pair",)
+
+
 def test_equal_observations_give_no_effect_with_the_denominator_flagged(policy, pairs):
     same = pairs["clean"]
     result = rlm.activation_patching(policy, clean=same, corrupt=same)
