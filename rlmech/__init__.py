@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlmech.adapters.native import save_policy
     from rlmech.circuits.factored_matrix import FactoredMatrix
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
+    from rlmech.interventions.ablation import ablation_sweep, steering_sweep
     from rlmech.interventions.edges.circuit import Circuit
     from rlmech.interventions.edges.component_graph import component_graph
     from rlmech.interventions.edges.discover import discover_circuit
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         state_value,
     )
     from rlmech.interventions.optimal import OptimalConstants, optimal_constants
-    from rlmech.interventions.patching import ablation_sweep, activation_patching, steering_sweep
+    from rlmech.interventions.patching import activation_patching
     from rlmech.interventions.sites import sliding_windows
     from rlmech.interventions.subspace import interchange_intervention
     from rlmech.plot.report import report
@@ -67,7 +68,7 @@ _LAZY = {
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
     "Recording": "rlmech.rollouts.recording",
-    "ablation_sweep": "rlmech.interventions.patching",
+    "ablation_sweep": "rlmech.interventions.ablation",
     "action_flip": "rlmech.interventions.metrics",
     "action_gap": "rlmech.interventions.metrics",
     "action_score": "rlmech.interventions.metrics",
@@ -98,7 +99,7 @@ _LAZY = {
     "sliding_windows": "rlmech.interventions.sites",
     "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
-    "steering_sweep": "rlmech.interventions.patching",
+    "steering_sweep": "rlmech.interventions.ablation",
 }
 _MODULES = {"plot", "testbed", "zoo"}
 

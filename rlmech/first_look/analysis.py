@@ -20,8 +20,9 @@ from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
+from rlmech.interventions.ablation import ablation_sweep
 from rlmech.interventions.metrics import action_flip, action_gap
-from rlmech.interventions.patching import ablation_sweep, activation_patching
+from rlmech.interventions.patching import activation_patching
 from rlmech.plot import recorded_pattern
 from rlmech.rollouts import Recording, record
 
