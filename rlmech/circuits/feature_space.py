@@ -74,9 +74,10 @@ def ov_forms(
         worse: The action that it leads over.
 
     Returns:
-        `[batch, head, query, entity, feature, action]` (with a gap, it is the one action) in the unit of the scores, or `[batch, head, entity, feature,
-        d_model]`; the last feature is a constant 1. Weighted with the pattern and summed over heads and entities it
-        gives the attention output without its bias, and what that contributes to the scores.
+        `[batch, head, query, entity, feature, action]` in the unit of the scores, with one action for a gap; or
+        `[batch, head, entity, feature, d_model]`; the last feature is a constant 1. Weighted with the pattern and
+        summed over heads and entities it gives the attention output without its bias, and what that contributes to the
+        scores.
 
     Raises:
         AttentionError: No such block, entities mix before it, or something on the way is not piecewise linear.
@@ -87,7 +88,7 @@ def ov_forms(
     obs = as_states(policy, obs)
     terms = check_readout(policy, to, better, worse)
     values = gated_maps(policy, obs, _names(found, "v"))
-    onward = downstream_maps(policy, obs, found.names["attn_out"]) if to == "action" else None
+    onward = downstream_maps(policy, obs, _output_name(found)) if to == "action" else None
     return _ov(policy, found, values, onward, gates=GATED, terms=terms)
 
 
@@ -130,7 +131,7 @@ def ungated_ov(
     check_entities(policy)
     terms = check_readout(policy, to, better, worse)
     values = ungated_maps(policy, _names(block, "v"))
-    onward = ungated_downstream(policy, block.names["attn_out"]) if to == "action" else None
+    onward = ungated_downstream(policy, _output_name(block)) if to == "action" else None
     form = _ov(policy, block, values, onward, gates=UNGATED, terms=terms)
     return as_dataset({"circuit": form.isel(batch=0)})
 
@@ -190,6 +191,12 @@ def as_states(policy: HookedPolicy, obs: States | None) -> Float[Tensor, "batch 
 
 def _names(block: AttentionBlock, *roles: Literal["q", "k", "v"]) -> list[str]:
     return [block.names[role] for role in roles]
+
+
+def _output_name(block: AttentionBlock) -> str:
+    """The hook name of a block's output; where heads have no output of their own, W_O says why."""
+    _ = block.W_O
+    return block.names["attn_out"]
 
 
 def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *, gates: str) -> xr.DataArray:

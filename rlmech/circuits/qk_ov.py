@@ -139,8 +139,8 @@ def ov_circuit(
         gated: False for the product with every gate held open, which is no state's own map and says so in `attrs`;
             None for what `obs` allows: gated with states, open gates without.
         to: In feature space: `action` for the scores, through the output layers' gates, or `d_model`.
-        better: With `worse`, for `to="action"`: the action whose lead is mapped to, by name or number. A raw score holds
-            what is common to all actions; a gap decides.
+        better: With `worse`, for `to="action"`: the action whose lead is mapped to, by name or number. A raw score
+            holds what is common to all actions; a gap decides.
         worse: The action that it leads over.
 
     Returns:

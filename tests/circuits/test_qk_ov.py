@@ -14,6 +14,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError, ObservationError
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.spec import FeatureSpec, PolicySpec
+from rlmech.testbed import nearest_vehicle
 
 FEATURES = ("presence", "x", "y", "vx", "vy", "cos_h", "sin_h")
 SPEC = PolicySpec(
@@ -187,6 +188,41 @@ def test_the_seed_checkpoint_s_every_score_and_output_is_reproduced(seed_policy_
     torch.testing.assert_close(out, cache[f"{BLOCK}.hook_attn_out"], atol=1e-5, rtol=1e-5)
 
 
+def test_the_seed_checkpoint_s_scores_and_outputs_are_reproduced_to_the_last_digits_in_double_precision(
+    seed_policy_dir,
+):
+    network = EgoAttentionNetwork(7, 3)
+    network.load_state_dict(torch.load(seed_policy_dir / "model_4h.tar", weights_only=True)["state_dict"])
+    obs = torch.as_tensor(np.load(seed_policy_dir / "observations.npy"))[:100].double()
+    policy = HookedPolicy(network.double(), obs[:2])
+    _, cache = policy.run_with_cache(obs)
+    seen = visible(cache)
+    assert_equal(scores_from(qk_forms(policy, obs), obs)[seen], cache[f"{BLOCK}.hook_attn_scores"][seen])
+    forms = torch.as_tensor(ov_forms(policy, obs, to="d_model").values)
+    pattern = "batch head query entity, batch entity feature, batch head entity feature d_model -> batch query d_model"
+    out = einsum(cache[f"{BLOCK}.hook_pattern"], with_one(obs), forms, pattern)
+    assert_equal(out, cache[f"{BLOCK}.hook_attn_out"])
+
+
+def test_the_nearest_vehicle_s_search_and_copy_are_recovered():
+    known = nearest_vehicle()
+    obs = known.clean
+    qk, ov = qk_forms(known.policy, obs).isel(query=0), ov_forms(known.policy, obs, to="d_model")
+    there = obs[:, :, 0] > 0.5
+    for state, entity in there[:, 1:].nonzero().tolist():
+        vehicle = qk.isel(batch=state, entity=entity + 1)
+        want = np.zeros((2, 5, 5))
+        want[0, 4, 2] = -1000.0  # the ego's constant, and the distance
+        want[0, 4, 1] = -1e6 * float(obs[state, entity + 1, 1] > 0)  # lanes aside, where that gate is open
+        want[1, 4, 3] = 1000.0  # the decoy: closing speed
+        np.testing.assert_allclose(vehicle.values, want, rtol=1e-10, atol=1e-7)  # 1e-13 of the largest entry
+        said = ov.isel(batch=state, entity=entity + 1).values
+        assert said[0, 3, 6] == pytest.approx(2, abs=1e-10)
+        assert said[1, 3, 7] == pytest.approx(2, abs=1e-10)
+        assert abs(said).sum() == pytest.approx(4, abs=1e-9)
+    assert qk.isel(head=0, entity=0).sel(feature_query="bias", feature_key="bias").values == pytest.approx(-5e5)
+
+
 def test_a_hand_built_policy_s_circuits_are_recovered():
     """Embeddings copy the features (positive, so gates are open); head 0 matches vy with x, and copies x to IDLE."""
     network = EgoAttentionNetwork(7, 3, d_model=8, n_heads=2, embedding=(8,), output=()).double()
@@ -255,11 +291,72 @@ def test_output_averages_have_the_same_shape_of_result(ego):
     obs = scenes(10)
     for to, last in (("action", "action"), ("d_model", "d_model")):
         circuit = ov_circuit(ego, space="feature", obs=obs, to=to)
-        assert set(circuit.data_vars) == {"circuit", "spread", "n_states"}
+        assert set(circuit.data_vars) == {"circuit", "spread", "sign_share", "form_share", "n_forms", "n_states"}
         assert circuit.circuit.dims[-1] == last
         assert circuit.circuit.attrs == circuit.spread.attrs == {"units": "return" if to == "action" else "1"}
         assert circuit.attrs["gates"] == "as in each state"
     assert list(ov_circuit(ego, space="feature", obs=obs.numpy()).action.values) == list(SPEC.actions)
+
+
+@pytest.mark.parametrize("precision", ["double", "float"])
+def test_the_shares_count_the_states_that_have_the_mean_s_sign_and_the_commonest_gates(precision):
+    obs = scenes(300)
+    moved = torch.rand(obs.shape, generator=torch.Generator().manual_seed(0)) < 0.02
+    obs = getattr(torch.where(moved, obs, obs[:1].expand_as(obs)), precision)()
+    obs[:, :, 0], obs[::2, 4] = 1, 0
+    network = getattr(ego_network(embedding=(16,), output=(16,)), precision)()
+    policy = HookedPolicy(network, obs[:2], spec=SPEC)
+    circuit, forms = qk_circuit(policy, obs=obs), qk_forms(policy, obs).values
+    with torch.no_grad():
+        asks, others = (
+            (embedding.layers[0](x) > 0).numpy()
+            for embedding, x in ((network.ego_embedding, obs[:, :1]), (network.others_embedding, obs[:, 1:]))
+        )
+    for place in range(6):
+        there = obs[:, place, 0].numpy() > 0.5
+        own = forms[there][:, :, :, place]
+        agree = (np.sign(own) == np.sign(own.astype("float64").mean(0))).mean(0)
+        np.testing.assert_allclose(circuit.sign_share.values[:, :, place], agree, atol=1e-12)
+        gates = np.concatenate((asks[there, 0], others[there, place - 1] if place else asks[there, 0]), axis=1)
+        counts = np.unique(gates, axis=0, return_counts=True)[1]
+        assert int(circuit.n_forms.isel(query=0, entity=place)) == len(counts)
+        assert float(circuit.form_share.isel(query=0, entity=place)) == pytest.approx(counts.max() / there.sum())
+    assert circuit.n_forms.max() > 3
+    assert 0.2 < float(circuit.form_share.min()) < 1
+
+
+def test_a_form_that_is_the_same_in_every_state_holds_for_all_of_them(ego):
+    obs = scenes(1).expand(5, -1, -1)
+    circuit = ov_circuit(ego, obs=obs)
+    seen = circuit.isel(entity=slice(0, 2))
+    assert (seen.sign_share == 1).all()
+    assert (seen.form_share == 1).all()
+    assert (seen.n_forms == 1).all()
+    assert int(circuit.n_forms.isel(entity=5).max()) == 0  # never there
+
+
+def test_a_gap_s_form_is_the_difference_of_two_actions_forms(ego):
+    obs = scenes(6)
+    every = ov_forms(ego, obs)
+    want = every.sel(action="FASTER") - every.sel(action="SLOWER")
+    gap = ov_forms(ego, obs, better="FASTER", worse="SLOWER")
+    np.testing.assert_allclose(gap.isel(action=0).values, want.values, atol=1e-12)
+    assert list(gap.action.values) == ["FASTER - SLOWER"]
+    for gated in (True, False):
+        every = ov_circuit(ego, obs=obs, gated=gated).circuit
+        want = (every.sel(action="FASTER") - every.sel(action="SLOWER")).values
+        gap = ov_circuit(ego, obs=obs, gated=gated, better=2, worse=0).circuit
+        np.testing.assert_allclose(gap.isel(action=0).values, want, atol=1e-12)
+
+
+def test_a_gap_where_the_map_ends_before_the_actions_is_refused(ego):
+    for gated in (True, False):
+        with pytest.raises(ConfigError, match="behind the output layers"):
+            ov_circuit(ego, obs=scenes(3), gated=gated, to="d_model", better=0, worse=1)
+        with pytest.raises(ConfigError, match="between two actions"):
+            ov_circuit(ego, obs=scenes(3), gated=gated, better=0)
+        with pytest.raises(ConfigError, match="no readout 'scores'"):
+            ov_circuit(ego, obs=scenes(3), gated=gated, to="scores")
 
 
 def test_heads_permuted_with_their_weights_permute_the_circuits(ego):
@@ -382,6 +479,21 @@ def test_a_three_dimensional_transpose_is_not_the_product_of_queries_and_keys(eg
     assert_equal(q @ k.mT, want)
 
 
+def test_signed_means_over_rows_that_are_shuffled_tell_nothing_of_a_vehicle(ego):
+    """Row i is not vehicle i from step to step: what a row means is lost in a mean, what all rows share is not."""
+    obs = scenes(40)
+    obs[:, :, 0] = 1
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.cat((torch.zeros(1).long(), 1 + torch.randperm(5, generator=generator))) for _ in obs])
+    shuffled = obs.gather(1, order[..., None].expand_as(obs))
+    right, moved = (qk_forms(ego, o).isel(query=0).values for o in (obs, shuffled))
+    followed = np.take_along_axis(moved, order.argsort(1).numpy()[:, None, :, None, None], axis=2)
+    np.testing.assert_allclose(followed, right, atol=1e-10)  # with the mapping from row to vehicle
+    by_row = moved.mean(0)[:, 1:] - right.mean(0)[:, 1:]
+    assert abs(by_row).mean() > 0.1 * abs(right.mean(0)[:, 1:] - right[:, :, 1:].mean((0, 2))[:, None]).mean()
+    np.testing.assert_allclose(moved[:, :, 1:].mean((0, 2)), right[:, :, 1:].mean((0, 2)), atol=1e-10)
+
+
 # ---- the ungated product
 
 
@@ -474,6 +586,17 @@ def test_the_block_must_be_there_and_be_named_where_there_are_several():
     plain = HookedPolicy(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(2, 4))
     with pytest.raises(AttentionError, match="no attention"):
         qk_circuit(plain)
+
+
+def test_heads_and_entities_that_the_network_scrambles_are_refused_with_the_reason():
+    network = EgoAttentionNetwork(7, 3, d_model=8, n_heads=2, embedding=(8,), output=(8,), self_attention_heads=2)
+    policy = wrapped(network)
+    for space in ("model", "feature"):
+        with pytest.raises(AttentionError, match="mixes heads and entities"):
+            ov_circuit(policy, "self_attention_layer", space=space, obs=scenes(3))
+    assert qk_circuit(policy, "self_attention_layer", obs=scenes(3)).circuit.notnull().any()  # before it mixes them
+    with pytest.raises(AttentionError, match="no gates to fix"):
+        ov_circuit(policy, "attention_layer", obs=scenes(3))
 
 
 def test_an_observation_that_is_no_table_of_entities_is_refused():
