@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,31 +105,36 @@ class Frozen:
         return dict(zip(wanted, program(arrays, given, frozen), strict=True))
 
 
-def freeze(policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] = ()) -> Frozen:
+def freeze(
+    policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] = (), vary: Literal["all", "given"] = "all"
+) -> Frozen:
     """Find what varies, the gates and the sources of offsets between the inputs and some nodes.
 
     Args:
         policy: The policy.
         ends: Where to.
         given: Nodes to cut the graph at.
+        vary: `all` for the inputs and the given nodes, `given` for these alone, the rest held as it is.
 
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
         AttentionError: A softmax is on the way that belongs to no verified attention block.
     """
     graph = policy.graph_engine.graph
-    patterns = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
-    order = _order(graph, ends, leaves=[*given, *patterns], patterns=patterns)
+    every = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
+    patterns = [pattern for pattern in every if pattern not in given]
+    replaced = {*patterns, *given}
+    order = _order(graph, ends, replaced)
     namer = _Namer(policy)
     varying: set[Node] = set(given)
     gates: list[Gate] = []
     sources: list[Source] = []
     for node in order:
-        if node.op == "input":
+        if node.op == "input" and vary == "all":
             varying.add(node)
-        if node in given or node in patterns or node.op == "input":
+        if node in replaced or node.op == "input":
             continue
-        definition = _definition(graph, node, patterns)
+        definition = _definition(graph, node, replaced)
         reads = [definition] if definition else list(node.inputs())
         if node.op in FIXED or not any(read in varying for read in reads):
             continue
@@ -263,8 +268,8 @@ def _bent(policy: HookedPolicy, node: Node, place: str) -> AttentionError | Engi
     )
 
 
-def _order(graph: Graph, ends: Sequence[Node], *, leaves: Sequence[Node], patterns: Sequence[Node]) -> list[Node]:
-    """What the ends need, in an order in which it can be computed."""
+def _order(graph: Graph, ends: Sequence[Node], replaced: set[Node]) -> list[Node]:
+    """What the ends need, in an order in which it can be computed; nothing of what replaced nodes would need."""
     order: list[Node] = []
     done: set[Node] = set()
     stack = [(end, False) for end in ends]
@@ -272,20 +277,20 @@ def _order(graph: Graph, ends: Sequence[Node], *, leaves: Sequence[Node], patter
         node, expanded = stack.pop()
         if node in done:
             continue
-        if expanded or node in leaves:
+        if expanded or node in replaced:
             done.add(node)
             order.append(node)
             continue
         stack.append((node, True))
-        definition = _definition(graph, node, patterns)
+        definition = _definition(graph, node, replaced)
         reads = [definition] if definition else list(node.inputs())
         stack.extend((read, False) for read in reads if read.op != "sym_size")
     return order
 
 
-def _definition(graph: Graph, node: Node, patterns: Sequence[Node]) -> Node | None:
+def _definition(graph: Graph, node: Node, replaced: set[Node]) -> Node | None:
     alternative = graph.alternatives.get(node)
-    return alternative.definition if alternative and alternative.triggers & set(patterns) else None
+    return alternative.definition if alternative and alternative.triggers & replaced else None
 
 
 def _nodes(value: Any) -> Iterator[Node]:

@@ -53,7 +53,7 @@ def test_quadrature_comes_closer_the_finer_it_is(name):
     exact = exact_integrated_gradients(policy, obs, baseline=baseline).attribution.values
     errors = [np.abs(quadrature(policy, obs, baseline, n).numpy() - exact).max() for n in (20, 400)]
     assert errors[1] < 0.2 * errors[0] or errors[0] < 1e-12
-    assert errors[1] < 0.01 * np.abs(exact).max()
+    assert errors[1] < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("name", BENDING)
