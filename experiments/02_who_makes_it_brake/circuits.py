@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,11 @@ N_RANDOM, N_TRIES = 20, 200
 
 
 def curve(
-    policy: rlm.HookedPolicy, here: Pairs, there: Pairs, *, metric: rlm.Metric
+    policy: rlm.HookedPolicy, here: Pairs, there: Pairs, *, metric: rlm.Metric, thresholds: Sequence[float]
 ) -> tuple[list[dict[str, Any]], rlm.Circuit]:
     """ACDC at several thresholds, and EAP-IG with as many edges; the smallest circuit enough where it was found."""
     rows: list[dict[str, Any]] = []
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         acdc = discovered(policy, here, metric=metric, method="acdc", threshold=threshold)
         if not acdc.kept or any(row["circuit"].kept == acdc.kept for row in rows):
             continue
@@ -30,7 +31,7 @@ def curve(
         if eap.kept:
             rows.append(judged(policy, there, eap, metric=metric) | {"method": "eap-ig"})
     enough = [r["circuit"] for r in rows if r["method"] == "acdc" and r["circuit"].dataset["faithfulness"] >= ENOUGH]
-    return rows, min(enough, key=lambda circuit: len(circuit.kept))
+    return rows, min(enough or [rows[0]["circuit"]], key=lambda circuit: len(circuit.kept))
 
 
 def discovered(policy: rlm.HookedPolicy, pairs: Pairs, *, metric: rlm.Metric, **how: Any) -> rlm.Circuit:

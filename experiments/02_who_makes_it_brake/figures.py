@@ -18,7 +18,8 @@ RANDOM = {
     "random faithfulness": "random paths, quartiles",
     "random, of the same rows": "random paths from the same rows",
 }
-HEADS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+HEADS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+REACH = 16.0  # return; how far the axes of estimates go
 
 
 def around_the_ego(policy: rlm.HookedPolicy, observations: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
@@ -71,37 +72,46 @@ def vehicles(policy: rlm.HookedPolicy, observations: np.ndarray, candidates: np.
     return figure
 
 
-def attributions(estimates: dict[str, xr.Dataset], base: str) -> go.Figure:
-    """Each site's estimate against its exact patch, pair by pair, one panel of points for each kind of estimate."""
-    figure = _figure("exact effect of the patch [return]", "first-order estimate [return]", width=620, height=560)
-    reach = 0.0
-    for colour, (name, result) in zip(HEADS, estimates.items(), strict=False):
-        exact = (result["patched"] - result[base]).values.ravel()
-        estimate = result["estimate"].values.ravel()
-        moved = exact != 0
-        reach = max(reach, float(np.quantile(np.abs(np.concatenate([exact, estimate])), 0.999)))
-        figure.add_scattergl(
-            x=exact[moved],
-            y=estimate[moved],
-            mode="markers",
-            name=name,
-            marker={"size": 5, "color": colour, "opacity": 0.5},
-        )
-    line = {"color": INK, "width": 1, "dash": "dot"}
-    figure.add_scatter(x=[-reach, reach], y=[-reach, reach], mode="lines", line=line, name="equal")
-    figure.update_xaxes(range=[-reach, reach])
-    figure.update_yaxes(range=[-reach, reach])
-    return figure
+def attributions(drawn: dict[str, dict[str, xr.Dataset]], base: str) -> go.Figure:
+    """Each site's estimate against its exact patch, pair by pair, one panel for each kind of estimate."""
+    figure = _figure("exact effect of the patch [return]", "estimate [return]", width=980, height=520)
+    figure.set_subplots(1, 2, subplot_titles=list(drawn), horizontal_spacing=0.06)
+    for column, estimates in enumerate(drawn.values(), start=1):
+        for colour, (name, result) in zip(HEADS, estimates.items(), strict=False):
+            exact = (result["patched"] - result[base]).values.ravel()
+            estimate = result["estimate"].values.ravel().clip(-REACH, REACH)
+            figure.add_scatter(
+                x=exact[exact != 0],
+                y=estimate[exact != 0],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"size": 5, "color": colour, "opacity": 0.5},
+                row=1,
+                col=column,
+            )
+        line = {"color": INK, "width": 1, "dash": "dot"}
+        ends = [-REACH, REACH]
+        figure.add_scatter(x=ends, y=ends, mode="lines", line=line, name="equal", showlegend=False, row=1, col=column)
+    axis = {"gridcolor": RULE, "zerolinecolor": RULE, "range": [-REACH - 0.5, REACH + 0.5]}
+    figure.update_xaxes(title="exact effect of the patch [return]", **axis)
+    figure.update_yaxes(**axis)
+    return figure.update_layout(margin={"t": 90}, legend={"y": 1.1})
 
 
 def faithfulness_by_size(rows: list[dict[str, Any]]) -> go.Figure:
     """Faithfulness of circuits of growing size, beside random circuits of those sizes."""
     figure = _figure("edges", "faithfulness, held-out episodes", width=680, height=420)
-    for kind, symbol in (("random faithfulness", "line-ew-open"), ("random, of the same rows", "x-thin-open")):
+    most = max(row["edges"] for row in rows)
+    for kind, symbol, aside in (
+        ("random faithfulness", "diamond-open", -0.012),
+        ("random, of the same rows", "x-thin-open", 0.012),
+    ):
         mine = [row for row in rows if row["method"] == "acdc"]
         low, middle, high = np.array([row[kind] for row in mine]).T
         figure.add_scatter(
-            x=[row["edges"] for row in mine],
+            x=[row["edges"] + aside * most for row in mine],
             y=middle,
             mode="markers",
             name=RANDOM[kind],
@@ -126,7 +136,7 @@ def faithfulness_by_size(rows: list[dict[str, Any]]) -> go.Figure:
 
 def bars(rows: list[dict[str, Any]], *, unit: str = "share of the gap") -> go.Figure:
     """Rows of numbers with intervals, both directions side by side, as points."""
-    figure = _figure(unit, "", width=680, height=110 + 34 * len(rows))
+    figure = _figure(unit, "", width=760, height=140 + 34 * len(rows))
     names = [str(row.get("site", row.get("edge"))) for row in rows]
     kinds = [kind for kind in ("enough", "needed") if kind in rows[0]]
     for number, kind in enumerate(kinds):
@@ -136,12 +146,13 @@ def bars(rows: list[dict[str, Any]], *, unit: str = "share of the gap") -> go.Fi
             y=np.arange(len(rows)) + 0.24 * (number - (len(kinds) - 1) / 2),
             mode="markers",
             name=WORDS[kind],
+            showlegend=True,
             marker={"size": 9, "color": HEADS[number]},
             error_x={"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low},
             customdata=names,
             hovertemplate="%{customdata}: %{x:.3f}",
         )
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6])
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], zeroline=False)
     figure.update_xaxes(zeroline=True, zerolinecolor=MUTED)
     return figure
 

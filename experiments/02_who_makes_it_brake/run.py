@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import figures
 import numpy as np
 import pairs as pairing
 import xarray as xr
-from circuits import curve
+from circuits import THRESHOLDS, curve
 from describe import described
 from places import THE, Places
 from tables import interval, over_episodes, recovery, table
@@ -54,15 +56,25 @@ def main() -> None:
     numbers: dict[str, Any] = {"pairs": described(places, recording, kinds, candidates)}
     print(f"described: {time.perf_counter() - start:.0f} s")
     sections = [whom(policy, recording, candidates)]
-    for part in (patched, features, attributed, paths, circuits, together):
-        section, found = part(places, kinds)
-        sections.append(section)
-        numbers[part.__name__] = found
-        print(f"{part.__name__}: {time.perf_counter() - start:.0f} s")
+    found_at = THRESHOLDS[2:3] if given.smoke else THRESHOLDS
+    parts = {
+        "patched": patched,
+        "features": features,
+        "attributed": attributed,
+        "paths": paths,
+        "circuits": partial(circuits, thresholds=found_at),
+        "together": together,
+    }
+    for name, part in parts.items():
+        shown, found = part(places, kinds)
+        sections.append(shown)
+        numbers[name] = found
+        print(f"{name}: {time.perf_counter() - start:.0f} s")
     facts = [("episodes", str(len(recording))), *((f"{kind} pairs", str(len(p))) for kind, p in kinds.items())]
     page = rlm.report(sections, given.out / "index.html", title="Who makes it brake?", facts=facts)
     (given.out / "numbers.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    best = max(numbers["patched"]["removed"]["z"], key=lambda row: row["enough"][0])
+    single = numbers["patched"]["removed"]["z"][: len(places.heads)]
+    best = max(single, key=lambda row: row["enough"][0])
     low, high = best["enough"][1:]
     print(f"the output of {best['site']} alone brings back {best['enough'][0]:.2f} [{low:.2f}, {high:.2f}] of the gap")
     print(f"the page is at {page}, after {time.perf_counter() - start:.0f} s")
@@ -105,7 +117,7 @@ def patched(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.S
     q = [places.head("q", h) for h in places.heads]
     groups = {
         "removed": {"z": heads, "vehicle": whole, "parts": parts},
-        "replaced": {"z": heads, "vehicle": [embedding], "parts": parts[: 2 * len(heads)]},
+        "replaced": {"z": heads, "vehicle": [embedding], "parts": parts[: 2 * len(places.heads)]},
         "matched": {"z": heads, "q": q, "ego": [rlm.Site(places.ego)],
                     "vehicle": [places.vehicle(entity) for entity in policy.spec.entities[1:9]]},
         "unrelated": {"z": heads, "q": q, "ego": [rlm.Site(places.ego)]},
@@ -118,7 +130,8 @@ def patched(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.S
         found[kind]["decisions"] = decisions(policy, kinds[kind], heads)
         for name, result in results.items():
             title = f"{kind.capitalize()} pairs: {MEANT[name]}"
-            panels.append((title, ENOUGH, rlm.plot.sweep(result)))
+            rows = found[kind][name]
+            panels.append((title, ENOUGH, rlm.plot.sweep(result, limit=1) if name == "z" else figures.bars(rows)))
     return section("Which parts carry it?", *panels), found
 
 
@@ -154,7 +167,7 @@ def features(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.
     couples = [rlm.Site("hook_obs", entity=THE, feature=list(pair)) for pair in FEATURES.values()]
     results = {"one": both(places.policy, kinds["replaced"], single)}
     results["two"] = both(places.policy, kinds["replaced"], couples)
-    panels = [(f"Replaced pairs: {name} at a time", ENOUGH, rlm.plot.sweep(r)) for name, r in results.items()]
+    panels = [(f"Replaced pairs: {name} at a time", ENOUGH, rlm.plot.sweep(r, limit=1)) for name, r in results.items()]
     return section("Which features?", *panels), {name: table(result) for name, result in results.items()}
 
 
@@ -169,7 +182,7 @@ def attributed(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plo
         "features": [rlm.Site("hook_obs", entity=THE, feature=f.name) for f in policy.spec.features[1:]],
     }
     found: dict[str, Any] = {}
-    drawn: dict[str, xr.Dataset] = {}
+    drawn: dict[str, dict[str, xr.Dataset]] = {"gradient": {}, "integrated": {}}
     for name, chosen in sites.items():
         row: dict[str, Any] = {}
         for what, options in {"gradient": {"certificate": True}, "integrated": {"steps": 16, "exact": True}}.items():
@@ -188,19 +201,22 @@ def attributed(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plo
                     / (result["corrupt"] - result["clean"]).mean("pair")
                 ],
             }
+            drawn[what][MEANT_ESTIMATES[name]] = result
             if "certified" in result:
                 certified = result["certified"].values.ravel()
                 row[what]["certified"] = float(certified.mean())
                 row[what]["largest error where certified"] = float(np.abs((exact - estimate)[certified]).max(initial=0))
-                drawn[name] = result
         found[name] = row
-    chosen = {MEANT_ESTIMATES[name]: drawn[name] for name in ("z", "k", "v", "embedding")}
-    figure = figures.attributions(chosen, "clean")
-    text = "Noising, every pair a point, gradient at the clean run; on the dotted line the estimate is exact."
+    figure = figures.attributions(drawn, "clean")
+    text = (
+        "Noising on replaced pairs, every site and pair a point. Left the gradient at the clean run, right integrated "
+        "gradients in 16 steps. On the dotted line the estimate is exact; estimates beyond 16 are drawn at the edge."
+    )
     return section("How good are attributions?", ("Estimate against exact patch", text, figure)), found
 
 
-MEANT_ESTIMATES = {"z": "head outputs", "k": "the vehicle's keys", "v": "its values", "embedding": "its embedding"}
+MEANT_ESTIMATES = {"z": "head outputs", "k": "the vehicle's keys", "v": "its values", "embedding": "its embedding",
+                   "features": "its features"}  # fmt: skip
 
 
 def paths(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.Section, dict[str, Any]]:
@@ -222,11 +238,16 @@ def paths(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.Sec
     every, magnitude = edges["effect"].values, np.abs(edges["effect"].values)
     top = np.argsort(-np.where(np.isclose(every, 1), 0, magnitude))[:12]  # 1: an edge that everything goes through
     found["edges"] = [
-        {"edge": f"{short(edges['sender'].values[i])} -> {short(edges['receiver'].values[i])}",
+        {"edge": f"{short(edges['sender'].values[i])} → {short(edges['receiver'].values[i])}",
          "needed": [float(edges[f"effect{s}"].values[i]) for s in ("", "_low", "_high")]}
         for i in top
     ]  # fmt: skip
-    panels = [(f"Paths {name}", ENOUGH, figures.bars(rows)) for name, rows in found.items() if name != "edges"]
+    titles = {
+        "vehicle ->": "Replaced pairs: from the vehicle's embedding to keys and values",
+        "-> Q layers, removed": "Removed pairs: straight to the Q layers",
+        "-> Q layers, unrelated": "Unrelated pairs: straight to the Q layers",
+    }
+    panels = [(title, ENOUGH, figures.bars(found[name])) for name, title in titles.items()]
     text = "Noising along one edge of the component graph only, replaced pairs. Intervals over pairs."
     panels.append(("The twelve strongest edges that something bypasses", text, figures.bars(found["edges"])))
     return section("Along which paths?", *panels), found
@@ -249,14 +270,16 @@ def path_rows(
     return rows
 
 
-def circuits(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.Section, dict[str, Any]]:
+def circuits(
+    places: Places, kinds: dict[str, pairing.Pairs], *, thresholds: Sequence[float]
+) -> tuple[rlm.plot.Section, dict[str, Any]]:
     """Circuits of growing size, found on the pairs of two thirds of the episodes, measured on those of the others."""
     found: dict[str, Any] = {}
     panels = []
     for kind in ("replaced", "matched"):
         pairs = kinds[kind]
         held = np.isin(pairs.episode, np.unique(pairs.episode)[2::3])
-        sizes, small = curve(places.policy, pairs.of(~held), pairs.of(held), metric=GAP)
+        sizes, small = curve(places.policy, pairs.of(~held), pairs.of(held), metric=GAP, thresholds=thresholds)
         found[kind] = {"pairs found on, measured on": [int((~held).sum()), int(held.sum())], "by size": sizes}
         value, low, high = (drawn := next(row for row in sizes if row["circuit"] is small))["faithfulness"]
         title = f"{len(small.kept)} of {len(small.candidates)} edges, faithfulness {value:.2f} [{low:.2f}, {high:.2f}]"
@@ -264,7 +287,7 @@ def circuits(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.
         panels += [
             (f"{kind.capitalize()} pairs: faithfulness by size", CURVE, figures.faithfulness_by_size(sizes)),
             (f"{kind.capitalize()} pairs: the smallest circuit that is enough", DRAWN[kind],
-             rlm.plot.circuit_graph(small, title=title)),
+             rlm.plot.circuit_graph(small, title=title).update_layout(width=1000)),
         ]  # fmt: skip
         for row in sizes:
             del row["circuit"]
@@ -273,7 +296,7 @@ def circuits(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.
 
 CURVE = (
     "On pairs of episodes that it was not found on, with 95 % intervals over pairs. Grey: random circuits of the same "
-    "size, made of whole paths; 'of the same paths': of paths that start at the same observation rows."
+    "size made of whole paths, median and quartiles of 20: any paths, or paths from the circuit's own observation rows."
 )
 DRAWN = {
     "replaced": "At least 0.8 of the gap on the pairs that it was found on. vehicle_1 is the vehicle it brakes for.",
@@ -318,9 +341,12 @@ def both(policy: rlm.HookedPolicy, pairs: pairing.Pairs, sites: list[Any]) -> di
 
 
 def short(unit: str) -> str:
-    """A unit of the component graph without the module's path."""
+    """A unit of the component graph without the module's path, e.g. `k head 2, vehicle_1`."""
     name, *where = unit.split(" ")
-    return " ".join([".".join(name.removesuffix(".hook_out").split(".")[-2:]), *where])
+    parts = name.removesuffix(".hook_out").split(".")
+    last = parts[-1].removeprefix("hook_") if parts[-1].startswith("hook_") else ".".join(parts[-2:])
+    chosen = ", ".join(part.replace("head=", "head ").removeprefix("entity=") for part in where)
+    return f"{last} {chosen}".strip()
 
 
 def section(title: str, *panels: tuple[str, str, Any]) -> rlm.plot.Section:

@@ -36,11 +36,18 @@ def table(results: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
     axes = [str(name) for name, c in first.coords.items() if c.dims == ("site",) and name not in ("site", "hook")]
     rows: list[dict[str, Any]] = []
     for i in range(first.sizes["site"]):
-        where = " ".join(f"{axis} {first[axis].values[i]}" for axis in axes if first[axis].values[i] not in ("", -1))
-        hooks = " & ".join(name.rsplit(".", 1)[-1] for name in str(first["hook"].values[i]).split(" & "))
-        row: dict[str, Any] = {"site": f"{hooks} {where}".strip()}
+        values = {axis: first[axis].values[i] for axis in axes if first[axis].values[i] not in ("", -1)}
+        where = dict.fromkeys(f"head {v}" if axis == "head" else str(v) for axis, v in values.items())
+        hooks = " and ".join(_hook(name) for name in str(first["hook"].values[i]).split(" & "))
+        row: dict[str, Any] = {"site": f"{hooks} {', '.join(where)}".strip()}
         rows.append(row | {what: interval(result, i) for what, result in results.items()})
     return rows
+
+
+def _hook(name: str) -> str:
+    """`hook_z` as `z`, `others_embedding.relu_1.hook_out` as `others_embedding`."""
+    *path, last = name.split(".")
+    return path[-2] if last == "hook_out" else last.removeprefix("hook_")
 
 
 def interval(result: xr.Dataset, site: int) -> list[float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,21 +22,26 @@ import rlmech as rlm
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "02_who_makes_it_brake"
 
 
-@pytest.fixture
-def pairing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _module("pairs", monkeypatch)
+@pytest.fixture(scope="module")
+def modules() -> Generator[dict[str, ModuleType]]:
+    """The experiment's own modules, gone from the interpreter afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        for file in FOLDER.glob("*.py"):
+            patch.delitem(sys.modules, file.stem, raising=False)
+        yield {name: importlib.import_module(name) for name in ("pairs", "tables")}
+        for file in FOLDER.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _module("tables", monkeypatch)
+@pytest.fixture(scope="module")
+def pairing(modules: dict[str, ModuleType]) -> ModuleType:
+    return modules["pairs"]
 
 
-def _module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for file in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, file.stem, raising=False)
-    return __import__(name)
+@pytest.fixture(scope="module")
+def tables(modules: dict[str, ModuleType]) -> ModuleType:
+    return modules["tables"]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +65,15 @@ def _chosen(policy: rlm.HookedPolicy, observations: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["removed", "replaced", "unrelated"])
-def test_every_pair_turns_slower_to_faster(policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType, kind: str):
-    pairs = _pairs(policy, recording, pairing)[kind]
+def test_every_pair_turns_slower_to_faster(policy: rlm.HookedPolicy, made: dict[str, Any], kind: str):
+    pairs = made[kind]
     assert len(pairs) > 5
     assert set(_chosen(policy, pairs.clean)) == {"SLOWER"}
     assert set(_chosen(policy, pairs.corrupt)) == {"FASTER"}
 
 
-def _pairs(policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def made(policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType) -> dict[str, Any]:
     removed, _ = pairing.removed(policy, recording)
     return {
         "removed": removed,
@@ -75,10 +83,9 @@ def _pairs(policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType) -> dic
 
 
 def test_only_row_1_differs_and_the_scores_do_not_mind_the_order(
-    policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType
+    policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType, made: dict[str, Any]
 ):
-    pairs = _pairs(policy, recording, pairing)
-    removed = pairs["removed"]
+    removed = made["removed"]
     np.testing.assert_allclose(
         pairing.scores_of(policy, removed.clean),
         pairing.scores_of(policy, recording.observations[removed.state]),
@@ -89,16 +96,14 @@ def test_only_row_1_differs_and_the_scores_do_not_mind_the_order(
     )
     assert not removed.corrupt[:, 1].any()
     for kind in ("removed", "replaced"):
-        np.testing.assert_array_equal(
-            np.delete(pairs[kind].clean, 1, axis=1), np.delete(pairs[kind].corrupt, 1, axis=1)
-        )
-    assert (pairs["replaced"].corrupt[:, 1, 0] == 1).all()
+        np.testing.assert_array_equal(np.delete(made[kind].clean, 1, axis=1), np.delete(made[kind].corrupt, 1, axis=1))
+    assert (made["replaced"].corrupt[:, 1, 0] == 1).all()
 
 
 def test_the_replacement_is_the_most_similar_that_will_do(
-    policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType
+    policy: rlm.HookedPolicy, recording: Any, made: dict[str, Any]
 ):
-    pairs = _pairs(policy, recording, pairing)["replaced"]
+    pairs = made["replaced"]
     everyone = recording.observations[:, 1:].reshape(-1, 7)
     everyone = everyone[everyone[:, 0] == 1]
     unit = np.array([1, 0.1, 0.1, 0.15, 0.15, 0.3, 0.3])
@@ -110,8 +115,8 @@ def test_the_replacement_is_the_most_similar_that_will_do(
         assert np.linalg.norm((corrupt[1] - clean[1]) / unit) == pytest.approx(distance[will_do].min())
 
 
-def test_real_pairs_are_of_different_episodes(policy: rlm.HookedPolicy, recording: Any, pairing: ModuleType):
-    pairs = pairing.unrelated(policy, recording)
+def test_real_pairs_are_of_different_episodes(recording: Any, made: dict[str, Any]):
+    pairs = made["unrelated"]
     place = {row.tobytes(): number // 10 for number, row in enumerate(recording.observations)}
     assert all(place[row.tobytes()] != episode for row, episode in zip(pairs.corrupt, pairs.episode, strict=True))
 
