@@ -118,11 +118,11 @@ def faithfulness_by_size(rows: list[dict[str, Any]]) -> go.Figure:
             marker={"symbol": symbol, "size": 10, "color": MUTED},
             error_y={"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low},
         )
-    for colour, method in zip(HEADS, ("acdc", "eap-ig"), strict=False):
+    for colour, method, aside in ((HEADS[0], "acdc", 0.0), (HEADS[1], "eap-ig", 0.006)):
         mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["edges"])
         value, low, high = np.array([row["faithfulness"] for row in mine]).T
         figure.add_scatter(
-            x=[row["edges"] for row in mine],
+            x=[row["edges"] + aside * most for row in mine],
             y=value,
             mode="markers+lines",
             name={"acdc": "ACDC", "eap-ig": "EAP-IG, as many edges"}[method],
@@ -153,7 +153,7 @@ def bars(rows: list[dict[str, Any]], *, unit: str = "share of the gap") -> go.Fi
             hovertemplate="%{customdata}: %{x:.3f}",
         )
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], zeroline=False)
-    figure.update_xaxes(zeroline=True, zerolinecolor=MUTED)
+    figure.update_xaxes(zeroline=True, zerolinecolor=MUTED, rangemode="tozero")
     return figure
 
 

@@ -48,7 +48,7 @@ def activation_patching(
 
     Returns:
         Dimensions `site` and `pair`. `patched[site, pair]`, `clean[pair]`, `corrupt[pair]` in the metric's unit;
-        `shift[site]`, the mean of patched - base in that unit; `effect[site]`, the normalised recovery
+        `change[site]`, the mean of patched - base in that unit; `effect[site]`, the normalised recovery
         mean(patched - base) / mean(source - base): 0 nothing, 1 all that the whole input does, never clipped; each
         with `_low` and `_high`, 95 % bootstrap over pairs. `tiny_denominator[pair]` flags pairs that say nothing, and
         `no_op[site, pair]` patches that cannot have changed anything: the same activation on both sides, or a vehicle

@@ -53,7 +53,7 @@ def patching_result(
     direction: Direction,
     seed: int,
 ) -> xr.Dataset:
-    """The result of a method that puts one run's values into the other: effects as normalised recovery, and shifts.
+    """The result of a method that puts one run's values into the other: effects as normalised recovery, and changes.
 
     Args:
         policy: The policy.
@@ -68,7 +68,7 @@ def patching_result(
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     recovery = normalised_recovery(patched, source=source, base=base, seed=seed)
-    shift = recovery.shift
+    change = recovery.change
     unit = {"units": bound.unit}
     data: dict[str, Any] = {
         "patched": (("site", "pair"), patched, unit),
@@ -77,9 +77,9 @@ def patching_result(
         "effect": ("site", recovery.ratio.estimate, {"units": "1", "long_name": f"recovery of {bound.name}"}),
         "effect_low": ("site", recovery.ratio.low, {"units": "1"}),
         "effect_high": ("site", recovery.ratio.high, {"units": "1"}),
-        "shift": ("site", shift.estimate, unit | {"long_name": f"change of {bound.name}"}),
-        "shift_low": ("site", shift.low, unit),
-        "shift_high": ("site", shift.high, unit),
+        "change": ("site", change.estimate, unit | {"long_name": f"change of {bound.name}"}),
+        "change_low": ("site", change.low, unit),
+        "change_high": ("site", change.high, unit),
         "tiny_denominator": ("pair", recovery.tiny),
     }
     what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"

@@ -62,7 +62,7 @@ class Recovery:
 
     Attributes:
         ratio: Ratio of means, mean(patched - base) / mean(source - base), with its interval.
-        shift: Mean of patched - base, in the metric's unit, with its interval.
+        change: Mean of patched - base, in the metric's unit, with its interval.
         per_pair: (patched - base) / (source - base); 0 where both vanish, infinite where only the denominator does.
         denominator: source - base, in the metric's unit.
         tiny: Pairs whose denominator is below `tiny_share` of the denominators' root mean square, or zero: their
@@ -72,7 +72,7 @@ class Recovery:
     """
 
     ratio: Interval
-    shift: Interval
+    change: Interval
     per_pair: Float[np.ndarray, "site pair"]
     denominator: Float[np.ndarray, " pair"]
     tiny: Bool[np.ndarray, " pair"]
@@ -179,7 +179,7 @@ def normalised_recovery(
     size = np.sqrt(np.mean(denominator**2))
     return Recovery(
         ratio=draws.ratio(0, confidence=confidence),
-        shift=draws.ratio(1, confidence=confidence),
+        change=draws.ratio(1, confidence=confidence),
         per_pair=_quotient(numerator, denominator),
         denominator=denominator,
         tiny=(np.abs(denominator) < tiny_share * size) | (denominator == 0),

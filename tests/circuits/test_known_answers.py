@@ -35,7 +35,7 @@ def test_patching_finds_the_answer_of_every_site_in_every_pair(name, direction):
     )
     base, source = (result.corrupt, result.clean) if direction == "denoise" else (result.clean, result.corrupt)
     np.testing.assert_allclose(result.patched - base, wanted, **EXACT)
-    np.testing.assert_allclose(result["shift"], wanted.mean(1), **EXACT)
+    np.testing.assert_allclose(result["change"], wanted.mean(1), **EXACT)
     np.testing.assert_allclose(result.effect, wanted.mean(1) / float((source - base).mean()), **EXACT)
 
 

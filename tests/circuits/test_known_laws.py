@@ -81,7 +81,7 @@ def test_patching_a_run_with_itself_changes_nothing_bit_for_bit(name):
         policy, clean=clean, corrupt=clean, sites=some_sites(name), metric=action_gap(0, 1)
     )
     assert (result.patched.values == result.clean.values).all()
-    assert (result["shift"] == 0).all()
+    assert (result["change"] == 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)

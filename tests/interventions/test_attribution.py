@@ -99,7 +99,7 @@ def test_on_a_linear_network_it_is_activation_patching(direction):
         policy, clean=clean, corrupt=corrupt, sites=sites, direction=direction, certificate=True
     )
     exact = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites=sites, direction=direction)
-    for name in ("effect", "shift", "effect_low", "shift_high", "clean", "corrupt", "tiny_denominator"):
+    for name in ("effect", "change", "effect_low", "change_high", "clean", "corrupt", "tiny_denominator"):
         np.testing.assert_allclose(found[name], exact[name], atol=1e-12)
     assert np.abs(found["remainder"]).max() < 1e-12
     assert found["certified"].all()

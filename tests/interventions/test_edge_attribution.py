@@ -25,8 +25,8 @@ def test_cancelling_paths_have_edges_of_opposite_effect():
     graph = component_graph(known.policy, units=known.units)
     arguments = {"clean": known.clean, "corrupt": known.corrupt, "units": known.units, "metric": metric}
     for result, name in (
-        (edge_patching(known.policy, **arguments)["shift"], "denoise"),
-        (edge_attribution(known.policy, **arguments)["shift"], "attribute_denoise"),
+        (edge_patching(known.policy, **arguments)["change"], "denoise"),
+        (edge_attribution(known.policy, **arguments)["change"], "attribute_denoise"),
     ):
         for edge in known.all_edges:
             expected = known.answers[name][edge].mean().item()

@@ -234,10 +234,10 @@ def test_rounding_noise_over_a_denominator_of_zero_is_infinite_and_no_warning():
     assert not recovery.trustworthy
 
 
-def test_the_shift_of_a_recovery_is_the_mean_with_its_own_interval():
+def test_the_change_of_a_recovery_is_the_mean_with_its_own_interval():
     generator = np.random.default_rng(0)
     patched, base = generator.normal(size=(3, 40)), generator.normal(size=40)
     recovery = normalised_recovery(patched, source=generator.normal(size=40), base=base, seed=5)
     alone = bootstrap_mean(patched - base, seed=5)
     for name in ("estimate", "low", "high"):
-        np.testing.assert_allclose(getattr(recovery.shift, name), getattr(alone, name), rtol=1e-12)
+        np.testing.assert_allclose(getattr(recovery.change, name), getattr(alone, name), rtol=1e-12)

@@ -31,7 +31,7 @@ def test_noising_is_denoising_the_other_way_around(policy, pairs):
     noise = rlm.activation_patching(policy, **pairs, metric=metric, direction="noise")
     swapped = {"clean": pairs["corrupt"], "corrupt": pairs["clean"]}
     denoise = rlm.activation_patching(policy, **swapped, metric=metric, direction="denoise")
-    for name in ("patched", "effect", "effect_low", "effect_high", "shift"):
+    for name in ("patched", "effect", "effect_low", "effect_high", "change"):
         np.testing.assert_array_equal(noise[name], denoise[name])
 
 

@@ -254,7 +254,7 @@ def test_direct_paths_of_a_planted_circuit_are_those_of_its_equations():
         edges = [(sender, output) for output in known.outputs if (sender, output) in known.all_edges]
         scores = testbed.brute_force(known, base=known.corrupt, other=known.clean, edges=edges)
         np.testing.assert_allclose(result.patched[row], scores[:, 0] - scores[:, 1], atol=1e-10, err_msg=repr(sender))
-    assert (np.abs(result["shift"]) > 1e-3).any()
+    assert (np.abs(result["change"]) > 1e-3).any()
 
 
 def test_pairs_in_chunks_are_pairs_at_once(ego, pairs, monkeypatch):

@@ -60,7 +60,7 @@ def edge_attribution(
 
     Returns:
         Dimensions `edge` (coordinates `sender`, `receiver`) and `pair`: `estimate[edge, pair]`, the estimated change of
-        the metric, patched - base, in its unit; `shift[edge]`, its mean, with `_low` and `_high`, 95 % bootstrap over
+        the metric, patched - base, in its unit; `change[edge]`, its mean, with `_low` and `_high`, 95 % bootstrap over
         pairs; `clean[pair]`, `corrupt[pair]`; `completeness_error[pair]`, the sum over all edges out of the observation
         minus (source - base), which integrated gradients bring to zero as steps grow (not where units leave part of
         the observation out).
@@ -308,9 +308,9 @@ def _result(
     first = [number for number, (sender, _) in enumerate(graph.edges) if _observes(graph, sender)]
     data = {
         "estimate": (("site", "pair"), estimate, unit | {"long_name": f"estimated change of {bound.name}"}),
-        "shift": ("site", np.concatenate([mean.estimate for mean in means]), unit),
-        "shift_low": ("site", np.concatenate([mean.low for mean in means]), unit),
-        "shift_high": ("site", np.concatenate([mean.high for mean in means]), unit),
+        "change": ("site", np.concatenate([mean.estimate for mean in means]), unit),
+        "change_low": ("site", np.concatenate([mean.low for mean in means]), unit),
+        "change_high": ("site", np.concatenate([mean.high for mean in means]), unit),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
         "completeness_error": ("pair", estimate[first].sum(0) - (source - base), unit),

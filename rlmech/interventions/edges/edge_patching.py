@@ -51,7 +51,7 @@ def edge_patching(
 
     Returns:
         Dimensions `edge` (coordinates `sender`, `receiver`) and `pair`; variables as of `activation_patching`:
-        `patched[edge, pair]`, `clean[pair]`, `corrupt[pair]`, `effect[edge]` (normalised recovery) and `shift[edge]`
+        `patched[edge, pair]`, `clean[pair]`, `corrupt[pair]`, `effect[edge]` (normalised recovery) and `change[edge]`
         (in the metric's unit), both with `_low` and `_high`, 95 % bootstrap over pairs.
 
     Raises:

@@ -63,7 +63,7 @@ def path_patching(
     Returns:
         Dimensions `site` (the senders) and `pair`, as `activation_patching`: `patched[site, pair]`, `clean[pair]`,
         `corrupt[pair]`, `effect[site]` (normalised recovery, 0 nothing, 1 all that the whole input does) and
-        `shift[site]`, each with `_low` and `_high`. `attrs["receiver"]` and `attrs["frozen"]` say what was done.
+        `change[site]`, each with `_low` and `_high`. `attrs["receiver"]` and `attrs["frozen"]` say what was done.
 
     Raises:
         SiteError: A site does not fit the policy; a sender overlaps a receiver, or lies after it; no path leads from

@@ -94,7 +94,7 @@ def attribution_patching(
 
     Returns:
         Dimensions `site` and `pair`. `estimate[site, pair]`, the estimated change of the metric, in its unit;
-        `clean[pair]`, `corrupt[pair]`; `shift[site]`, its mean over pairs; `effect[site]`, the normalised recovery
+        `clean[pair]`, `corrupt[pair]`; `change[site]`, its mean over pairs; `effect[site]`, the normalised recovery
         mean(estimate) / mean(source - base), on `activation_patching`'s scale; each with `_low` and `_high`, 95 %
         bootstrap over pairs; `tiny_denominator[pair]`. With `dropout`, `magnitude[site, pair]`: the mean of the
         estimate's absolute value over gradients with one layer's contribution dropped. With `steps`,
