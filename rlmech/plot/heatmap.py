@@ -8,37 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from rlmech.errors import ConfigError
-from rlmech.plot.style import CELLS, INK, MINUS, MUTED, TEMPLATE, colour_axis
+from rlmech.plot.panels import Panel, draw
 
-MAX_PANELS_PER_ROW = 4
-CELLS_PER_ROW = 28  # panels go side by side up to this many cells
-CELLS_WITH_TEXT = 32  # more cells than this across the page leave no room for their values
-CELL = 44  # pixels, the height of a row
+Circuit = xr.Dataset | xr.DataArray
 _NOT_AN_AXIS = ("hook", "site", "kind", "n_pairs", "label")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Panel:
-    """One grid of cells with the names of its rows and columns."""
-
-    title: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    row_axis: str
-    column_axis: str
-    values: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
-    spread: np.ndarray | None = None
 
 
 def heatmap(
@@ -74,24 +54,8 @@ def heatmap(
         >>> heatmap(ov).data[0].z.shape
         (3, 3)
     """
-    panel_dim, row_dim, column_dim = _roles(array, rows, columns, panels)
-    grids: list[_Panel] = []
-    for position in range(array.sizes[panel_dim] if panel_dim else 1):
-        where = {panel_dim: position} if panel_dim else {}
-        values = _cells(array.isel(where), row_dim, column_dim)
-        deviation = None if spread is None else _cells(spread.squeeze().isel(where), row_dim, column_dim)
-        grids.append(
-            _Panel(
-                title=f"{panel_dim} {_names(array, panel_dim)[position]}" if panel_dim else "",
-                rows=_names(array, row_dim) if row_dim else ("",),
-                columns=_names(array, column_dim),
-                row_axis=_axis_title(row_dim),
-                column_axis=_axis_title(column_dim),
-                values=values,
-                spread=deviation,
-            )
-        )
-    return _draw(grids, colour_title=_unit(array), title=title, limit=limit)
+    grids = _panels(array, rows=rows, columns=columns, panels=panels, spread=spread)
+    return draw(grids, colour_title=_unit(array), title=title, limit=limit)
 
 
 def sweep(
@@ -115,14 +79,14 @@ def sweep(
         ConfigError: The dataset has no `effect` over `site`.
     """
     named = {"": result} if isinstance(result, xr.Dataset) else result
-    grids: list[_Panel] = []
+    grids: list[Panel] = []
     for one in named.values():
         _check_sweep(one)
     module = _common_module([str(hook) for one in named.values() for hook in one.coords["hook"].values])
     for axes in dict.fromkeys(tuple(selected) for one in named.values() for selected in _selections(one)):
         grids += _sweep_grids(named, axes, module)
     legend = _effect_title(next(iter(named.values()))) + (f"<br>hook points in {module}" if module else "")
-    return _draw(grids, colour_title=legend, title=title, limit=limit)
+    return draw(grids, colour_title=legend, title=title, limit=limit)
 
 
 def _check_sweep(result: xr.Dataset) -> None:
@@ -136,7 +100,7 @@ def _check_sweep(result: xr.Dataset) -> None:
 
 
 def circuit(
-    result: xr.Dataset | xr.DataArray,
+    result: Circuit | Mapping[str, Circuit],
     *,
     entity: str | None = None,
     title: str | None = None,
@@ -145,7 +109,8 @@ def circuit(
     """Draw a QK or OV circuit, one panel per head on one colour scale.
 
     Args:
-        result: What `qk_circuit` or `ov_circuit` returned, or an array of `head` and two more dimensions made from it.
+        result: What `qk_circuit` or `ov_circuit` returned, or an array of `head` and two more dimensions made from it;
+            or several of them by name, say of a trained and an untrained policy, which then stand side by side.
         entity: Which entity's circuit, where it has one for each.
         title: Title of the figure.
         limit: Value of full colour; the largest magnitude by default.
@@ -154,9 +119,34 @@ def circuit(
         A plotly figure; hovering shows the value and, where the result has it, the spread over states.
 
     Raises:
-        ConfigError: The circuit has one form per entity and none is named.
+        ConfigError: The circuit has one form per entity and none is named, or circuits differ in their heads.
     """
-    array = result["circuit"] if isinstance(result, xr.Dataset) else result
+    named = {"": result} if isinstance(result, xr.Dataset | xr.DataArray) else dict(result)
+    parts = {name: _circuit_panels(one, entity, name) for name, one in named.items()}
+    numbers = {name: len(panels) for name, panels in parts.items()}
+    if len(set(numbers.values())) != 1:
+        raise ConfigError(
+            "The circuits cannot stand side by side: they differ in their heads.",
+            given=", ".join(f"{name}: {number}" for name, number in numbers.items()) or "no circuit",
+            expected="as many heads in each",
+            fix="select the heads to compare, e.g. result.sel(head=[0, 1])",
+        )
+    side_by_side = [panel for heads in zip(*parts.values(), strict=True) for panel in heads]
+    return draw(
+        side_by_side,
+        colour_title=_unit(_circuit_of(next(iter(named.values())))),
+        title=title,
+        limit=limit,
+        group=len(named),
+    )
+
+
+def _circuit_of(result: Circuit) -> xr.DataArray:
+    return result["circuit"] if isinstance(result, xr.Dataset) else result
+
+
+def _circuit_panels(result: Circuit, entity: str | None, name: str) -> list[Panel]:
+    array = _circuit_of(result)
     spread = result["spread"] if isinstance(result, xr.Dataset) and "spread" in result else None
     if "entity" in array.dims and array.ndim > 3:
         if entity is None:
@@ -169,8 +159,36 @@ def circuit(
         array = array.sel(entity=entity)
         spread = None if spread is None else spread.sel(entity=entity)
     array = array.squeeze([dim for dim in array.dims if array.sizes[dim] == 1 and dim != "head"], drop=True)
-    panels = "head" if "head" in array.dims else None
-    return heatmap(array, panels=panels, spread=spread, title=title, limit=limit)
+    panels = _panels(array, panels="head" if "head" in array.dims else None, spread=spread)
+    return [replace(panel, title=", ".join(part for part in (panel.title, name) if part)) for panel in panels]
+
+
+def _panels(
+    array: xr.DataArray,
+    *,
+    rows: str | None = None,
+    columns: str | None = None,
+    panels: str | None = None,
+    spread: xr.DataArray | None = None,
+) -> list[Panel]:
+    panel_dim, row_dim, column_dim = _roles(array, rows, columns, panels)
+    grids: list[Panel] = []
+    for position in range(array.sizes[panel_dim] if panel_dim else 1):
+        where = {panel_dim: position} if panel_dim else {}
+        values = _cells(array.isel(where), row_dim, column_dim)
+        deviation = None if spread is None else _cells(spread.squeeze().isel(where), row_dim, column_dim)
+        grids.append(
+            Panel(
+                title=f"{panel_dim} {_names(array, panel_dim)[position]}" if panel_dim else "",
+                rows=_names(array, row_dim) if row_dim else ("",),
+                columns=_names(array, column_dim),
+                row_axis=_axis_title(row_dim),
+                column_axis=_axis_title(column_dim),
+                values=values,
+                spread=deviation,
+            )
+        )
+    return grids
 
 
 def _roles(
@@ -269,7 +287,7 @@ def _common_module(hooks: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...], module: str) -> list[_Panel]:
+def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...], module: str) -> list[Panel]:
     """Lay the sites that select the given axes out on grids."""
     panels: dict[str, list[_Cell]] = {}
     for name, result in results.items():
@@ -294,14 +312,14 @@ def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...], modul
     return [_grid(cells, title, row_axis=row_axis, column_axis=column_axis) for title, cells in panels.items()]
 
 
-def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str) -> _Panel:
+def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str) -> Panel:
     rows = list(dict.fromkeys(cell.row for cell in cells))
     columns = list(dict.fromkeys(cell.column for cell in cells))
     values = np.full((3, len(rows), len(columns)), np.nan)
     for cell in cells:
         values[:, rows.index(cell.row), columns.index(cell.column)] = (cell.effect, cell.low, cell.high)
     known = bool(np.isfinite(values[1:]).any())
-    return _Panel(
+    return Panel(
         title=title,
         rows=tuple(rows),
         columns=tuple(columns),
@@ -311,141 +329,3 @@ def _grid(cells: Sequence[_Cell], title: str, *, row_axis: str, column_axis: str
         low=values[1] if known else None,
         high=values[2] if known else None,
     )
-
-
-def _draw(grids: list[_Panel], *, colour_title: str, title: str | None, limit: float | None) -> go.Figure:
-    """Draw panels on one colour axis, side by side where they are alike."""
-    alike = len({(grid.rows, grid.columns) for grid in grids}) == 1
-    fitting = min(MAX_PANELS_PER_ROW, max(1, CELLS_PER_ROW // len(grids[0].columns))) if alike else 1
-    n_rows = math.ceil(len(grids) / fitting)
-    n_columns = math.ceil(len(grids) / n_rows)
-    tallest = [max(len(grid.rows) for grid in grids[row * n_columns : (row + 1) * n_columns]) for row in range(n_rows)]
-    heights = [max(size * CELL, 56) if size < 12 else size * 26 for size in tallest]
-    inner = sum(heights) + 104 * (n_rows - 1)
-    figure = make_subplots(
-        rows=n_rows,
-        cols=n_columns,
-        subplot_titles=[grid.title for grid in grids],
-        row_heights=heights,
-        vertical_spacing=104 / inner if n_rows > 1 else 0.0,
-        horizontal_spacing=0.03,
-    )
-    for number, grid in enumerate(grids):
-        row, column = divmod(number, n_columns)
-        figure.add_trace(_trace(grid, across=n_columns * len(grid.columns)), row=row + 1, col=column + 1)
-        first, last = column == 0 or not alike, row == n_rows - 1 or number + n_columns >= len(grids) or not alike
-        figure.update_xaxes(
-            row=row + 1,
-            col=column + 1,
-            title_text=grid.column_axis if last else None,
-            title_standoff=8,
-            zeroline=False,
-            showline=True,
-            mirror=True,
-            linecolor=CELLS,
-            showticklabels=True,
-            type="category",
-            showgrid=False,
-            tickangle=-45 if _long(grid.columns) else 0,
-        )
-        figure.update_yaxes(
-            row=row + 1,
-            col=column + 1,
-            title_text=grid.row_axis if first else None,
-            title_standoff=10,
-            zeroline=False,
-            showline=True,
-            mirror=True,
-            linecolor=CELLS,
-            showticklabels=first,
-            type="category",
-            showgrid=False,
-            autorange="reversed",
-        )
-    values = np.concatenate([grid.values.ravel() for grid in grids])
-    named = any(grid.title for grid in grids)
-    top, bottom = (
-        40 + 20 * named + 34 * bool(title) + 15 * colour_title.count("<br>"),
-        96 if any(_long(grid.columns) for grid in grids) else 58,
-    )
-    axis = colour_axis(values, limit=limit)
-    axis["colorbar"] |= {"lenmode": "pixels", "len": max(min(inner, 260), 100), "y": 1.0, "yanchor": "top"}
-    figure.update_layout(
-        template=TEMPLATE,
-        title_text=title,
-        height=max(inner, 100) + top + bottom,
-        margin={"t": top, "b": bottom, "l": 70, "r": 20},
-        coloraxis=axis,
-        plot_bgcolor=CELLS,
-    )
-    figure.update_annotations(font={"size": 13, "color": INK})
-    figure.add_annotation(
-        text=f"colour and numbers: {colour_title}" if colour_title else "",
-        align="left",
-        x=0.0,
-        xref="paper",
-        xanchor="left",
-        y=1.0,
-        yref="paper",
-        yanchor="bottom",
-        yshift=8 + 20 * named,
-        showarrow=False,
-        font={"size": 12, "color": MUTED},
-    )
-    return figure
-
-
-def _long(names: Sequence[str]) -> bool:
-    return len(names) > 4 and max((len(name) for name in names), default=0) > 3
-
-
-def _trace(grid: _Panel, *, across: int) -> go.Heatmap:
-    """The cells of one panel, with their values written in them where a row of `across` cells leaves room."""
-    written = across <= CELLS_WITH_TEXT
-    interval = grid.low is not None and grid.high is not None
-    small = len(grid.columns) <= 8
-    text = [
-        [_cell(grid, row, column, interval=interval and small) for column in range(len(grid.columns))]
-        for row in range(len(grid.rows))
-    ]
-    hover = f"{grid.row_axis or 'row'} <b>%{{y}}</b><br>{grid.column_axis or 'column'} <b>%{{x}}</b><br>%{{z:.4~g}}"
-    extra: dict[str, Any] = {}
-    if grid.low is not None and grid.high is not None:
-        extra["customdata"] = np.stack([grid.low, grid.high], axis=-1)
-        hover += "<br>95 % interval %{customdata[0]:.3~g} to %{customdata[1]:.3~g}"
-    elif grid.spread is not None:
-        extra["customdata"] = grid.spread[..., None]
-        hover += "<br>sd over states %{customdata[0]:.3~g}"
-    return go.Heatmap(
-        z=grid.values,
-        x=list(grid.columns),
-        y=list(grid.rows),
-        coloraxis="coloraxis",
-        xgap=1.5,
-        ygap=1.5,
-        text=text if written else None,
-        texttemplate="%{text}" if written else None,
-        textfont={"size": 11 if across <= 20 else 9},
-        hovertemplate=hover + "<extra></extra>",
-        hoverongaps=False,
-        **extra,
-    )
-
-
-def _cell(grid: _Panel, row: int, column: int, *, interval: bool) -> str:
-    value = float(grid.values[row, column])
-    if math.isnan(value):
-        return ""
-    text = _short(value)
-    if interval and grid.low is not None and grid.high is not None:
-        low, high = float(grid.low[row, column]), float(grid.high[row, column])
-        text += f"<br><span style='font-size:9px'>{_short(low)} … {_short(high)}</span>"
-    return text
-
-
-def _short(value: float) -> str:
-    if value.is_integer():
-        return f"{abs(value):.0f}" if value >= 0 else f"{MINUS}{-value:.0f}"
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    written = f"{value:.{digits}f}"
-    return written.replace("-", MINUS) if float(written) else "0.00"  # small, but not exactly zero

@@ -160,6 +160,29 @@ def test_a_circuit_has_a_panel_per_head_and_shows_its_spread():
     np.testing.assert_allclose(np.asarray(figure.data[1].customdata)[..., 0], form.values[1, 0, 1] / 10)
 
 
+@pytest.mark.parametrize("n_features", [3, 9, 20])
+def test_circuits_by_name_stand_side_by_side_for_each_head_on_one_colour_scale(n_features):
+    shape, dims = (3, n_features, n_features), ("head", "feature_query", "feature_key")
+    trained = xr.DataArray(np.arange(float(np.prod(shape))).reshape(shape), dims=dims)
+    figure = circuit({"trained": xr.Dataset({"circuit": trained}), "untrained": -trained / 10})
+    titles = [annotation.text for annotation in figure.layout.annotations if "head" in annotation.text]
+    assert titles == [f"head {head}, {name}" for head in range(3) for name in ("trained", "untrained")]
+    np.testing.assert_array_equal(np.asarray(figure.data[2].z), trained[1].values)
+    np.testing.assert_array_equal(np.asarray(figure.data[3].z), -trained[1].values / 10)
+    assert figure.layout.coloraxis.cmax == float(trained.max())
+    assert {trace.coloraxis for trace in figure.data} == {"coloraxis"}
+    tops = [figure.layout[trace.yaxis.replace("y", "yaxis")].domain for trace in figure.data]
+    assert all(left == right for left, right in zip(tops[::2], tops[1::2], strict=True))  # in one row
+
+
+def test_circuits_with_different_heads_do_not_stand_side_by_side():
+    form = xr.DataArray(np.zeros((2, 2, 2)), dims=("head", "feature", "action"))
+    with pytest.raises(ConfigError, match="differ in their heads"):
+        circuit({"one": form, "other": form[:1]})
+    with pytest.raises(ConfigError, match="differ in their heads"):
+        circuit({})
+
+
 def test_a_circuit_of_each_entity_asks_which_one():
     form = xr.DataArray(
         np.zeros((1, 2, 2, 2)), dims=("head", "entity", "feature", "action"), coords={"entity": ["ego", "vehicle_1"]}
