@@ -114,7 +114,13 @@ class _Expansion:
         self.z = {path: engine.points[block.names["z"]].address for path, block in policy.attention.items()}
         self.patterns = [engine.points[block.names["pattern"]].address.node for block in policy.attention.values()]
         self.block_at: dict[Node, str] = {address.node: path for path, address in self.z.items()}
-        self.before = {end: self._before(end) for end in (self.scores.node, *self.block_at)}
+        self.before: dict[Node, list[str]] = {}
+        waiting = [self.scores.node]
+        while waiting:  # blocks that only a state value reads are on no path
+            end = waiting.pop()
+            if end not in self.before:
+                self.before[end] = self._before(end)
+                waiting += [self.z[path].node for path in self.before[end]]
 
     def _before(self, end: Node) -> list[str]:
         """The blocks whose heads reach a node without passing another block's, in the order of the graph."""
@@ -148,7 +154,7 @@ class _Expansion:
             values = dict(zip((*ends, *self.patterns), program(tuple(arrays), (), ()), strict=True))
         cuts = {node: values[node] for node in self.block_at}
         patterns = {node: values[node] for node in self.patterns}
-        runs = {end: hold(self.policy, arrays, end, cuts=cuts, patterns=patterns) for end in ends}
+        runs = {end: hold(self.policy, arrays, end, cuts=cuts, patterns=patterns) for end in self.before}
         scores = self.scores.layout.show(values[self.scores.node])
         shares = _Shares(total=scores @ weights.to(scores).T)
         for weight in weights.to(scores):

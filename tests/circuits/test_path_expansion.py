@@ -270,6 +270,28 @@ def test_most_of_a_raw_score_is_common_to_all_actions_and_the_gap_is_free_of_it(
     np.testing.assert_allclose(gap.values[:, 0], difference, atol=1e-3)
 
 
+class ActorCritic(nn.Module):
+    """Scores and a state value, each with an attention of its own; the value's way bends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = (nn.MultiheadAttention(7, 1, batch_first=True) for _ in range(2))
+        self.head, self.value = nn.Linear(7, 3), nn.Linear(7, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.tanh(x)
+        score = self.head(torch.relu(self.actor(x, x, x, need_weights=False)[0]).mean(1))
+        return score, self.value(self.critic(y, y, y, need_weights=False)[0].mean(1))
+
+
+def test_an_attention_that_only_the_state_value_reads_is_on_no_path():
+    policy = rlm.HookedPolicy(random_weights(ActorCritic()), states(2), output_kind="logits")
+    found = path_expansion(policy, states(4))
+    assert list(found.path.values) == ["direct", "actor head 0"]
+    np.testing.assert_allclose(summed(found), policy(states(4)).detach().numpy(), atol=1e-12)
+    assert found.features.attrs["units"] == "nat"
+
+
 # ---- what is refused
 
 
