@@ -29,7 +29,7 @@ def described(
         "without it IDLE": int((candidates[:, 2] == policy.spec.actions.index("IDLE")).sum()),
         "by place": flips_by_place(policy, seen, candidates),
     }
-    usual = np.delete(seen, kinds["removed"].state, axis=0)
+    usual = closed_up(policy, np.delete(seen, kinds["removed"].state, axis=0))
     for name, pairs in kinds.items():
         gaps = [scores_of(policy, side)[:, [brake, go]] for side in (pairs.clean, pairs.corrupt)]
         found[name] = {
@@ -75,5 +75,7 @@ def flips_by_place(policy: rlm.HookedPolicy, seen: np.ndarray, candidates: np.nd
         "standing": at["speed"] < 1,
         "moving": at["speed"] >= 1,
     }
-    groups |= {f"row {row}": candidates[:, 1] == row for row in range(1, 9)}
+    same = candidates[:, :1] == candidates[:, 0]
+    nearer = (same & (distance < distance[:, None])).sum(1)
+    groups |= {f"nearest but {rank}": nearer == rank for rank in range(6)}
     return {name: [int((flips & group).sum()), int(group.sum())] for name, group in groups.items()}

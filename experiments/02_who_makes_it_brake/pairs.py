@@ -129,7 +129,10 @@ def _real_pairs(recording: rlm.Recording, state: np.ndarray, other: np.ndarray) 
 
 
 def closed_up(policy: rlm.HookedPolicy, observations: np.ndarray) -> np.ndarray:
-    """Observations as the simulator would write them: present vehicles first, the nearest first."""
+    """Observations with their vehicles in one order, the nearest first, so that their rows can be compared.
+
+    The simulator's own order is along the ego's lane, which an edited row has no place in.
+    """
     presence, x, y = (policy.spec.index("feature", name) for name in ("presence", "x", "y"))
     away = np.hypot(*(observations[:, :, [x, y]] - observations[:, :1, [x, y]]).transpose(2, 0, 1))
     away[observations[:, :, presence] < 0.5] = np.inf

@@ -100,7 +100,7 @@ def whom(policy: rlm.HookedPolicy, recording: rlm.Recording, candidates: np.ndar
     return section(
         "Whom does it brake for?",
         ("Every vehicle of the SLOWER states, taken away", "Red: without this one vehicle it chooses FASTER.", where),
-        ("Each row taken away, over all SLOWER states", "Change of Q(SLOWER) - Q(FASTER); the nearest is vehicle_1. "
+        ("Each row taken away, over all SLOWER states", "Change of Q(SLOWER) - Q(FASTER); rows follow the ego's lane. "
          "Intervals are over states and take no account of episodes.", rlm.plot.sweep(zeroed)),
     )  # fmt: skip
 
@@ -299,8 +299,8 @@ CURVE = (
     "size made of whole paths, median and quartiles of 20: any paths, or paths from the circuit's own observation rows."
 )
 DRAWN = {
-    "replaced": "At least 0.8 of the gap on the pairs that it was found on. vehicle_1 is the vehicle it brakes for.",
-    "matched": "At least 0.8 of the gap on the pairs that it was found on. Rows are by distance.",
+    "replaced": "At least 0.8 of the gap on the pairs that it was found on. vehicle_1: the vehicle it brakes for.",
+    "matched": "At least 0.8 of the gap on the pairs that it was found on. Rows follow the ego's lane.",
 }
 
 
