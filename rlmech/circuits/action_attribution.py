@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import xarray as xr
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor
 
 from rlmech.circuits.axes import (
@@ -248,6 +248,8 @@ def _add(
 def _to_values(block: _Through, held: dict[Node, Tensor], slope: Tensor) -> Tensor:
     """The gradient at the values, `[batch entity head d_head]`, given that at z, through the frozen pattern."""
     pattern, onward = block.pattern.layout.show(held[block.pattern.node]), block.z.layout.show(slope)
+    if pattern.shape[2] == 1:  # an outer product, which is no matter for a matrix product
+        return rearrange(pattern[:, :, 0], "batch head entity -> batch entity head 1") * onward
     return einsum(
         pattern.detach(), onward, "batch head query entity, batch query head d_head -> batch entity head d_head"
     )

@@ -28,8 +28,8 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 
-_ROWS_AT_ONCE = 16
-_POINTS_AT_ONCE = 512
+_ROWS_AT_ONCE = 32
+_POINTS_AT_ONCE = 1024
 _CONTINUOUS = {"relu", "leaky_relu", "prelu", "abs", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max",
                "hardsigmoid", "softshrink"}  # fmt: skip
 """Gates of one number each that do not jump."""
@@ -163,47 +163,50 @@ class _Path:
     def integrate(self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts) -> tuple[list[Tensor], Tensor]:
         """Attributions by array, `[batch action ...]`, and the number of pieces of each row."""
         row, t = self._breakpoints(start, ends)
-        left = (row[1:] == row[:-1]).nonzero()[:, 0]
-        secants = self._secants(start, ends, row, t, left)
-        row, t, width = row[left], t[left], t[left + 1] - t[left]
+        slopes_put_in = self._secants(start, ends, row, t)
+        inside, row, t, width = row[1:] == row[:-1], row[:-1], t[:-1], t[1:] - t[:-1]
+        width = width * inside  # between the end of one line and the beginning of the next there is no piece
         at = torch.cat([t + node * width for node in self.nodes])
         share = torch.cat([weight * width for weight in self.weights]).to(start[0].dtype)
         which = row.repeat(len(self.nodes))
         totals = [value.new_zeros(len(value), len(rows.weights), *value.shape[1:]) for value in start]
-        for rest in torch.arange(len(at), device=at.device).split(_POINTS_AT_ONCE):
+        for first in range(0, len(at), _POINTS_AT_ONCE):
+            rest = slice(first, first + _POINTS_AT_ONCE)
             points = tuple(v.requires_grad_() for v in _between(start, ends, which[rest], at[rest]))
             with torch.enable_grad():
-                scores = self._with_secants(points, [(turns[rest], slope[rest]) for turns, slope in secants])
+                scores = self._with_slopes(points, [slope[rest] for slope in slopes_put_in])
             for place, weight in enumerate(rows.weights):
                 seed = weight * share[rest, None]
                 slopes = torch.autograd.grad(scores, points, seed, retain_graph=True, materialize_grads=True)
                 for total, slope in zip(totals, slopes, strict=True):
                     total[:, place].index_add_(0, which[rest], slope)
         change = [(end - begin)[:, None] for begin, end in zip(start, ends, strict=True)]
-        counts = torch.bincount(row, minlength=len(start[0]))
+        counts = torch.bincount(row[inside], minlength=len(start[0]))
         return [total * by for total, by in zip(totals, change, strict=True)], counts
 
-    def _secants(
-        self, start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Tensor, left: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each of the last gates, in which pieces it turns and its secant's slope there."""
+    def _secants(self, start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Tensor) -> list[Tensor]:
+        """The mean slope of each of the last gates between neighbouring points: its secant's where it turns."""
         if not self.last:
             return []
-        nodes = tuple(dict.fromkeys(node for gate in self.last for node in (gate.node, *gate.reads)))
+        nodes = tuple(dict.fromkeys(read for gate in self.last for read in gate.reads))
         program = self.policy.graph_engine.program(returned=nodes)
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[Tensor] = []
         with torch.no_grad():
             values = dict(zip(nodes, program(_between(start, ends, row, t), (), ()), strict=True))
             for gate in self.last:
-                x, y = values[gate.node.args[0]], values[gate.node]
-                turns = torch.zeros_like(x[left], dtype=torch.bool)
+                x = values[gate.node.args[0]]
+                y, middle = gate.apply(x, values), (x[1:] + x[:-1]).div_(2)
+                turns = torch.zeros_like(middle, dtype=torch.bool)
                 for boundary in gate.boundaries(values):
-                    turns |= boundary.distance[left] * boundary.distance[left + 1] < 0
-                found.append((turns, (y[left + 1] - y[left]) / torch.where(turns, x[left + 1] - x[left], 1.0)))
+                    turns |= boundary.distance[:-1] * boundary.distance[1:] < 0
+                secant = (y[1:] - y[:-1]).div_(torch.where(turns, x[1:] - x[:-1], 1.0))
+                with torch.enable_grad():
+                    (slope,) = torch.autograd.grad(gate.apply(middle.requires_grad_(), values).sum(), middle)
+                found.append(torch.where(turns, secant, slope))
         return found
 
-    def _with_secants(self, points: Sequence[Tensor], secants: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The scores at points, the last gates that turn in the points' pieces replaced by their secants."""
+    def _with_slopes(self, points: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """What has the scores' gradient at points, with the last gates' slopes put in; not the scores themselves."""
         if not self.last:
             return self.scores(points)
         held: dict[Node, Tensor] = {}
@@ -211,13 +214,13 @@ class _Path:
         def keep(node: Node) -> Callable[[Tensor], Tensor]:
             return lambda value: held.setdefault(node, value)
 
-        def bend(gate: Gate, turns: Tensor, slope: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda value: torch.where(turns, slope * held[gate.node.args[0]], value)
+        def bend(gate: Gate, slope: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda value: slope * held[gate.node.args[0]]
 
         reads = tuple(dict.fromkeys(gate.node.args[0] for gate in self.last))
         hooked = (*reads, *(gate.node for gate in self.last))
         program = self.policy.graph_engine.program(returned=[self.scores_at.node], hooked=hooked)
-        bends = [bend(gate, *secant) for gate, secant in zip(self.last, secants, strict=True)]
+        bends = [bend(gate, slope) for gate, slope in zip(self.last, slopes, strict=True)]
         return self.scores_at.layout.show(program(points, (), [*map(keep, reads), *bends])[0])
 
     def _breakpoints(self, start: Sequence[Tensor], ends: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ passes; the patterns are the policy's own on that observation, and pass on no gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class Gate:
     def reads(self) -> tuple[Node, ...]:
         """The tensors that it reads."""
         return tuple(dict.fromkeys(self.node.inputs()))
+
+    def apply(self, x: Tensor, values: dict[Node, Tensor]) -> Tensor:
+        """What it makes of x in the place of its first argument, the others as in `values`."""
+        call: Any = self.node.call
+        return call(x, *(_filled(arg, values) for arg in self.node.args[1:]), **_filled(self.node.kwargs, values))
 
     def boundaries(self, values: dict[Node, Tensor]) -> list[Boundary]:
         """Its boundaries, given the values of what it reads, one row each of the batch first."""
@@ -85,6 +90,7 @@ class Frozen:
         varying: The nodes that vary with the inputs.
         gates: The gates on the way, in the order in which they are computed.
         sources: Where offsets enter, likewise.
+        mixes: Products of a frozen pattern of a single query and values, whose gradient is an outer product.
     """
 
     policy: HookedPolicy
@@ -94,15 +100,22 @@ class Frozen:
     varying: frozenset[Node]
     gates: tuple[Gate, ...]
     sources: tuple[Source, ...]
+    mixes: tuple[Node, ...]
 
     def run(
         self, arrays: Sequence[Tensor], nodes: Sequence[Node], *, given: Sequence[Tensor] = ()
     ) -> dict[Node, Tensor]:
         """The values of some nodes, part of the autograd graph behind `arrays` and `given`."""
         wanted = tuple(dict.fromkeys(nodes))
-        program = self.policy.graph_engine.program(returned=wanted, given=self.given, hooked=self.patterns)
-        frozen = [torch.Tensor.detach] * len(self.patterns)
-        return dict(zip(wanted, program(arrays, given, frozen), strict=True))
+        held: dict[Node, Tensor] = {}
+        hooks: dict[Node, Callable[[Tensor], Tensor]] = dict.fromkeys(self.patterns, torch.Tensor.detach)
+        for mix in self.mixes:
+            pattern, mixed = mix.args
+            hooks[pattern] = lambda value, node=pattern: held.setdefault(node, value.detach())
+            hooks[mixed] = lambda value, node=mixed: held.setdefault(node, value)
+            hooks[mix] = lambda value, p=pattern, v=mixed: _apply_mix(value, held[p], held[v])
+        program = self.policy.graph_engine.program(returned=wanted, given=self.given, hooked=tuple(hooks))
+        return dict(zip(wanted, program(arrays, given, tuple(hooks.values())), strict=True))
 
 
 def freeze(
@@ -158,7 +171,34 @@ def freeze(
         varying=frozenset(varying),
         gates=tuple(gates),
         sources=tuple(sources),
+        mixes=tuple(node for node in order if node in varying - set(given) and _is_mix(node, patterns, varying)),
     )
+
+
+class _Mix(torch.autograd.Function):
+    """A product that has been computed, pattern times values, with a gradient cheaper than torch's for one query."""
+
+    @staticmethod
+    def forward(ctx: Any, mixed: Tensor, pattern: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(pattern, values)
+        return mixed.view_as(mixed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pattern, values = ctx.saved_tensors
+        laid_out = torch.empty_like(values)  # as the values lie, which saves a copy
+        return None, None, torch.mul(pattern.transpose(-1, -2), gradients[0], out=laid_out)
+
+
+def _apply_mix(mixed: Tensor, pattern: Tensor, values: Tensor) -> Tensor:
+    return _Mix.apply(mixed.detach(), pattern, values) if values.requires_grad else mixed  # pyright: ignore[reportReturnType]
+
+
+def _is_mix(node: Node, patterns: Sequence[Node], varying: set[Node]) -> bool:
+    if node.op not in {"matmul", "bmm"} or node.args[0] not in patterns or node.args[1] not in varying:
+        return False
+    pattern, values = node.args
+    return pattern.sizes[-2] == 1 and pattern.sizes[:-2] == values.sizes[:-2]
 
 
 def rows_first(node: Node, value: Tensor) -> Tensor:

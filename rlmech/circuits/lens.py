@@ -132,11 +132,11 @@ def _linear_lens(values: _Rows, scores: _Scores, ridge: float) -> _Affine:
     """Ridge regression, through the smaller of the two Gram matrices."""
     centre, offset = values.mean(0), scores.mean(0)
     x, y = values - centre, scores - offset
-    penalty = ridge * max(float((x**2).sum()) / max(1, x.shape[1]), np.finfo(float).tiny)
-    if x.shape[1] <= len(x):
-        slope = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+    penalty = ridge * float((x**2).sum()) / max(1, x.shape[1])
+    if x.shape[1] <= len(x):  # least squares throughout: a layer may be constant, or its numbers depend on each other
+        slope = np.linalg.lstsq(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)[0]
     else:
-        slope = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y)
+        slope = x.T @ np.linalg.lstsq(x @ x.T + penalty * np.eye(len(x)), y)[0]
     return _Affine(centre=centre, slope=slope, offset=offset)
 
 

@@ -50,8 +50,8 @@ class _Reach:
             differs = differs.any(-1) & read
         differs = flat(differs)
         if self.element is not None:
-            return differs.index_select(1, self.element.to(differs.device))
-        return differs.float() @ self.weight.to(differs.device).T > 0
+            return differs.index_select(1, self.element)
+        return differs.float() @ self.weight.T > 0
 
 
 class DeltaPlan:
@@ -254,7 +254,7 @@ class DeltaPlan:
         else:
             longest = [n_jobs] * n_pairs
         for step in self.steps.values():
-            step.prepare(runs)
+            runs.prepared[step] = step.prepare(runs)
         for pairs in _pair_blocks(longest, most):
             slots = longest[pairs.stop - 1]
             for first in range(0, slots, most):

@@ -85,29 +85,27 @@ class OneElement(Step):
         """Nodes whose base and whose source values it reads."""
         return {self.chain.start, self.node, *self.chain.constants}, {self.chain.start}
 
-    def prepare(self, runs: Runs) -> None:
-        """Compute what all blocks share."""
+    def prepare(self, runs: Runs) -> dict[str, Tensor]:
+        """What all blocks share."""
         start = self.chain.start
-        self.element = self.element.to(runs.base[start].device)
-        self.change = flat(runs.difference(start)).index_select(1, self.element)
+        change = flat(runs.difference(start)).index_select(1, self.element)
         if self.touched is not None:  # some jobs reach this value at no element
-            self.change = self.change * self.touched.to(self.change)
+            change = change * self.touched.to(change)
         weight = self.chain.direct
         if weight is not None and len(start.sizes) == 2:
-            self.row = runs.base[weight].index_select(1, self.element).T
+            row = runs.base[weight].index_select(1, self.element).T
         else:
-            basis = torch.zeros(len(self.element), size_of(start), dtype=self.change.dtype, device=self.change.device)
+            basis = change.new_zeros(len(self.element), size_of(start))
             basis.scatter_(1, self.element[:, None], 1)
-            self.row = self.chain.apply(basis, runs)
-        self.narrow = self.row.shape[1] <= NARROW
-        if not self.narrow:
-            self.row = self.row.contiguous()
+            row = self.chain.apply(basis, runs)
+        return {"change": change, "row": row if row.shape[1] <= NARROW else row.contiguous()}
 
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
-        change, row = block.of_pairs_and_jobs(self.change), block.of_jobs(self.row)
+        own = block.runs.prepared[self]
+        change, row = block.of_pairs_and_jobs(own["change"]), block.of_jobs(own["row"])
         base = flat(block.runs.base[self.node][block.pairs]).unsqueeze(1)
-        if self.narrow:
+        if row.shape[-1] <= NARROW:
             moved = torch.addcmul(base.permute(2, 0, 1), change[None], row.permute(2, 0, 1)).permute(1, 2, 0)
         else:
             moved = torch.addcmul(base, change[:, :, None], row)
@@ -130,18 +128,17 @@ class OneChannel(Step):
         """Nodes whose base and whose source values it reads."""
         return {self.source, self.weight, self.node}, {self.source}
 
-    def prepare(self, runs: Runs) -> None:
-        """Compute what all blocks share."""
-        self.change = runs.difference(self.source)
+    def prepare(self, runs: Runs) -> dict[str, Tensor]:
+        """What all blocks share."""
         weight = runs.base[self.weight].transpose(0, 1)  # [channel out ...]
-        self.by_channel = weight.reshape(-1, 1, *weight.shape[2:])
-        self.channel = self.channel.to(weight.device)
+        return {"change": runs.difference(self.source), "kernels": weight.reshape(-1, 1, *weight.shape[2:])}
 
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
         stride, padding, dilation = (*self.settings, *(1, 0, 1)[len(self.settings) :])[:3]
-        change = self.change[block.pairs]
-        parts = torch.conv2d(change, self.by_channel, None, stride, padding, dilation, change.shape[1])
+        own = block.runs.prepared[self]
+        change = own["change"][block.pairs]
+        parts = torch.conv2d(change, own["kernels"], None, stride, padding, dilation, change.shape[1])
         parts = parts.reshape(block.n_pairs, change.shape[1], -1, *parts.shape[2:])
         if isinstance(block.jobs, slice):
             mine = parts[:, self.channel[block.jobs]]
@@ -162,30 +159,29 @@ class Folded(Step):
         """Nodes whose base and whose source values it reads."""
         return {self.chain.start, self.node, *self.chain.constants}, set() if self.mask is None else {self.chain.start}
 
-    def prepare(self, runs: Runs) -> None:
-        """Compute what all blocks share."""
+    def prepare(self, runs: Runs) -> dict[str, Tensor]:
+        """What all blocks share."""
         start = flat(runs.base[self.chain.start])
         ends = self.chain.start, self.chain.end
         if ends not in runs.matrices:
             eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
             runs.matrices[ends] = self.chain.apply(eye, runs)
-        self.matrix = runs.matrices[ends]
-        self.rest = flat(runs.base[self.node])
+        matrix, rest = runs.matrices[ends], flat(runs.base[self.node])
         if self.mask is None:
-            self.rest = torch.addmm(self.rest, start, self.matrix, alpha=-1)
-        else:
-            self.change = flat(runs.difference(self.chain.start))
-            self.weight = self.mask.to(start.dtype)
+            return {"matrix": matrix, "rest": torch.addmm(rest, start, matrix, alpha=-1)}
+        change = flat(runs.difference(self.chain.start))
+        return {"matrix": matrix, "rest": rest, "change": change, "mask": self.mask.to(start.dtype)}
 
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
-        start = self.chain.start
+        start, own = self.chain.start, block.runs.prepared[self]
         if self.mask is None:
             value = Layout.of(start).show(block.values[start]).reshape(block.n_rows, -1)
         else:
-            value = (block.of_jobs(self.weight) * self.change[block.pairs].unsqueeze(1)).reshape(block.n_rows, -1)
-        moved = (value @ self.matrix).reshape(block.n_pairs, block.n_slots, -1)
-        moved += self.rest[block.pairs].unsqueeze(1)
+            changes = own["change"][block.pairs].unsqueeze(1)
+            value = (block.of_jobs(own["mask"]) * changes).reshape(block.n_rows, -1)
+        moved = (value @ own["matrix"]).reshape(block.n_pairs, block.n_slots, -1)
+        moved += own["rest"][block.pairs].unsqueeze(1)
         return self.finish(moved.reshape(block.n_rows, *self.layout.canonical_shape[1:]))
 
 
@@ -212,11 +208,12 @@ class Product(Step):
         base = {self.second} | (set() if self.computed else {self.first, self.node})
         return base, set() if self.replaced is None else {self.second}
 
-    def prepare(self, runs: Runs) -> None:
-        """Compute what all blocks share."""
-        if self.replaced is not None:
-            self.change = runs.difference(self.second)
-            self.weight = self.replaced.to(self.change.dtype).unsqueeze(-2)
+    def prepare(self, runs: Runs) -> dict[str, Tensor]:
+        """What all blocks share."""
+        if self.replaced is None:
+            return {}
+        change = runs.difference(self.second)
+        return {"change": change, "rows": self.replaced.to(change.dtype).unsqueeze(-2)}
 
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
@@ -228,7 +225,8 @@ class Product(Step):
         else:
             first, total = block.base(self.first), block.base(self.node)
         if self.replaced is not None:
-            total = total + self._stacked(first * block.of_jobs(self.weight), self.change[block.pairs])
+            own = block.runs.prepared[self]
+            total = total + self._stacked(first * block.of_jobs(own["rows"]), own["change"][block.pairs])
         return total.reshape(block.n_rows, *shape)
 
     @staticmethod

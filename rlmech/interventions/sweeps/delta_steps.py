@@ -26,11 +26,13 @@ class Runs:
         base: Values of the base run.
         source: Values of the run with the whole point replaced.
         matrices: What chains of linear operations come to, by their ends, for all plans of a sweep.
+        prepared: What each step shares between blocks; plans themselves keep nothing of a call.
     """
 
     base: dict[Node, Tensor]
     source: dict[Node, Tensor]
     matrices: dict[tuple[Node, Node], Tensor] = field(default_factory=dict)
+    prepared: dict[Step, dict[str, Tensor]] = field(default_factory=dict)
 
     def difference(self, node: Node) -> Tensor:
         """Source less base, [pair ...]; zero where both are the same infinity, as masked scores are."""
@@ -95,8 +97,9 @@ class Step(ABC):
     def reads(self) -> tuple[set[Node], set[Node]]:
         """Nodes whose base and whose source values it reads."""
 
-    def prepare(self, runs: Runs) -> None:  # noqa: B027  # most steps share nothing
-        """Compute what all blocks share."""
+    def prepare(self, runs: Runs) -> dict[str, Tensor]:
+        """What all blocks share."""
+        return {}
 
     @abstractmethod
     def run(self, block: Block) -> Tensor:

@@ -140,10 +140,8 @@ class _Spreading:
         return spread_out[0]
 
     def _joined(self, node: Node, known: dict[Node, Any]) -> Tensor:
-        parts = [
-            known[part] if part in known else torch.zeros(sizes_for(part, self.n), dtype=torch.bool)
-            for part in node.args[0]
-        ]
+        some = next(known[part] for part in node.args[0] if part in known)
+        parts = [known[part] if part in known else some.new_zeros(sizes_for(part, self.n)) for part in node.args[0]]
         return torch.cat(parts, *node.args[1:])
 
     def _contracted(self, node: Node, source: Node, mask: Tensor) -> Tensor | None:

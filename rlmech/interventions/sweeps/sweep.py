@@ -34,7 +34,11 @@ from rlmech.interventions.sweeps.journal import Journal
 from rlmech.interventions.sweeps.suffix import Replaced, SuffixPlan
 
 ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 27}
-"""Elements of the widest value in a block: a megabyte in a processor's second-level cache, half a gigabyte on a GPU."""
+"""Elements of the widest value in a block: a megabyte in a processor's second-level cache, half a gigabyte on a GPU.
+
+Measured on a processor with a megabyte of it per core, in time per sweep relative to this: an eighth of it 2.9 and 1.2
+(perceptron, ego attention), half 1.3 and 1.0, twice 0.9 and 1.0, four times 1.2 and 1.2, eight times 1.8 and 1.6.
+"""
 CHECKED_ROWS = 8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 """Largest difference of a delta plan from the plain suffix, relative to the scale of the outputs."""
