@@ -65,7 +65,7 @@ def direct_action_attribution(
         >>> import torch, rlmech as rlm
         >>> from rlmech.circuits.direct import direct_action_attribution
         >>> policy = rlm.load("zoo:intersection-ego-attention")
-        >>> site = rlm.Site("attention_layer.hook_z", head=2)
+        >>> site = rlm.Site("features_extractor.attention_layer.hook_z", head=2)
         >>> direct_action_attribution(policy, torch.rand(5, 15, 7), site).contribution.shape
         (5, 3, 1, 1, 16)
     """

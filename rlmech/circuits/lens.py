@@ -78,8 +78,8 @@ def action_lens(
         >>> import torch, rlmech as rlm
         >>> from rlmech.circuits.lens import action_lens
         >>> policy = rlm.load("zoo:intersection-ego-attention")
-        >>> lens = action_lens(policy, torch.rand(5, 15, 7), "output_layer.*.hook_out", reference=torch.rand(40, 15, 7))
-        >>> float(lens.agreement[-2].round(3))  # the last layer before the head
+        >>> lens = action_lens(policy, torch.rand(5, 15, 7), "q_net.*.hook_out", reference=torch.rand(40, 15, 7))
+        >>> float(lens.agreement[-1].round(3))  # the head
         1.0
     """
     _check(method, ridge, held_out)
