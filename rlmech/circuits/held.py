@@ -27,9 +27,11 @@ Values = Mapping[Node, Tensor]
 NORMS = ("layer_norm", "rms_norm")
 """Names of the norms whose scale is held."""
 
-_LINEAR = LAYOUT_OPS | {"linear", "addmm", "add", "sub", "neg", "cat", "stack", "mean", "sum", "head_result",
-                        "head_sum", "to", "_to_copy", "conv1d", "conv2d", "conv3d", "masked_fill", "batch_norm",
-                        "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"}  # fmt: skip
+_LINEAR = LAYOUT_OPS | {
+    "linear", "addmm", "add", "sub", "neg", "cat", "stack", "mean", "sum", "head_result", "head_sum", "to", "_to_copy",
+    "sym_size", "conv1d", "conv2d", "conv3d", "masked_fill", "batch_norm", "avg_pool1d", "avg_pool2d",
+    "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
+}  # fmt: skip
 """Operations that are linear in what varies, products aside."""
 _FUSED = "scaled_dot_product_attention"
 _CHECK_SEED = 0
