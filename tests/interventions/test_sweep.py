@@ -12,7 +12,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech.errors import EngineError, SiteError
 from rlmech.interventions.metrics import bind
-from rlmech.interventions.sweeps import sweep
+from rlmech.interventions.sweeps import delta, sweep
 from rlmech.interventions.sweeps.delta_linear import OneChannel
 from rlmech.interventions.sweeps.sweep import outputs_of, run_sweep
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
@@ -90,10 +90,13 @@ def metric_of(policy, clean, corrupt):
     return bind(rlm.action_score(1), policy, clean=outputs_of(policy, clean), corrupt=outputs_of(policy, corrupt))
 
 
-@pytest.mark.parametrize("few_rows", [0, 10**9], ids=["folded", "unfolded"])
+@pytest.mark.parametrize("few_rows", [0, 10**9], ids=["folded and compressed", "neither"])
 def test_every_job_is_what_hooking_it_by_itself_gives(case, few_rows, monkeypatch):
     policy, clean, corrupt = case
     monkeypatch.setattr(sweep, "FEW_ROWS", few_rows)
+    if few_rows == 0:  # and leave out every row that can be left out
+        monkeypatch.setattr(delta, "WORTH_SAVING", -1)
+        monkeypatch.setattr(delta, "WORTH_COMPRESSING", 2)
     with torch.no_grad():
         cache = policy.run_with_cache(clean)[1]
         cache = {name: cache[name] for name in policy.hook_dict}
@@ -247,6 +250,7 @@ def test_the_eager_engine_gives_the_same(monkeypatch):
 
 
 def test_small_blocks_give_what_large_ones_give(monkeypatch):
+    monkeypatch.setattr(delta, "WORTH_SAVING", -1)
     torch.manual_seed(0)
     policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3).double(), nets.scenes(3).double())
     clean, corrupt = nets.scenes(9, seed=1).double(), nets.scenes(9, seed=2).double()
