@@ -72,7 +72,7 @@ def main() -> None:
               rlm.plot.sweep(ablated), ABLATE),
     )  # fmt: skip
     weights = (
-        panel("QK", "What moves a head's attention to the nearest vehicle.", qk, CIRCUIT.format("qk")),
+        panel("QK", "What moves a head's attention to the vehicle in the first row.", qk, CIRCUIT.format("qk")),
         panel("OV", "What it then adds to each action's score.", ov, CIRCUIT.format("ov")),
     )
     named = {"What it did": (did,), "Which parts carry the decision": parts, "What its weights say": weights}

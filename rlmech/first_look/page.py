@@ -105,7 +105,7 @@ def _episodes(look: FirstLook) -> Section:
             Panel(
                 title="Whom each head attends to",
                 meaning="Attention weight of each row of the observation, averaged over the steps at which a vehicle "
-                "is in it (grey: never). Rows are sorted by distance: vehicle_1 is the nearest one.",
+                "is in it (grey: never). Rows stand in the environment's order: along the ego's lane, not by distance.",
                 figure=heatmap(mean, rows="head", columns="key"),
                 code=_MEAN_CODE.format(presence=look.policy.spec.presence_index),
             )

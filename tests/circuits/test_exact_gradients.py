@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rlmech as rlm
-from rlmech.circuits import captum_attribution
+from rlmech.circuits import captum_attribution, captum_conductance
 from rlmech.circuits.exact_gradients import exact_integrated_gradients
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError, MissingPackageError, ObservationError, SiteError
@@ -156,22 +156,22 @@ def test_saliency_is_the_absolute_gradient_and_leaves_the_observation_alone():
 def test_conductance_of_a_full_layer_adds_up_and_a_neurons_share_is_split_over_the_observation():
     policy, obs = wrapped("mlp")
     options = {"baseline": obs.flip(0), "better": 1, "worse": 0, "n_steps": 200}
-    layer = captum_attribution.layer_conductance(policy, obs, "1.hook_out", **options)
+    layer = captum_conductance.layer_conductance(policy, obs, "1.hook_out", **options)
     assert layer.conductance.dims == ("batch", "action", "neuron")
     assert np.abs(layer.completeness_error).max() < 1e-2
-    neuron = captum_attribution.neuron_conductance(policy, obs, "1.hook_out", neuron=3, **options)
+    neuron = captum_conductance.neuron_conductance(policy, obs, "1.hook_out", neuron=3, **options)
     np.testing.assert_allclose(neuron.total, layer.conductance[..., 3], rtol=0, atol=1e-12)
     assert np.abs(neuron.completeness_error).max() < 1e-2
     with pytest.raises(SiteError, match="no unit 8"):
-        captum_attribution.neuron_conductance(policy, obs, "1.hook_out", neuron=8, **options)
+        captum_conductance.neuron_conductance(policy, obs, "1.hook_out", neuron=8, **options)
 
 
 def test_layers_that_are_no_modules_are_refused_by_name():
     policy, obs = wrapped("ego")
     with pytest.raises(SiteError, match="not what one module"):
-        captum_attribution.layer_conductance(policy, obs, "attention_layer.hook_z", baseline=obs)
+        captum_conductance.layer_conductance(policy, obs, "attention_layer.hook_z", baseline=obs)
     with pytest.raises(SiteError, match="no hook point"):
-        captum_attribution.layer_conductance(policy, obs, "attention_layer.hook_zz", baseline=obs)
+        captum_conductance.layer_conductance(policy, obs, "attention_layer.hook_zz", baseline=obs)
 
 
 def test_without_captum_the_error_says_how_to_get_it(monkeypatch):
