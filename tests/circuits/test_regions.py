@@ -34,11 +34,15 @@ def test_regions_are_equal_exactly_where_all_gates_are():
 @pytest.mark.parametrize("name", GATED)
 def test_observations_of_one_region_share_one_map(name):
     policy, obs = wrapped(name)
-    moved = obs + 1e-3 * torch.randn(obs.shape, generator=torch.Generator().manual_seed(2)).double()
+    obs = obs.repeat(40, *(1,) * (obs.ndim - 1))
+    reach = torch.logspace(-4, 0, len(obs), dtype=torch.float64).view(-1, *(1,) * (obs.ndim - 1))
+    moved = obs + reach * torch.randn(obs.shape, generator=torch.Generator().manual_seed(2)).double()
     first, second = local_affine(policy, obs), local_affine(policy, moved)
     same = (first.region == second.region).values
     change = np.abs(first.jacobian.values - second.jacobian.values).reshape(len(obs), -1).max(1)
     np.testing.assert_allclose(change[same], 0, atol=1e-12)
+    assert same.any()
+    assert change[~same].max() > 1e-3
 
 
 @pytest.mark.parametrize("name", GATED)
