@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from rlmech import plot, testbed, zoo
     from rlmech.adapters.load import load
     from rlmech.adapters.native import save_policy
+    from rlmech.circuits.composition import composition_scores
     from rlmech.circuits.factored_matrix import FactoredMatrix
+    from rlmech.circuits.path_expansion import path_expansion
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
+    from rlmech.circuits.statistics import circuit_statistics
     from rlmech.interventions.ablation import ablation_sweep, steering_sweep
     from rlmech.interventions.edges.circuit import Circuit
     from rlmech.interventions.edges.component_graph import component_graph
@@ -77,7 +80,9 @@ _LAZY = {
     "attribution_patching": "rlmech.interventions.gradients.attribution",
     "causal_scrubbing": "rlmech.interventions.edges.scrubbing",
     "choose_units": "rlmech.interventions.edges.units",
+    "circuit_statistics": "rlmech.circuits.statistics",
     "component_graph": "rlmech.interventions.edges.component_graph",
+    "composition_scores": "rlmech.circuits.composition",
     "discover_circuit": "rlmech.interventions.edges.discover",
     "edge_attribution": "rlmech.interventions.edges.edge_attribution",
     "edge_patching": "rlmech.interventions.edges.edge_patching",
@@ -89,6 +94,7 @@ _LAZY = {
     "ov_circuit": "rlmech.circuits.qk_ov",
     "ov_factored": "rlmech.circuits.qk_ov",
     "pairwise_interactions": "rlmech.interventions.interactions",
+    "path_expansion": "rlmech.circuits.path_expansion",
     "path_patching": "rlmech.interventions.edges.path",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
@@ -126,7 +132,9 @@ __all__ = [
     "attribution_patching",
     "causal_scrubbing",
     "choose_units",
+    "circuit_statistics",
     "component_graph",
+    "composition_scores",
     "discover_circuit",
     "edge_attribution",
     "edge_patching",
@@ -140,6 +148,7 @@ __all__ = [
     "ov_factored",
     "pairwise_interactions",
     "patch",
+    "path_expansion",
     "path_patching",
     "plot",
     "policy_kl",
