@@ -1,4 +1,4 @@
-"""`python -m benchmarks [forward startup sweeps] [--rounds 40]`: measure, print tables, write benchmarks/results."""
+"""`python -m benchmarks [suite ...] [--rounds 40]`: measure, print tables, write benchmarks/results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import forward, startup, sweeps, tables
+from benchmarks import affine, forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps")
+SUITES = ("forward", "startup", "sweeps", "affine")
 
 
 def main() -> None:
@@ -43,6 +43,9 @@ def main() -> None:
         ):
             rows = list(measured)
             _finish(name, rows, tables.plain_table(rows), arguments.out)
+    if "affine" in arguments.suites:
+        rows = list(affine.measure(rounds=max(5, arguments.rounds // 4)))
+        _finish("affine", rows, tables.plain_table(rows), arguments.out)
 
 
 def _finish(name: str, rows: list[dict[str, object]], table: str, where: Path) -> None:

@@ -28,10 +28,19 @@ if TYPE_CHECKING:
     from rlmech import plot, testbed, zoo
     from rlmech.adapters.load import load
     from rlmech.adapters.native import save_policy
+    from rlmech.circuits.action_attribution import attribute_actions, centre_actions
+    from rlmech.circuits.affine import local_affine
+    from rlmech.circuits.captum_attribution import deep_lift, integrated_gradients, saliency
+    from rlmech.circuits.captum_conductance import layer_conductance, neuron_conductance
     from rlmech.circuits.composition import composition_scores
+    from rlmech.circuits.direct import direct_action_attribution
+    from rlmech.circuits.exact_gradients import exact_integrated_gradients
     from rlmech.circuits.factored_matrix import FactoredMatrix
+    from rlmech.circuits.lens import action_lens
     from rlmech.circuits.path_expansion import path_expansion
+    from rlmech.circuits.pattern_effects import key_feature_effects, pattern_effects
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
+    from rlmech.circuits.regions import region_margins
     from rlmech.circuits.statistics import circuit_statistics
     from rlmech.interventions.ablation import ablation_sweep, steering_sweep
     from rlmech.interventions.edges.circuit import Circuit
@@ -74,21 +83,32 @@ _LAZY = {
     "ablation_sweep": "rlmech.interventions.ablation",
     "action_flip": "rlmech.interventions.metrics",
     "action_gap": "rlmech.interventions.metrics",
+    "action_lens": "rlmech.circuits.lens",
     "action_score": "rlmech.interventions.metrics",
     "action_shift": "rlmech.interventions.metrics",
     "activation_patching": "rlmech.interventions.patching",
+    "attribute_actions": "rlmech.circuits.action_attribution",
     "attribution_patching": "rlmech.interventions.gradients.attribution",
     "causal_scrubbing": "rlmech.interventions.edges.scrubbing",
+    "centre_actions": "rlmech.circuits.action_attribution",
     "choose_units": "rlmech.interventions.edges.units",
     "circuit_statistics": "rlmech.circuits.statistics",
     "component_graph": "rlmech.interventions.edges.component_graph",
     "composition_scores": "rlmech.circuits.composition",
+    "deep_lift": "rlmech.circuits.captum_attribution",
+    "direct_action_attribution": "rlmech.circuits.direct",
     "discover_circuit": "rlmech.interventions.edges.discover",
     "edge_attribution": "rlmech.interventions.edges.edge_attribution",
     "edge_patching": "rlmech.interventions.edges.edge_patching",
+    "exact_integrated_gradients": "rlmech.circuits.exact_gradients",
+    "integrated_gradients": "rlmech.circuits.captum_attribution",
     "interchange_intervention": "rlmech.interventions.subspace",
+    "key_feature_effects": "rlmech.circuits.pattern_effects",
+    "layer_conductance": "rlmech.circuits.captum_conductance",
     "load": "rlmech.adapters.load",
+    "local_affine": "rlmech.circuits.affine",
     "make_env": "rlmech.rollouts.env",
+    "neuron_conductance": "rlmech.circuits.captum_conductance",
     "off_manifold_distance": "rlmech.interventions.manifold",
     "optimal_constants": "rlmech.interventions.optimal",
     "ov_circuit": "rlmech.circuits.qk_ov",
@@ -96,11 +116,14 @@ _LAZY = {
     "pairwise_interactions": "rlmech.interventions.interactions",
     "path_expansion": "rlmech.circuits.path_expansion",
     "path_patching": "rlmech.interventions.edges.path",
+    "pattern_effects": "rlmech.circuits.pattern_effects",
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
     "qk_factored": "rlmech.circuits.qk_ov",
     "record": "rlmech.rollouts.record",
+    "region_margins": "rlmech.circuits.regions",
     "report": "rlmech.plot.report",
+    "saliency": "rlmech.circuits.captum_attribution",
     "save_policy": "rlmech.adapters.native",
     "sliding_windows": "rlmech.interventions.sites",
     "spec_of": "rlmech.rollouts.env",
@@ -126,22 +149,33 @@ __all__ = [
     "ablation_sweep",
     "action_flip",
     "action_gap",
+    "action_lens",
     "action_score",
     "action_shift",
     "activation_patching",
+    "attribute_actions",
     "attribution_patching",
     "causal_scrubbing",
+    "centre_actions",
     "choose_units",
     "circuit_statistics",
     "component_graph",
     "composition_scores",
+    "deep_lift",
+    "direct_action_attribution",
     "discover_circuit",
     "edge_attribution",
     "edge_patching",
+    "exact_integrated_gradients",
+    "integrated_gradients",
     "interchange_intervention",
+    "key_feature_effects",
+    "layer_conductance",
     "load",
+    "local_affine",
     "make_env",
     "mean_ablation",
+    "neuron_conductance",
     "off_manifold_distance",
     "optimal_constants",
     "ov_circuit",
@@ -150,13 +184,16 @@ __all__ = [
     "patch",
     "path_expansion",
     "path_patching",
+    "pattern_effects",
     "plot",
     "policy_kl",
     "qk_circuit",
     "qk_factored",
     "record",
+    "region_margins",
     "report",
     "resample_ablation",
+    "saliency",
     "save_policy",
     "sliding_windows",
     "spec_of",

@@ -8,13 +8,18 @@ policy is piecewise linear with its patterns frozen, which is checked operation 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from rlmech.circuits.axes import array, as_variables, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import freeze
 from rlmech.circuits.labels import score_units
-from rlmech.circuits.regions import FROZEN, gate_reads, region_ids
+from rlmech.circuits.on_access import Later
+from rlmech.circuits.regions import FROZEN, gate_reads, margins_of, region_ids
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 
@@ -34,8 +39,9 @@ def local_affine(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
         network sees it (`jacobian_<key>` with axes `<axis>_<key>` for each array of a dict observation),
         `offset[batch, action]` in the scores' unit, and `region[batch]`, a hash of the sides of all gates, the same for
         two observations exactly where all gates are (but for a collision, of probability 2^-64). With attention, rows
-        of one region can have different maps, for their patterns differ. `region_margins` says how far it is to the
-        region's border.
+        of one region can have different maps, for their patterns differ. `margin[batch]`, `nearest_gate[batch]` and
+        `nearest_position[batch]` say how far it is to the region's border and which gate turns there, as
+        `region_margins` does; they cost far more than the maps, and are computed when they are first looked at.
 
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
@@ -87,5 +93,18 @@ def local_affine(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
         dims = ("batch", "action", *observed.dims)
         data[observed.named("jacobian")] = array(torch.cat(collected), dims, units=f"{unit} per unit of observation")
         coords |= observed.coords
+    data |= _margins(policy, arrays)
     attrs = made_by(policy, "local_affine", frozen=FROZEN, exact="on the observation's own linear region")
     return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def _margins(policy: HookedPolicy, arrays: Sequence[Tensor]) -> dict[str, xr.Variable]:
+    kept = tuple(array.detach().clone() for array in arrays)
+    later, n = Later(policy, lambda: margins_of(policy, kept)), (len(kept[0]),)
+    parameter = next(policy.module.parameters(), kept[0])
+    number = np.dtype(str(parameter.dtype).removeprefix("torch."))
+    return {
+        "margin": later.variable("margin", ("batch",), n, number, {"units": "1"}),
+        "nearest_gate": later.variable("nearest_gate", ("batch",), n, object, {}),
+        "nearest_position": later.variable("nearest_position", ("batch",), n, object, {}),
+    }

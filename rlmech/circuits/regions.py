@@ -62,8 +62,13 @@ def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
         >>> region_margins(policy, torch.tensor([[1.0, 0.5]])).margin.item()  # min(5 / 5, 0.5 / 1)
         0.5
     """
+    return margins_of(policy, policy.coerce(obs))
+
+
+def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
+    """The same from the tensors of an observation."""
     frozen = freeze(policy, (scores_of(policy).node,))
-    arrays = tuple(variable.detach() for variable in as_variables(policy.coerce(obs), policy))
+    arrays = tuple(variable.detach() for variable in as_variables(observed, policy))
     size, n = sum(value[0].numel() for value in arrays) if len(arrays[0]) else 1, len(arrays[0])
     widths = _widths(frozen, arrays) if n else []
     rows = max(1, _NUMBERS_AT_ONCE // (size * max(1, sum(widths))))

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 import rlmech as rlm
+from rlmech.circuits import affine
 from rlmech.circuits.affine import local_affine
+from rlmech.circuits.regions import region_margins
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import AttentionError, EngineError
+from rlmech.errors import AttentionError, CacheError, EngineError
 from tests.circuits.linear_networks import ATTENTIVE, PLAIN, Dictionary, frozen_jacobian, frozen_scores, wrapped
 from tests.networks import Branching, DictObservation, LiveDropout, Transformer, mlp, scenes
 
@@ -160,3 +162,24 @@ def test_what_cannot_be_traced_is_refused_with_the_reason():
         local_affine(policy, torch.rand(3, 4))
     dropout = HookedPolicy(LiveDropout(0.0), torch.rand(3, 4))
     assert local_affine(dropout, torch.rand(3, 4)).sizes["batch"] == 3
+
+
+def test_margins_are_computed_when_they_are_looked_at_and_only_with_the_same_weights(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    policy, obs = rlm.HookedPolicy(net, torch.rand(2, 3).double()), torch.rand(5, 3).double()
+    calls = []
+    compute = affine.margins_of
+    monkeypatch.setattr(affine, "margins_of", lambda *given: (calls.append(1), compute(*given))[1])
+    result, stale = affine.local_affine(policy, obs), affine.local_affine(policy, obs)
+    assert "margin" in result
+    assert not calls
+    expected = region_margins(policy, obs)
+    for name in ("margin", "nearest_gate", "nearest_position"):
+        assert (result[name] == expected[name]).all()
+    assert len(calls) == 1
+    with torch.no_grad():
+        net[0].weight += 1
+    assert (result["margin"] == expected["margin"]).all()
+    with pytest.raises(CacheError, match="weights have changed since"):
+        stale["margin"].load()
