@@ -24,7 +24,7 @@ from rlmech.interventions.sweeps.linear_chain import linear_sources
 
 LARGEST_MATRIX = 1 << 20
 """Elements of the largest matrix that a chain of linear operations is folded into."""
-WORTH_COMPRESSING = 0.8
+WORTH_COMPRESSING = 0.6
 """Share of rows that change something above which leaving the others out costs more than it saves."""
 WORTH_SAVING = 1 << 16
 """Elements of the widest value that leaving rows out must save before it pays."""
