@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from subjects import BETTER, WORSE, States, interval, mean_of
 
 import rlmech as rlm
-from rlmech.circuits.action_attribution import attribute_actions
-from rlmech.circuits.affine import local_affine
-from rlmech.circuits.pattern_effects import pattern_effects
 
 N_FORMS = 4
 GROUPS = ("ego", "ahead, to 15 m", "ahead, 15 to 30 m", "ahead, beyond", "behind")
@@ -30,8 +28,8 @@ class Terms:
         """Of all states."""
         obs = states.obs
         return cls(
-            attribute_actions(states.policy, obs, better=BETTER, worse=WORSE),
-            attribute_actions(states.policy, obs, better=BETTER),
+            rlm.attribute_actions(states.policy, obs, better=BETTER, worse=WORSE),
+            rlm.attribute_actions(states.policy, obs, better=BETTER),
         )
 
     @property
@@ -51,7 +49,7 @@ def _vehicles(found: xr.Dataset) -> np.ndarray:
 
 def laws(states: States, terms: Terms, paths: xr.Dataset) -> dict[str, float]:
     """The largest error of each identity, over all states (over a few for the forms of attention)."""
-    affine, obs = local_affine(states.policy, states.obs), states.obs.numpy()
+    affine, obs = rlm.local_affine(states.policy, states.obs), states.obs.numpy()
     again = np.einsum("naef,nef->na", affine.jacobian.values, obs) + affine.offset.values
     parts = [terms.gap[name] for name in ("ov", "skip", "bias")]
     summed = sum(part.sum([d for d in part.dims if d not in ("batch", "action")]) for part in parts)
@@ -81,7 +79,7 @@ def _form_error(states: States, number: int) -> float:
 
 def regions(states: States) -> dict[str, Any]:
     """How many linear regions the episodes pass through."""
-    region = local_affine(states.policy, states.obs).region.values
+    region = rlm.local_affine(states.policy, states.obs).region.values
     follows = np.flatnonzero(states.episode[1:] == states.episode[:-1])
     changed = (region[follows] != region[follows + 1]).astype(float)
     return {
@@ -93,16 +91,45 @@ def regions(states: States) -> dict[str, Any]:
 
 def path_shares(states: States, paths: xr.Dataset) -> list[dict[str, Any]]:
     """Each path's mean share in SLOWER and in FASTER states, and of the gap's variance (the shares add up to 1)."""
-    values = (paths.features + paths.bias).isel(action=0).transpose("path", "batch").values
+    features, bias = (paths[part].isel(action=0).transpose("path", "batch").values for part in ("features", "bias"))
+    named = {"ego past attention": features[0], "biases behind it": bias[0]}
+    named |= {str(name): both for name, both in zip(paths.path.values[1:], (features + bias)[1:], strict=True)}
     total, chosen = paths.total.values[:, 0], states.scores.argmax(1)
     rows: list[dict[str, Any]] = []
-    for name, mine in zip(paths.path.values, values, strict=True):
-        row: dict[str, Any] = {"path": str(name)}
+    for name, mine in named.items():
+        row: dict[str, Any] = {"path": name}
         for action in (WORSE, BETTER):
             row[f"mean in {action} states"] = mean_of(states, np.where(chosen == states.action(action), mine, np.nan))
         row["share of the gap's variance"] = interval(
             states.episode, lambda r, mine=mine: np.cov(mine[r], total[r])[0, 1] / total[r].var(ddof=1)
         )
+        rows.append(row)
+    return rows
+
+
+def ablated(states: States) -> dict[str, xr.Dataset]:
+    """Each head's output replaced by its mean over all states: the gap, and the share of other decisions."""
+    z = next(iter(states.policy.attention.values())).names["z"]
+    heads = states.policy.sites(z, over="head")
+    metrics = {"gap": rlm.action_gap(BETTER, WORSE), "other decisions": rlm.action_flip()}
+    return {
+        name: rlm.ablation_sweep(states.policy, states.obs, sites=heads, kind="mean", metric=metric)
+        for name, metric in metrics.items()
+    }
+
+
+def by_head(states: States, found: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """The same in numbers, apart for SLOWER and FASTER states, intervals over episodes."""
+    chosen = states.scores.argmax(1)
+    change = (found["gap"]["patched"] - found["gap"]["baseline"]).transpose("site", "pair").values
+    flips = found["other decisions"]["patched"].transpose("site", "pair").values
+    rows: list[dict[str, Any]] = []
+    for head, (moved, flipped) in enumerate(zip(change, flips, strict=True)):
+        row: dict[str, Any] = {"head": head, "other decisions": mean_of(states, flipped.astype(float))}
+        for action in (WORSE, BETTER):
+            row[f"gap moves in {action} states"] = mean_of(
+                states, np.where(chosen == states.action(action), moved, np.nan)
+            )
         rows.append(row)
     return rows
 
@@ -133,23 +160,50 @@ def looks(states: States, terms: Terms) -> dict[str, xr.DataArray]:
     return found
 
 
-def moved_by_the_pattern(states: States) -> xr.DataArray:
-    """What the gap loses when the vehicles of a place leave each head's softmax one by one: mean effect per vehicle."""
-    effects = pattern_effects(states.policy, states.obs, better=BETTER, worse=WORSE).removed_by_head
+def moved_by_the_pattern(states: States) -> xr.Dataset:
+    """How the gap changes when a vehicle leaves one head's softmax, mean over the vehicles of a place."""
+    effects = rlm.pattern_effects(states.policy, states.obs, better=BETTER, worse=WORSE).removed_by_head
     values = effects.isel(action=0).transpose("batch", "head", "key").values
-    group = groups_of(states)
-    means = np.stack(
-        [np.nanmean(np.where((group == w)[:, None], values, np.nan), (0, 2)) for w in range(len(GROUPS))], 1
-    )
-    coords = {"head": list(range(values.shape[1])), "where": list(GROUPS)}
-    return xr.DataArray(
-        means, dims=("head", "where"), coords=coords, attrs={"units": "return"}, name="change of the gap"
-    )
+    group, coords = groups_of(states), {"head": list(range(values.shape[1])), "where": list(GROUPS)}
+    numbers = np.zeros((3, values.shape[1], len(GROUPS)))
+    for head, where in np.ndindex(*numbers.shape[1:]):
+        here = (group == where) & ~np.isnan(values[:, head])
+        size, count = np.where(here, values[:, head], 0).sum(1), here.sum(1)
+        numbers[:, head, where] = interval(
+            states.episode, lambda rows, s=size, c=count: s[rows].sum() / c[rows].sum() if c[rows].any() else np.nan
+        )
+    named = dict(zip(("change", "change_low", "change_high"), numbers, strict=True))
+    found = xr.Dataset({name: (("head", "where"), array) for name, array in named.items()}, coords=coords)
+    found["change"].attrs["units"] = "return"
+    return found
 
 
-def slopes(states: States) -> xr.DataArray:
-    """The mean slope of the gap along each feature of the ego and of the nearest vehicle ahead, in physical units."""
-    jacobian = local_affine(states.policy, states.obs).jacobian
+def without_vehicles(states: States) -> dict[str, dict[str, list[float]]]:
+    """What it chooses in the SLOWER states when vehicles are taken away: their rows zero, as of any absent vehicle."""
+    group, chosen = groups_of(states), states.scores.argmax(1) == states.action(WORSE)
+    taken = {
+        "all": states.there,
+        "those ahead, to 15 m": group == 1,
+        "those farther ahead": (group == 2) | (group == 3),
+    }
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, rows in taken.items():
+        gone = torch.as_tensor(rows & (np.arange(rows.shape[1]) > 0))
+        with torch.no_grad():
+            after = np.asarray(states.policy(torch.where(gone[..., None], 0.0, states.obs))).argmax(1)
+        found[name] = {
+            action: mean_of(states, np.where(chosen, after == number, np.nan))
+            for number, action in enumerate(states.policy.spec.actions)
+        }
+    return found
+
+
+def slopes(states: States) -> xr.Dataset:
+    """The slope of the gap along each feature of the ego and of the nearest vehicle ahead, in physical units.
+
+    Its mean, its standard deviation over states, and the share of states that have the mean's sign.
+    """
+    jacobian = rlm.local_affine(states.policy, states.obs).jacobian
     gap = (jacobian.sel(action=BETTER) - jacobian.sel(action=WORSE)).transpose("batch", "entity", "feature").values
     ahead, left = states.places()
     distance = np.where((ahead > 0) & states.there, np.hypot(ahead, left), np.inf)
@@ -158,7 +212,14 @@ def slopes(states: States) -> xr.DataArray:
     features = [(n, f) for n, f in enumerate(states.policy.spec.features) if n != states.policy.spec.presence_index]
     per_unit = np.array([float(np.diff(np.asarray(f.physical(np.array([0.0, 1.0]))))[0]) for _, f in features])
     columns = [n for n, _ in features]
-    rows = np.stack([gap[:, 0, columns].mean(0), gap[some, nearest[some]][:, columns].mean(0)]) / per_unit
+    each = [gap[:, 0, columns] / per_unit, gap[some, nearest[some]][:, columns] / per_unit]
+    rows = {
+        "slope": np.stack([values.mean(0) for values in each]),
+        "spread": np.stack([values.std(0) for values in each]),
+        "sign_share": np.stack([(np.sign(values) == np.sign(values.mean(0))).mean(0) for values in each]),
+    }
     names = [f"{f.name} [{f.unit}]" if f.unit else f.name for _, f in features]
     coords = {"of": ["ego", "nearest vehicle ahead"], "feature": names}
-    return xr.DataArray(rows, dims=("of", "feature"), coords=coords, attrs={"units": "return per unit"}, name="slope")
+    found = xr.Dataset({name: (("of", "feature"), values) for name, values in rows.items()}, coords=coords)
+    found["slope"].attrs["units"] = "return per unit"
+    return found

@@ -38,6 +38,7 @@ def measured(states: States, terms: Terms) -> dict[str, Found]:
         "signed means over shuffled rows": shuffled_means(states, terms),
         "raw Q instead of the gap": raw_scores(states, terms),
         "a zero baseline across the mask": zero_baseline(states),
+        "a lens through whatever weights fit": borrowed_lens(states),
     }
 
 
@@ -261,7 +262,38 @@ def zero_baseline(states: States) -> Found:
             ends = states.policy(torch.stack([row, torch.zeros_like(row)]))
         total = (ends[0] - ends[1])[better] - (ends[0] - ends[1])[worse]
         worst.append(abs(float((slope.mean(0) * row).sum() - total)))
+    try:
+        gap = {"better": BETTER, "worse": WORSE}
+        first, zeros = states.obs[:1], torch.zeros_like(states.obs[:1])
+        error = rlm.exact_integrated_gradients(states.policy, first, baseline=zeros, **gap).completeness_error
+        said = f"a completeness error of {float(error):.2g}"
+    except rlm.RlmechError as refusal:
+        said = str(refusal)
     return {
+        "exact_integrated_gradients says": said,
         f"missing from the sum, {N_STEPS} steps, mean [return]": round(float(np.mean(worst)), 3),
         f"mean size of {GAP} [return]": round(float(np.abs(states.gap()[chosen]).mean()), 3),
+    }
+
+
+def borrowed_lens(states: States) -> Found:
+    """The last layer put straight behind the attention, which its sizes allow, beside a lens that means something."""
+    block = next(iter(states.policy.attention.values())).names["attn_out"]
+    last = next(name for name in reversed(states.policy.hook_dict) if name.endswith(".hook_out"))
+    layer: Any = states.policy.module.get_submodule(last.removesuffix(".hook_out"))
+    with torch.no_grad():
+        out = states.policy.run_with_cache(states.obs, block)[1][block][:, 0]
+        borrowed = layer(out).numpy()
+    own, fitted = states.scores.argmax(1), states.episode % 2 == 0
+    agree: Found = {}
+    for where, name in {"there": block, "one layer on": names_of(states.policy)["reader"]}.items():
+        obs, reference = states.obs[~fitted], states.obs[fitted]
+        choice = rlm.action_lens(states.policy, obs, name, reference=reference, method="linear").choice.values[0]
+        same = (choice == own[~fitted]).astype(float)
+        told = interval(states.episode[~fitted], lambda r, s=same: s[r].mean())
+        agree[f"action_lens {where}, on other episodes"] = told
+    return {
+        "chooses as the policy does": mean_of(states, (borrowed.argmax(1) == own).astype(float)),
+        **agree,
+        "always the commonest action": round(float(np.bincount(own).max() / len(own)), 3),
     }

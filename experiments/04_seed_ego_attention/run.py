@@ -144,6 +144,8 @@ def decisions(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panel
     """Paths, vehicles and features of the gap, and the laws."""
     paths = rlm.path_expansion(states.policy, states.obs, better=BETTER, worse=WORSE)
     shares, looks = exact.path_shares(states, paths), exact.looks(states, terms)
+    pattern = exact.moved_by_the_pattern(states)
+    ablated, slopes = exact.ablated(states), exact.slopes(states)
     features = abs(terms.gap.ov.isel(action=0)).sum("entity").mean("batch").transpose("head", "feature")
     panels: Panels = [
         ("Along which paths?", f"{GAP} path by path, biases with the path that they enter on; 95 % over episodes.",
@@ -153,20 +155,26 @@ def decisions(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panel
         ("What does it say of them?", f"Added to {GAP} through the head by the features of those vehicles; "
          "the biases on the way are left out.", rlm.plot.heatmap(looks["contribution"])),
         ("What does looking there do?", f"Change of {GAP} when one such vehicle leaves the softmax of one head.",
-         rlm.plot.heatmap(pattern := exact.moved_by_the_pattern(states))),
+         rlm.plot.heatmap(pattern["change"])),
         ("Through which features?", "Mean size of the contributions, summed over vehicles.",
          rlm.plot.heatmap(features.rename("size").assign_attrs(units="return"))),
         ("How would a change move the gap?", f"Mean slope of {GAP} on each state's own linear region, pattern frozen.",
-         rlm.plot.heatmap(slopes := exact.slopes(states), rows="of")),
+         rlm.plot.heatmap(slopes["slope"], rows="of", spread=slopes["spread"])),
+        ("What if a head said the same everywhere?", f"Each head's output replaced by its mean over states: {GAP}.",
+         rlm.plot.sweep(ablated["gap"])),
     ]  # fmt: skip
     found = {
         "laws": exact.laws(states, terms, paths),
         "regions": exact.regions(states),
         "paths": shares,
         "places": {name: rounded(array) for name, array in looks.items()},
-        "change when a vehicle leaves the softmax": rounded(pattern),
+        "change when a vehicle leaves a head's softmax": {
+            str(name): rounded(array) for name, array in pattern.data_vars.items()
+        },
+        "SLOWER states without vehicles": exact.without_vehicles(states),
         "features": rounded(features),
-        "slopes": rounded(slopes),
+        "slopes": {str(name): rounded(array) for name, array in slopes.data_vars.items()},
+        "heads mean-ablated": exact.by_head(states, ablated),
     }
     return panels, found
 

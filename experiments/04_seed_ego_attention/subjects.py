@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 import rlmech as rlm
-from rlmech.nets import EgoAttentionNetwork
 
 SHIPPED = "zoo:intersection-ego-attention"
 BETTER, WORSE = "FASTER", "SLOWER"
@@ -37,15 +37,15 @@ def opened(checkpoint: Path | None, config: Path | None, env_config: Path | None
 
 
 def untrained(policy: rlm.HookedPolicy, seed: int) -> rlm.HookedPolicy:
-    """A freshly initialised network of the same sizes, with the same names."""
-    block, shape = next(iter(policy.attention.values())), policy.hook_dict["hook_obs"].shape
-    n_entities, n_features = (int(size or 1) for size in shape[1:])
+    """A freshly initialised network of the same architecture, with the same names."""
+    module = copy.deepcopy(policy.module)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = EgoAttentionNetwork(
-            n_features, len(policy.spec.actions), d_model=block.n_heads * block.d_head, n_heads=block.n_heads
-        )
-    return rlm.HookedPolicy(network, torch.zeros(2, n_entities, n_features), spec=policy.spec)
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.reset_parameters()
+    shape = [int(size or 1) for size in policy.hook_dict["hook_obs"].shape[1:]]
+    return rlm.HookedPolicy(module, torch.zeros(2, *shape), spec=policy.spec)
 
 
 def names_of(policy: rlm.HookedPolicy) -> dict[str, str]:
@@ -164,5 +164,10 @@ def interval(episode: np.ndarray, statistic: Any, *, n_draws: int = 400) -> list
 
 
 def mean_of(states: States, values: np.ndarray) -> list[float]:
-    """The mean over states, with its interval over episodes."""
-    return interval(states.episode, lambda rows: np.nanmean(values[rows]))
+    """The mean over the states that have a value, with its interval over episodes."""
+    known = ~np.isnan(values)
+
+    def mean(rows: np.ndarray) -> float:
+        return float(values[rows][known[rows]].mean()) if known[rows].any() else float("nan")
+
+    return interval(states.episode, mean)
