@@ -7,13 +7,14 @@ from typing import Any
 import figures
 import naive
 import numpy as np
-from methods import exact_integrated_gradients, integrated_gradients, layer_conductance, neuron_conductance
 from network import NEURONS, Shown, agreement, panel
 from scenes import Data
+from scipy.stats import spearmanr
 
 import rlmech as rlm
 
 LAYER = "q_net.3.hook_out"
+N_DRAWS = 20
 
 
 def typical(data: Data) -> np.ndarray:
@@ -36,15 +37,15 @@ def features(data: Data) -> Shown:
     scores = policy(seen).detach().numpy()
     best, second = scores.argsort(1)[:, ::-1][:, :2].T
     rows, base = np.arange(len(seen)), typical(data)
-    exact = exact_integrated_gradients(policy, seen, baseline=base)
+    exact = rlm.exact_integrated_gradients(policy, seen, baseline=base)
     gap, raw = gap_of(exact.attribution.values, best, second), exact.attribution.values[rows, best]
-    captum = integrated_gradients(policy, seen, baseline=base, n_steps=naive.STEPS)
+    captum = rlm.integrated_gradients(policy, seen, baseline=base, n_steps=naive.STEPS)
     crossing = naive.zero_baseline_gradients(policy, seen, best)
     nobody = policy(np.zeros_like(seen[:1])).detach().numpy()
     change = (scores - nobody)[rows, best]
     presence = policy.spec.presence_index
     try:
-        exact_integrated_gradients(policy, seen, baseline=np.zeros_like(seen[:1]))
+        rlm.exact_integrated_gradients(policy, seen, baseline=np.zeros_like(seen[:1]))
         refused = "not refused"
     except rlm.RlmechError as error:
         refused = str(error).splitlines()[0]
@@ -87,6 +88,14 @@ def features(data: Data) -> Shown:
     numbers["mean |attribution| to the gap"] = {names[i]: float(by_cell.ravel()[i]) for i in order[:8]}
     numbers["by entity"] = dict(zip(policy.spec.entities, by_cell.sum(1).tolist(), strict=True))
     numbers["by feature"] = {f.name: float(v) for f, v in zip(policy.spec.features, by_cell.sum(0), strict=True)}
+    flips = _flips(policy, seen, policy.sites("hook_obs", over=("entity", "feature")))
+    numbers["share of actions that change when it is another state's"] = {
+        name: flips[name] for name in sorted(flips, key=lambda name: -flips[name][0])[:8]
+    }
+    numbers["rank correlation of mean |attribution| with it"] = {
+        "exact, gap": float(spearmanr(by_cell.ravel(), [flips[name][0] for name in names])[0]),
+        "zeros, raw score": float(spearmanr(np.abs(crossing).mean(0).ravel(), [flips[n][0] for n in names])[0]),
+    }
     entities, columns = list(policy.spec.entities), [f.name for f in policy.spec.features]
     wrong = np.abs(crossing).mean(0)
     chosen = {policy.spec.actions[i]: gap[best == i].mean(0).ravel() for i in np.unique(best)}
@@ -94,6 +103,10 @@ def features(data: Data) -> Shown:
         panel("What the gap between the best and the second action is made of",
               "Mean size of the exact integrated gradients, from a typical scene with the same vehicles present.",
               figures.grid(by_cell, x=columns, y=entities, titles=("feature", "vehicle"), unit="return", height=340)),
+        panel("What it takes to change the action", "Share of states whose action changes when this one input is "
+              "another recorded state's.",
+              figures.grid(np.array([flips[name][0] for name in names]).reshape(by_cell.shape), x=columns, y=entities,
+                           titles=("feature", "vehicle"), unit="share", height=340)),
         panel("By the action chosen", "Mean signed attribution of the gap: positive speaks for the action.",
               figures.grid(np.stack(list(chosen.values())), x=names, y=list(chosen), titles=("input", "chosen"),
                            unit="return", height=340)),
@@ -110,26 +123,34 @@ def neurons(data: Data) -> Shown:
     scores = policy(seen).detach().numpy()
     best, second = scores.argsort(1)[:, ::-1][:, :2].T
     rows, base = np.arange(len(seen)), typical(data)
-    found = layer_conductance(policy, seen, LAYER, baseline=base, n_steps=naive.STEPS)
+    found = rlm.layer_conductance(policy, seen, LAYER, baseline=base, n_steps=naive.STEPS)
     gap, raw = gap_of(found.conductance.values, best, second), found.conductance.values[rows, best]
     active = data.fast.activation(LAYER)
     sizes = {
         "conductance of the gap": np.abs(gap).mean(0),
-        "of the raw score": np.abs(raw).mean(0),
+        "conductance of the raw score": np.abs(raw).mean(0),
         "activation": active.mean(0),
     }
     order = sizes["conductance of the gap"].argsort()[::-1]
     strongest = int(order[0])
-    through = neuron_conductance(policy, seen, LAYER, neuron=strongest, baseline=base, n_steps=naive.STEPS)
+    through = rlm.neuron_conductance(policy, seen, LAYER, neuron=strongest, baseline=base, n_steps=naive.STEPS)
     total = np.abs(gap).mean(0).sum()
     numbers = {
         "largest completeness error": float(np.abs(found.completeness_error).max()),
         "neurons that carry half of it": int((np.cumsum(np.sort(np.abs(gap).mean(0))[::-1]) < total / 2).sum() + 1),
         "ten strongest": [int(i) for i in order[:10]],
-        **{f"of the ten strongest, also by {name}": len(set(order[:10]) & set(size.argsort()[::-1][:10]))
+        **{f"of them also among the ten by {name}": len(set(order[:10]) & set(size.argsort()[::-1][:10]))
            for name, size in list(sizes.items())[1:]},
         "strongest neuron, its inputs' completeness error": float(np.abs(through.completeness_error).max()),
     }  # fmt: skip
+    ten = {name: size.argsort()[::-1][:10] for name, size in sizes.items()}
+    draws = np.random.default_rng(0).permuted(np.tile(np.arange(active.shape[1]), (N_DRAWS, 1)), axis=1)[:, :10]
+    sites = [rlm.Site(LAYER, neuron=sorted(map(int, chosen))) for chosen in (*ten.values(), *draws)]
+    flips = list(_flips(policy, seen, sites).values())
+    numbers["share of actions that change when ten neurons are another state's"] = {
+        **dict(zip(ten, flips, strict=False)),
+        f"at random, mean of {N_DRAWS} draws": float(np.mean([row[0] for row in flips[len(ten) :]])),
+    }
     cells = np.abs(gap_of(through.attribution.values, best, second)).mean(0)
     numbers["strongest neuron takes it from"] = {
         data.inputs()[i]: float(cells.ravel()[i]) for i in cells.ravel().argsort()[::-1][:5]
@@ -146,6 +167,14 @@ def neurons(data: Data) -> Shown:
                            titles=("feature", "vehicle"), unit="return", height=340)),
     )  # fmt: skip
     return rlm.plot.Section(title="Which neurons?", panels=panels), numbers
+
+
+def _flips(policy: rlm.HookedPolicy, seen: np.ndarray, sites: list[rlm.Site]) -> dict[str, list[float]]:
+    """Share of states whose action changes with a site resampled, with its interval over states, by the site's name."""
+    found = rlm.ablation_sweep(policy, seen, sites=sites, kind="resample", metric=rlm.action_flip())
+    rows = zip(*(found[f"effect{end}"].values for end in ("", "_low", "_high")), strict=True)
+    names = [" ".join(str(value) for value in dict(site.selection).values()) for site in sites]
+    return {name: [float(value) for value in row] for name, row in zip(names, rows, strict=True)}
 
 
 def _median_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,10 +7,15 @@ from typing import Any
 import figures
 import numpy as np
 from network import Shown, panel
-from scenes import BESIDE, Data, scene
+from scenes import BESIDE, LANE, Data, scene
 
 import rlmech as rlm
 
+N_LANES = 3
+LANES = {-2: "two lanes to the left", -1: "the lane to the left", 0: "the ego's lane", 1: "the lane to the right",
+         2: "two lanes to the right"}  # fmt: skip
+MOVES = {"moves left": "LANE_LEFT", "keeps lane and speed": "IDLE", "moves right": "LANE_RIGHT", "faster": "FASTER",
+         "slower": "SLOWER"}  # fmt: skip
 DISTANCES = np.array([8, 12, 16, 20, 25, 30, 40, 50, 60, 80, 100], dtype=float)  # m
 
 
@@ -36,11 +41,13 @@ def chosen_where(data: Data) -> Shown:
             **{f"{d:.0f} m": dict(zip(actions, _shares(row, len(actions)), strict=True))
                for d, row in zip(DISTANCES, choices, strict=True)},
         },
-        "impossible lane changes": {
-            "LANE_LEFT in the left lane": float((best[lanes["left lane"]] == actions.index("LANE_LEFT")).mean()),
-            "LANE_RIGHT in the right lane": float((best[lanes["right lane"]] == actions.index("LANE_RIGHT")).mean()),
-        },
+        "lane changes": stays(data),
     }  # fmt: skip
+    aside = nearest_aside(data)
+    where_to = {offset: moves(policy, obs) for offset, obs in aside.items()}
+    numbers["nearest vehicle put into"] = {
+        LANES[offset]: {"states": len(aside[offset])} | row for offset, row in where_to.items()
+    }
     panels = (
         panel("Actions by scene", "Share of states in which each action is best.",
               figures.grid(np.array(list(table.values())), x=actions, y=list(table), titles=("action", ""),
@@ -49,6 +56,10 @@ def chosen_where(data: Data) -> Shown:
               "other distances, and the rows are ordered by distance again, as the environment orders them.",
               figures.shares(DISTANCES, choices, actions, titles=("distance of the vehicle ahead [m]",
                                                                    "share of states"))),
+        panel("The nearest vehicle, put into another lane", "Its place along the road and all other vehicles are kept.",
+              figures.grid(np.array([list(row.values()) for row in where_to.values()]), x=list(MOVES),
+                           y=[LANES[offset] for offset in where_to], titles=("what it then does", ""), unit="share",
+                           height=340, limit=1)),
     )  # fmt: skip
     return rlm.plot.Section(title="What it does", panels=panels), numbers
 
@@ -72,6 +83,45 @@ def leader_moved(data: Data) -> tuple[np.ndarray, np.ndarray]:
     order = far.argsort(-1, kind="stable")
     moved[..., 1:, :] = np.take_along_axis(moved[..., 1:, :], order[..., None], axis=-2)
     return moved, where
+
+
+def nearest_aside(data: Data) -> dict[int, np.ndarray]:
+    """The states with row 1, the nearest vehicle, in each lane of the road, by that lane's offset from the ego's."""
+    policy, seen = data.policy, data.seen
+    names = [feature.name for feature in policy.spec.features]
+    y = policy.spec.features[names.index("y")]
+    own = scene(policy, seen)["lane"]
+    there = seen[:, 1, names.index("presence")] >= 0.5
+    found: dict[int, np.ndarray] = {}
+    for offset in sorted(LANES):
+        rows = there & (own + offset >= 0) & (own + offset <= N_LANES - 1)
+        if rows.any():
+            found[offset] = seen[rows].copy()
+            found[offset][:, 1, names.index("y")] = y.normalised(np.array(offset * LANE))
+    return found
+
+
+def moves(policy: rlm.HookedPolicy, seen: np.ndarray) -> dict[str, float]:
+    """Share of states by what the chosen action does; a change to a lane that is not there keeps the lane."""
+    actions = policy.spec.actions
+    chosen = [actions[i] for i in policy(seen).detach().numpy().argmax(1)]
+    lane = scene(policy, seen)["lane"]
+    edge = {"LANE_LEFT": 0, "LANE_RIGHT": N_LANES - 1}
+    done = ["IDLE" if edge.get(action) == own else action for action, own in zip(chosen, lane, strict=True)]
+    return {move: done.count(action) / len(done) for move, action in MOVES.items()}
+
+
+def stays(data: Data) -> dict[str, dict[str, float]]:
+    """For each lane and lane change: how often it was recorded, and how often the lane was the same a step later."""
+    lane = scene(data.policy, data.seen)["lane"]
+    taken, follows = np.asarray(data.fast.actions)[:-1], data.episode[1:] == data.episode[:-1]
+    found: dict[str, dict[str, float]] = {}
+    for action in ("LANE_LEFT", "LANE_RIGHT"):
+        for number, name in enumerate(("left", "middle", "right")):
+            rows = follows & (taken == data.policy.spec.actions.index(action)) & (lane[:-1] == number)
+            same = float((lane[1:] == lane[:-1])[rows].mean()) if rows.any() else float("nan")
+            found[f"{action} in the {name} lane"] = {"states": int(rows.sum()), "same lane a step later": same}
+    return found
 
 
 def _shares(best: np.ndarray, n_actions: int) -> list[float]:

@@ -7,7 +7,6 @@ from typing import Any
 import figures
 import naive
 import numpy as np
-from methods import action_lens, region_margins
 from network import NEURONS, Shown, panel
 from scenes import LAYERS, Data, scene
 from scipy.stats import spearmanr
@@ -21,7 +20,7 @@ def lens(data: Data) -> Shown:
     """What would be chosen if the network stopped at each layer; fitted on some episodes, tried on the others."""
     held = data.held_out()
     found = {
-        method: action_lens(
+        method: rlm.action_lens(
             data.policy, data.seen[held], list(LAYERS.values()), reference=data.seen[~held], method=method
         )
         for method in ("mean", "linear")
@@ -44,8 +43,8 @@ def lens(data: Data) -> Shown:
         "wrong, on hidden 1": wrong,
     }  # fmt: skip
     rows = {hook: {name: numbers["agreement"][name][hook] for name in found} for hook in hooks}
-    rows |= {f"wrong: {name}": {"mean": value, "linear": 0.0} for name, value in wrong.items()}
-    rows["always the most frequent action"] = {"mean": numbers["always the most frequent action"], "linear": 0.0}
+    rows |= {f"wrong: {name}": {"mean": value} for name, value in wrong.items()}
+    rows["always the most frequent action"] = {"mean": numbers["always the most frequent action"]}
     shown = figures.comparison(rows, unit="share of held-out states with the policy's action")
     text = "The mean lens replaces what comes after by its mean; the linear one is fitted. Below, lenses that only fit."
     return rlm.plot.Section(title="The action lens", panels=(panel("Agreement layer by layer", text, shown),)), numbers
@@ -57,8 +56,8 @@ def along(data: Data) -> Shown:
     seen, steps = np.asarray(run.observations), run.steps["step"].to_numpy()
     taken = [policy.spec.actions[int(action)] for action in np.asarray(run.actions)]
     hidden = run.activation("q_net.3.hook_out")
-    margins = region_margins(policy, seen)
-    ours = region_margins(policy, data.seen)
+    margins = rlm.region_margins(policy, seen)
+    ours = rlm.region_margins(policy, data.seen)
     scores = np.asarray(run.scores)
     best = scores.argmax(1)
     gap = np.sort(scores, 1)[:, -1] - np.sort(scores, 1)[:, -2]

@@ -17,6 +17,7 @@ ACTIONS = {
     "SLOWER": "#7b5ea7",
 }
 SCALE = [[0.0, "#8e1b16"], [0.25, "#e08a80"], [0.5, "#ffffff"], [0.75, "#86ade3"], [1.0, "#123f86"]]
+FEW_CELLS = 60
 FONT = "Inter, 'Segoe UI', system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
 
@@ -30,19 +31,22 @@ def grid(
     height: int,
     limit: float | None = None,
 ) -> go.Figure:
-    """A labelled matrix, white at zero, blue positive; `titles` of the x and the y axis."""
+    """A labelled matrix, white at zero, blue positive; few cells show their values. `titles` of the x and the y axis."""
     figure = _figure(*titles, width=1000, height=height)
     most = float(np.abs(values).max()) if limit is None else limit
+    signless = float(values.min()) >= 0
     figure.add_heatmap(
         z=values,
         x=list(x),
         y=list(y),
-        zmin=-most,
+        zmin=0 if signless else -most,
         zmax=most,
-        colorscale=SCALE,
+        colorscale=[[0.0, "#ffffff"], [0.5, "#86ade3"], [1.0, "#123f86"]] if signless else SCALE,
         colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
         hovertemplate="%{y}<br>%{x}: %{z:.3g}<extra></extra>",
     )
+    if values.size <= FEW_CELLS:
+        figure.update_traces(texttemplate="%{z:.2~f}")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure.update_xaxes(showgrid=False, type="category", nticks=26)
 
@@ -56,12 +60,12 @@ def bars(values: dict[str, np.ndarray], *, titles: tuple[str, str], height: int 
 
 
 def comparison(rows: dict[str, dict[str, float]], *, unit: str) -> go.Figure:
-    """Named numbers side by side, a colour each series."""
+    """Named numbers side by side, a colour each series; rows may lack some of the series of the first one."""
     figure = _figure(unit, "", width=820, height=150 + 40 * len(rows))
     for colour, series in zip((POSITIVE, "#e0a100", NEGATIVE, MUTED), next(iter(rows.values())), strict=False):
         figure.add_bar(
             y=list(rows),
-            x=[row[series] for row in rows.values()],
+            x=[row.get(series) for row in rows.values()],
             name=series,
             orientation="h",
             marker={"color": colour},

@@ -7,7 +7,6 @@ from typing import Any
 import figures
 import naive
 import numpy as np
-from methods import local_affine
 from scenes import LAYERS, Data, changes
 
 import rlmech as rlm
@@ -32,7 +31,7 @@ def weights(data: Data) -> Shown:
     w, b = naive.weights(data.policy)
     inputs, actions = data.inputs(), list(data.policy.spec.actions)
     right = (w[1] @ w[0]).T
-    affine = local_affine(data.policy, data.seen)
+    affine = rlm.local_affine(data.policy, data.seen)
     jacobian = affine.jacobian.values.reshape(len(data.seen), len(actions), -1)
     ungated = w[2] @ w[1] @ w[0]
     flat = data.seen.reshape(len(data.seen), -1)
@@ -72,6 +71,14 @@ def weights(data: Data) -> Shown:
               figures.grid(right, x=NEURONS, y=inputs, titles=(neuron[1], "input"), unit=scale, height=560)),
         panel("The wrong product, W0ᵀ W1", "Of the same shape, because layer 2 is square; it is another matrix.",
               figures.grid(naive.product(w), x=NEURONS, y=inputs, titles=(neuron[1], "input"), unit=scale, height=560)),
+    )  # fmt: skip
+    both = {"as it is: the mean Jacobian over recorded states": jacobian.mean(0), "W2 W1 W0, gates ignored": ungated}
+    panels += tuple(
+        panel(f"From the inputs to the scores, {name}", "Each action less the mean of all actions, in units of return "
+              "for a unit of the observation.",
+              figures.grid(matrix - matrix.mean(0), x=inputs, y=actions, titles=("input", "action"), unit="slope",
+                           height=340))
+        for name, matrix in both.items()
     )  # fmt: skip
     return rlm.plot.Section(title="Weights and biases", panels=panels), numbers
 
