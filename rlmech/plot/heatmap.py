@@ -18,6 +18,9 @@ from rlmech.errors import ConfigError
 from rlmech.plot.panels import Panel, draw
 
 Circuit = xr.Dataset | xr.DataArray
+_TOGETHER = " & "
+_FAINTEST = 0.1
+"""Recovery that has full colour at the least: less than that is nothing much, and should not look like it."""
 _NOT_AN_AXIS = ("hook", "site", "kind", "n_pairs", "label")
 
 
@@ -70,7 +73,7 @@ def sweep(
         result: What `activation_patching` or `ablation_sweep` returned, or several of them by name, in one unit: the
             names then stand before the hook points.
         title: Title of the figure.
-        limit: Value of full colour; the largest magnitude by default.
+        limit: Value of full colour; by default the largest magnitude, but at least a recovery of 0.1.
 
     Returns:
         A plotly figure; hovering shows the effect and its 95 % interval.
@@ -82,7 +85,12 @@ def sweep(
     grids: list[Panel] = []
     for one in named.values():
         _check_sweep(one)
-    module = _common_module([str(hook) for one in named.values() for hook in one.coords["hook"].values])
+    hooks = [str(hook) for one in named.values() for hook in one.coords["hook"].values]
+    module = _common_module([part for hook in hooks for part in hook.split(_TOGETHER)])
+    largest = max(float(np.nanmax(np.abs(one["effect"].values), initial=0)) for one in named.values())
+    recoveries = all(one["effect"].attrs.get("units") == "1" for one in named.values())
+    if limit is None and recoveries and largest < _FAINTEST:
+        limit = _FAINTEST
     for axes in dict.fromkeys(tuple(selected) for one in named.values() for selected in _selections(one)):
         grids += _sweep_grids(named, axes, module)
     legend = _effect_title(next(iter(named.values()))) + (f"<br>hook points in {module}" if module else "")
@@ -255,7 +263,11 @@ def _selections(result: xr.Dataset) -> list[dict[str, str]]:
     chosen: list[dict[str, str]] = []
     for site in range(result.sizes["site"]):
         values = {axis: result.coords[axis].values[site] for axis in axes}
-        chosen.append({axis: _number_or_name(value) for axis, value in values.items() if not _missing(value)})
+        selected = {axis: _number_or_name(value) for axis, value in values.items() if not _missing(value)}
+        together = _TOGETHER in str(result.coords["hook"].values[site])
+        if together and len(set(selected.values())) == 1:  # a vehicle's embedding with its key: one vehicle
+            selected = dict([next(iter(selected.items()))])
+        chosen.append(selected)
     return chosen
 
 
@@ -294,7 +306,8 @@ def _sweep_grids(results: Mapping[str, xr.Dataset], axes: tuple[str, ...], modul
         for site, selected in enumerate(_selections(result)):
             if tuple(selected) != axes:
                 continue
-            hook = str(result.coords["hook"].values[site]).removeprefix(f"{module}.")
+            parts = str(result.coords["hook"].values[site]).split(_TOGETHER)
+            hook = _TOGETHER.join(part.removeprefix(f"{module}.") for part in parts)
             names = list(selected.values())
             single = len(axes) < 2
             where = " · ".join(part for part in (name, hook) if part)

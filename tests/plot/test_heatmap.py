@@ -197,3 +197,25 @@ def test_drawing_changes_nothing_in_the_result():
     before = result.copy(deep=True)
     sweep(result)
     assert result.identical(before)
+
+
+def _patched(hooks, effect, **coordinates):
+    coords = {"hook": ("site", np.array(hooks, dtype=object))}
+    coords |= {axis: ("site", np.array(values, dtype=object)) for axis, values in coordinates.items()}
+    return xr.Dataset({"effect": ("site", np.array(effect), {"units": "1"})}, coords=coords)
+
+
+def test_sites_patched_together_stand_in_one_row_where_they_are_one_vehicle():
+    hooks = ["net.embedding.hook_out & net.attention.hook_mask"] * 3
+    vehicles = ["vehicle_1", "vehicle_2", "vehicle_3"]
+    figure = sweep(_patched(hooks, [0.1, 0.5, 0.2], entity=vehicles, key=vehicles))
+    (heat,) = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert np.asarray(heat.z, dtype=float).shape == (1, 3)
+    assert "embedding.hook_out & attention.hook_mask" in str(heat.y)
+
+
+def test_a_recovery_of_next_to_nothing_is_drawn_pale():
+    figure = sweep(_patched(["a.hook_out"] * 2, [0.006, 0.0], head=["0", "1"]))
+    heats = [trace for trace in figure.data if trace.type == "heatmap"]
+    scale = figure.layout.coloraxis if heats[0].coloraxis else heats[0]
+    assert (scale.cmax if heats[0].coloraxis else scale.zmax) == 0.1
