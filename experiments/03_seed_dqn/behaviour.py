@@ -97,7 +97,7 @@ def nearest_aside(data: Data) -> dict[int, np.ndarray]:
         rows = there & (own + offset >= 0) & (own + offset <= N_LANES - 1)
         if rows.any():
             found[offset] = seen[rows].copy()
-            found[offset][:, 1, names.index("y")] = y.normalised(np.array(offset * LANE))
+            found[offset][:, 1, names.index("y")] = y.normalised(np.full(rows.sum(), offset * LANE))
     return found
 
 

@@ -31,7 +31,7 @@ def grid(
     height: int,
     limit: float | None = None,
 ) -> go.Figure:
-    """A labelled matrix, white at zero, blue positive; few cells show their values. `titles` of the x and the y axis."""
+    """A labelled matrix, white at zero, blue positive; few cells show values. `titles` of the x and the y axis."""
     figure = _figure(*titles, width=1000, height=height)
     most = float(np.abs(values).max()) if limit is None else limit
     signless = float(values.min()) >= 0
