@@ -26,7 +26,7 @@ from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, ac
 from rlmech.interventions.optimal import optimal_constants
 from rlmech.interventions.results import sweep_attrs, sweep_coords, unknown_choice
 from rlmech.interventions.sites import Groups, choose_groups
-from rlmech.interventions.statistics import bootstrap_mean
+from rlmech.interventions.statistics import Clusters, bootstrap_mean
 from rlmech.interventions.sweeps.sweep import Source, Swept, outputs_of
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
@@ -40,6 +40,7 @@ def ablation_sweep(
     kind: Ablation = "mean",
     metric: Metric | MetricFunction | None = None,
     reference: Observation | ActivationCache | None = None,
+    clusters: Clusters | None = None,
     seed: int = 0,
     journal: Place | None = None,
     progress: bool = False,
@@ -55,6 +56,8 @@ def ablation_sweep(
         metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
         reference: Observations, or for mean and resample ablation a cache, that the replacement is made from; None
             for `obs` itself.
+        clusters: A label for each run, say its episode: runs of one label are resampled together. None: every run by
+            itself, which makes intervals too narrow where runs resemble each other.
         seed: Of the resampled rows and of the bootstrap.
         journal: A directory that keeps what is finished; the same call goes on from there after an interruption.
         progress: Whether to draw a progress bar.
@@ -88,7 +91,7 @@ def ablation_sweep(
         journal=journal,
         progress=progress,
     )
-    result = _ablation_result(policy, groups, bound, swept, seed=seed)
+    result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
     return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
 
 
@@ -145,6 +148,7 @@ def steering_sweep(
     direction: Tensor | np.ndarray,
     coefficients: Sequence[float] | Float[np.ndarray, " condition"],
     metric: Metric | MetricFunction | None = None,
+    clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -157,6 +161,8 @@ def steering_sweep(
         direction: Of the selected shape, without the batch and without axes at a single position.
         coefficients: Factors of the direction.
         metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
+        clusters: A label for each run, say its episode: runs of one label are resampled together. None: every run by
+            itself, which makes intervals too narrow where runs resemble each other.
         seed: Of the bootstrap.
         progress: Whether to draw a progress bar.
 
@@ -183,16 +189,22 @@ def steering_sweep(
         source_of=range(len(doses)),
         progress=progress,
     )
-    result = _ablation_result(policy, groups, bound, swept, seed=seed)
+    result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
     result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
     return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
 
 
 def _ablation_result(
-    policy: HookedPolicy, groups: Sequence[tuple[Site, ...]], bound: BoundMetric, swept: Swept, *, seed: int
+    policy: HookedPolicy,
+    groups: Sequence[tuple[Site, ...]],
+    bound: BoundMetric,
+    swept: Swept,
+    *,
+    clusters: Clusters | None,
+    seed: int,
 ) -> xr.Dataset:
     patched, baseline = swept.measured.numpy(), bound.clean.double().cpu().numpy()
-    effect = bootstrap_mean(patched - baseline, seed=seed)
+    effect = bootstrap_mean(patched - baseline, clusters=clusters, seed=seed)
     data: dict[str, Any] = {
         "patched": (("site", "pair"), patched, {"units": bound.unit}),
         "baseline": ("pair", baseline, {"units": bound.unit}),

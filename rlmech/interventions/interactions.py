@@ -23,7 +23,7 @@ from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
 from rlmech.interventions.results import Direction
 from rlmech.interventions.sites import Sites, choose_sites, site_coordinates
-from rlmech.interventions.statistics import bootstrap_mean
+from rlmech.interventions.statistics import Clusters, bootstrap_mean
 
 
 def pairwise_interactions(
@@ -34,6 +34,7 @@ def pairwise_interactions(
     sites: Sites = "auto",
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
+    clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -46,6 +47,8 @@ def pairwise_interactions(
         sites: At least two sites, apart from one another, as in `activation_patching`.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
         direction: `denoise` or `noise`, as in `activation_patching`.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
         progress: Whether to draw a progress bar.
 
@@ -92,7 +95,7 @@ def pairwise_interactions(
     base = result["corrupt" if direction == "denoise" else "clean"].values
     first, second = alone[[i for i, _ in couples]], alone[[j for _, j in couples]]
     synergy = together - first - second + base
-    effect = bootstrap_mean(synergy, seed=seed)
+    effect = bootstrap_mean(synergy, clusters=clusters, seed=seed)
     unit = {"units": result["patched"].attrs["units"]}
     data: dict[str, Any] = {
         "synergy": (("site", "pair"), synergy, unit | {"long_name": f"synergy in {result.attrs['metric']}"}),

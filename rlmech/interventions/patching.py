@@ -18,6 +18,7 @@ from rlmech.interventions.jobs import Place, activations_of, run_groups, with_no
 from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Groups, choose_groups
+from rlmech.interventions.statistics import Clusters
 
 
 def activation_patching(
@@ -28,6 +29,7 @@ def activation_patching(
     sites: Groups = "auto",
     metric: Metric | MetricFunction | None = None,
     direction: Direction | Literal["both"] = "denoise",
+    clusters: Clusters | None = None,
     seed: int = 0,
     journal: Place | None = None,
     progress: bool = False,
@@ -42,6 +44,8 @@ def activation_patching(
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
         direction: `denoise`: clean activations into corrupt runs (sufficiency); `noise`: corrupt ones into clean runs
             (necessity); `both`, along a dimension `condition`.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
         journal: A directory that keeps what is finished; the same call goes on from there after an interruption.
         progress: Whether to draw a progress bar.
@@ -76,6 +80,7 @@ def activation_patching(
             corrupt=corrupt,
             sites=sites,
             metric=metric,
+            clusters=clusters,
             seed=seed,
             journal=journal,
             progress=progress,
@@ -95,7 +100,14 @@ def activation_patching(
     )
     patched = swept.measured.numpy()
     result = patching_result(
-        policy, groups, bound, patched=patched, method="activation patching", direction=direction, seed=seed
+        policy,
+        groups,
+        bound,
+        patched=patched,
+        method="activation patching",
+        direction=direction,
+        clusters=clusters,
+        seed=seed,
     )
     return with_no_ops(result, swept)
 

@@ -16,7 +16,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
-from rlmech.interventions.statistics import normalised_recovery
+from rlmech.interventions.statistics import Clusters, normalised_recovery
 from rlmech.interventions.sweeps.sweep import outputs_of
 
 VERSION = version("rlmech")
@@ -51,6 +51,7 @@ def patching_result(
     patched: Float[np.ndarray, "site pair"],
     method: str,
     direction: Direction,
+    clusters: Clusters | None = None,
     seed: int,
 ) -> xr.Dataset:
     """The result of a method that puts one run's values into the other: effects as normalised recovery, and changes.
@@ -62,12 +63,13 @@ def patching_result(
         patched: The metric of the patched runs, in its unit.
         method: What the attributes call it.
         direction: `denoise` where clean values went into corrupt runs, `noise` where corrupt ones into clean runs.
+        clusters: A label for each pair; pairs of one label are resampled together.
         seed: Of the bootstrap.
     """
     assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    recovery = normalised_recovery(patched, source=source, base=base, seed=seed)
+    recovery = normalised_recovery(patched, source=source, base=base, clusters=clusters, seed=seed)
     change = recovery.change
     unit = {"units": bound.unit}
     data: dict[str, Any] = {

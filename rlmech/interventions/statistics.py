@@ -9,13 +9,15 @@ one matrix product [resample pair] x [pair site] and a sort per site; memory [si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
+from scipy.sparse import coo_array
 
 from rlmech.errors import MetricError
 
@@ -31,7 +33,8 @@ class Interval:
         low: Lower end; NaN where there are fewer than two pairs, which bound nothing.
         high: Upper end; likewise.
         confidence: Nominal coverage, e.g. 0.95.
-        n_pairs: Pairs resampled.
+        n_pairs: Pairs, or clusters of pairs, that were resampled.
+        clustered: Whether they were clusters.
         n_resamples: Bootstrap draws.
         seed: Of the generator that drew them.
     """
@@ -41,6 +44,7 @@ class Interval:
     high: Float[np.ndarray, " site"]
     confidence: float
     n_pairs: int
+    clustered: bool
     n_resamples: int
     seed: int
 
@@ -48,9 +52,9 @@ class Interval:
     def attrs(self) -> dict[str, Any]:
         """How the interval was made, for the attributes of a result."""
         return {
-            "interval": "bootstrap over pairs, BCa",
+            "interval": f"bootstrap over {'clusters of pairs' if self.clustered else 'pairs'}, BCa",
             "confidence": self.confidence,
-            "n_pairs": self.n_pairs,
+            "n_resampled": self.n_pairs,
             "n_resamples": self.n_resamples,
             "bootstrap_seed": self.seed,
         }
@@ -79,13 +83,24 @@ class Recovery:
     trustworthy: bool
 
 
+Clusters = Shaped[np.ndarray, " pair"] | Sequence[int] | Sequence[str]
+"""A label for each pair; pairs of one label are resampled together."""
+
+
 def bootstrap_mean(
-    values: Float[np.ndarray, "site pair"], *, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
+    values: Float[np.ndarray, "site pair"],
+    *,
+    clusters: Clusters | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Mean over pairs, per site, with a BCa interval.
 
     Args:
         values: Any unit.
+        clusters: A label for each pair, say its episode: pairs of one label resemble each other, and are resampled
+            together. None: every pair by itself.
         confidence: Nominal coverage, between 0 and 1.
         n_resamples: Bootstrap draws.
         seed: Of the draws; the same seed gives the same interval.
@@ -103,13 +118,15 @@ def bootstrap_mean(
         >>> float(interval.estimate[0]), bool(interval.low[0] < 2 < interval.high[0])
         (2.0, True)
     """
-    return bootstrap_ratio(values, np.ones(values.shape[-1]), confidence=confidence, n_resamples=n_resamples, seed=seed)
+    ones = np.ones(values.shape[-1])
+    return bootstrap_ratio(values, ones, clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed)
 
 
 def bootstrap_ratio(
     numerator: Float[np.ndarray, "site pair"],
     denominator: Float[np.ndarray, " pair"],
     *,
+    clusters: Clusters | None = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -119,6 +136,8 @@ def bootstrap_ratio(
     Args:
         numerator: Any unit.
         denominator: Any unit; the same for every site.
+        clusters: A label for each pair, say its episode: pairs of one label resemble each other, and are resampled
+            together. None: every pair by itself.
         confidence: Nominal coverage, between 0 and 1.
         n_resamples: Bootstrap draws.
         seed: Of the draws; the same seed gives the same interval.
@@ -134,7 +153,8 @@ def bootstrap_ratio(
         Efron 1987, *Better Bootstrap Confidence Intervals*, JASA 82, 171-185.
     """
     _check(numerator, denominator, confidence=confidence)
-    return _Draws(numerator, denominator, n_resamples=n_resamples, seed=seed).ratio(0, confidence=confidence)
+    draws = _Draws(numerator, denominator, clusters=clusters, n_resamples=n_resamples, seed=seed)
+    return draws.ratio(0, confidence=confidence)
 
 
 def normalised_recovery(
@@ -142,6 +162,7 @@ def normalised_recovery(
     *,
     source: Float[np.ndarray, " pair"],
     base: Float[np.ndarray, " pair"],
+    clusters: Clusters | None = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -153,6 +174,8 @@ def normalised_recovery(
         patched: The metric of the patched runs.
         source: The metric of the runs that the patches were taken from (denoising: clean; noising: corrupt).
         base: The metric of the runs that were patched (denoising: corrupt; noising: clean).
+        clusters: A label for each pair, say its episode: pairs of one label resemble each other, and are resampled
+            together. None: every pair by itself.
         confidence: Nominal coverage of the intervals.
         n_resamples: Bootstrap draws.
         seed: Of the draws.
@@ -174,8 +197,11 @@ def normalised_recovery(
     """
     numerator, denominator = patched.astype(np.float64) - base, source.astype(np.float64) - base
     _check(numerator, denominator, confidence=confidence)
-    draws = _Draws(numerator, denominator, np.ones_like(denominator), n_resamples=n_resamples, seed=seed)
-    spread = bootstrap_mean(denominator[None, :], confidence=confidence, n_resamples=n_resamples, seed=seed)
+    ones = np.ones_like(denominator)
+    draws = _Draws(numerator, denominator, ones, clusters=clusters, n_resamples=n_resamples, seed=seed)
+    spread = bootstrap_mean(
+        denominator[None, :], clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed
+    )
     size = np.sqrt(np.mean(denominator**2))
     return Recovery(
         ratio=draws.ratio(0, confidence=confidence),
@@ -194,10 +220,15 @@ class _Draws:
         self,
         numerator: Float[np.ndarray, "site pair"],
         *denominators: Float[np.ndarray, " pair"],
+        clusters: Clusters | None,
         n_resamples: int,
         seed: int,
     ) -> None:
-        self.numerator, self.denominators, self.seed = numerator.astype(np.float64), np.stack(denominators), seed
+        self.numerator, self.denominators = numerator.astype(np.float64), np.stack(denominators)
+        if clusters is not None:  # a ratio of means is a ratio of sums: the sums over clusters stand in for pairs
+            together = _membership(clusters, numerator.shape[1])
+            self.numerator, self.denominators = self.numerator @ together, self.denominators @ together
+        self.seed, self.clustered = seed, clusters is not None
         self.n_sites, self.n_pairs = self.numerator.shape
         self.means = np.zeros((self.n_sites, n_resamples))
         self.denominator_means = np.zeros((len(denominators), n_resamples))
@@ -230,9 +261,24 @@ class _Draws:
             high=high,
             confidence=confidence,
             n_pairs=self.n_pairs,
+            clustered=self.clustered,
             n_resamples=self.means.shape[1],
             seed=self.seed,
         )
+
+
+def _membership(clusters: Clusters, n_pairs: int) -> Any:
+    """Which pair is in which cluster, [pair cluster], sparse."""
+    labels = np.asarray(clusters)
+    if labels.shape != (n_pairs,):
+        raise MetricError(
+            "Clusters label the pairs.",
+            given=f"labels of shape {list(labels.shape)} for {n_pairs} pairs",
+            expected=f"one label for each of the {n_pairs} pairs",
+            fix='give e.g. the episode of each pair: clusters=recording.steps["episode"]',
+        )
+    _, cluster = np.unique(labels, return_inverse=True)
+    return coo_array((np.ones(n_pairs), (np.arange(n_pairs), cluster))).tocsr()
 
 
 def _quotient(numerator: Any, denominator: Any) -> Float[np.ndarray, "*shape"]:

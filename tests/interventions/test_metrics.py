@@ -241,3 +241,34 @@ def test_the_change_of_a_recovery_is_the_mean_with_its_own_interval():
     alone = bootstrap_mean(patched - base, seed=5)
     for name in ("estimate", "low", "high"):
         np.testing.assert_allclose(getattr(recovery.change, name), getattr(alone, name), rtol=1e-12)
+
+
+def test_pairs_of_one_cluster_are_resampled_together():
+    """Ten copies of each pair say no more than one: the interval of clusters is that of the pairs themselves."""
+    generator = np.random.default_rng(0)
+    values, source = generator.normal(size=(2, 30)), generator.normal(size=30) + 2
+    labels = np.repeat(np.arange(30), 10)
+    once = bootstrap_mean(values, seed=1)
+    copied = bootstrap_mean(values.repeat(10, axis=1), clusters=labels, seed=1)
+    naive = bootstrap_mean(values.repeat(10, axis=1), seed=1)
+    for name in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(copied, name), getattr(once, name), rtol=1e-9)
+    assert ((naive.high - naive.low) < 0.5 * (once.high - once.low)).all()
+    assert copied.attrs["interval"] == "bootstrap over clusters of pairs, BCa"
+    recovery = normalised_recovery(
+        values.repeat(10, axis=1), source=source.repeat(10), base=np.zeros(300), clusters=labels, seed=1
+    )
+    alone = normalised_recovery(values, source=source, base=np.zeros(30), seed=1)
+    np.testing.assert_allclose(recovery.ratio.low, alone.ratio.low, rtol=1e-9)
+    np.testing.assert_allclose(recovery.change.high, alone.change.high, rtol=1e-9)
+
+
+def test_clusters_of_unequal_size_leave_the_estimate_as_it_is():
+    values = np.random.default_rng(0).normal(size=(3, 12))
+    clustered = bootstrap_mean(values, clusters=[0] * 7 + [1] * 2 + [2] * 3)
+    np.testing.assert_allclose(clustered.estimate, values.mean(1), rtol=1e-12)
+
+
+def test_clusters_that_do_not_label_the_pairs_are_refused():
+    with pytest.raises(MetricError, match="Clusters label the pairs"):
+        bootstrap_mean(np.zeros((1, 4)), clusters=[0, 1])

@@ -240,3 +240,13 @@ def test_what_walks_the_graph_refuses_a_policy_with_edits(policy, pairs):
         policy.edited([rlm.zero_ablation("attention_layer.hook_z")]),
     ):
         attribution_patching(policy, **pairs)
+
+
+def test_intervals_over_episodes_are_wider_where_the_pairs_of_one_repeat_each_other(policy, pairs):
+    doubled = {name: torch.cat([obs] * 8) for name, obs in pairs.items()}
+    episode = list(range(20)) * 8
+    for call in (
+        lambda **given: rlm.activation_patching(policy, **doubled, **given)["effect_high"],
+        lambda **given: rlm.ablation_sweep(policy, doubled["clean"], **given)["effect_high"],
+    ):
+        assert (call(clusters=episode) > call()).sum() > 0.8 * call().size

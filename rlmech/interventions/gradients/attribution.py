@@ -47,6 +47,7 @@ from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
+from rlmech.interventions.statistics import Clusters
 from rlmech.interventions.sweeps.independence import check_rows
 
 Repair = Literal["softmax", "dropout"]
@@ -64,6 +65,7 @@ def attribution_patching(
     repairs: Sequence[Repair] | None = None,
     exact: bool = False,
     certificate: bool = False,
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Estimate `activation_patching` of each site to first order, all sites at once.
@@ -90,6 +92,8 @@ def attribution_patching(
         exact: Also patch each site, and report `patched` and `remainder`. Costs what `activation_patching` costs.
         certificate: Also run each patch, and report where no gate changed, so that the estimate is exact. Costs about
             as much as `exact`, whose variables it gives too.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
 
     Returns:
@@ -143,7 +147,14 @@ def attribution_patching(
     start = (bound.corrupt if direction == "denoise" else bound.clean).double().cpu().numpy()
     method = f"attribution patching, integrated over {steps} steps" if steps else "attribution patching"
     result = patching_result(
-        policy, chosen, bound, patched=start + found["estimate"], method=method, direction=direction, seed=seed
+        policy,
+        chosen,
+        bound,
+        patched=start + found["estimate"],
+        method=method,
+        direction=direction,
+        clusters=clusters,
+        seed=seed,
     ).rename(patched="estimate")
     if "patched" in found:
         found["remainder"] = found["patched"] - start - found["estimate"]
