@@ -88,7 +88,7 @@ def features(data: Data) -> Shown:
     numbers["mean |attribution| to the gap"] = {names[i]: float(by_cell.ravel()[i]) for i in order[:8]}
     numbers["by entity"] = dict(zip(policy.spec.entities, by_cell.sum(1).tolist(), strict=True))
     numbers["by feature"] = {f.name: float(v) for f, v in zip(policy.spec.features, by_cell.sum(0), strict=True)}
-    flips = _flips(policy, seen, policy.sites("hook_obs", over=("entity", "feature")))
+    flips = _flips(data, policy.sites("hook_obs", over=("entity", "feature")))
     numbers["share of actions that change when it is another state's"] = {
         name: flips[name] for name in sorted(flips, key=lambda name: -flips[name][0])[:8]
     }
@@ -135,7 +135,7 @@ def neurons(data: Data) -> Shown:
     strongest = int(order[0])
     through = rlm.neuron_conductance(policy, seen, LAYER, neuron=strongest, baseline=base, n_steps=naive.STEPS)
     total = np.abs(gap).mean(0).sum()
-    numbers = {
+    numbers: dict[str, Any] = {
         "largest completeness error": float(np.abs(found.completeness_error).max()),
         "neurons that carry half of it": int((np.cumsum(np.sort(np.abs(gap).mean(0))[::-1]) < total / 2).sum() + 1),
         "ten strongest": [int(i) for i in order[:10]],
@@ -146,7 +146,7 @@ def neurons(data: Data) -> Shown:
     ten = {name: size.argsort()[::-1][:10] for name, size in sizes.items()}
     draws = np.random.default_rng(0).permuted(np.tile(np.arange(active.shape[1]), (N_DRAWS, 1)), axis=1)[:, :10]
     sites = [rlm.Site(LAYER, neuron=sorted(map(int, chosen))) for chosen in (*ten.values(), *draws)]
-    flips = list(_flips(policy, seen, sites).values())
+    flips = list(_flips(data, sites).values())
     numbers["share of actions that change when ten neurons are another state's"] = {
         **dict(zip(ten, flips, strict=False)),
         f"at random, mean of {N_DRAWS} draws": float(np.mean([row[0] for row in flips[len(ten) :]])),
@@ -169,9 +169,14 @@ def neurons(data: Data) -> Shown:
     return rlm.plot.Section(title="Which neurons?", panels=panels), numbers
 
 
-def _flips(policy: rlm.HookedPolicy, seen: np.ndarray, sites: list[rlm.Site]) -> dict[str, list[float]]:
-    """Share of states whose action changes with a site resampled, with its interval over states, by the site's name."""
-    found = rlm.ablation_sweep(policy, seen, sites=sites, kind="resample", metric=rlm.action_flip())
+def _flips(data: Data, sites: list[rlm.Site]) -> dict[str, list[float]]:
+    """Share of states whose action changes with a site resampled, and its 95 % interval, by the site's name.
+
+    Episodes are resampled whole for the interval, because states of one episode resemble each other.
+    """
+    found = rlm.ablation_sweep(
+        data.policy, data.seen, sites=sites, kind="resample", metric=rlm.action_flip(), clusters=data.episode
+    )
     rows = zip(*(found[f"effect{end}"].values for end in ("", "_low", "_high")), strict=True)
     names = [" ".join(str(value) for value in dict(site.selection).values()) for site in sites]
     return {name: [float(value) for value in row] for name, row in zip(names, rows, strict=True)}

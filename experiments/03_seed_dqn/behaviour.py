@@ -16,6 +16,7 @@ LANES = {-2: "two lanes to the left", -1: "the lane to the left", 0: "the ego's 
          2: "two lanes to the right"}  # fmt: skip
 MOVES = {"moves left": "LANE_LEFT", "keeps lane and speed": "IDLE", "moves right": "LANE_RIGHT", "faster": "FASTER",
          "slower": "SLOWER"}  # fmt: skip
+SLOWER_BY = 8.0  # m/s
 DISTANCES = np.array([8, 12, 16, 20, 25, 30, 40, 50, 60, 80, 100], dtype=float)  # m
 
 
@@ -41,6 +42,7 @@ def chosen_where(data: Data) -> Shown:
             **{f"{d:.0f} m": dict(zip(actions, _shares(row, len(actions)), strict=True))
                for d, row in zip(DISTANCES, choices, strict=True)},
         },
+        "vehicle ahead made otherwise: share of actions that change": leader_compared(data),
         "lane changes": stays(data),
     }  # fmt: skip
     aside = nearest_aside(data)
@@ -64,40 +66,60 @@ def chosen_where(data: Data) -> Shown:
     return rlm.plot.Section(title="What it does", panels=panels), numbers
 
 
-def leader_moved(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """States with a vehicle ahead in the ego's lane, that vehicle at each distance: `[distance, state, ...]`.
-
-    Only its x is another. States come with their numbers among all states.
-    """
-    policy, seen = data.policy, data.seen
-    names = [feature.name for feature in policy.spec.features]
-    place = {name: names.index(name) for name in ("presence", "x", "y")}
-    metres = {n: policy.spec.features[place[n]].physical(seen[:, 1:, place[n]]) for n in ("x", "y")}
-    ahead = (seen[:, 1:, place["presence"]] >= 0.5) & (np.abs(metres["y"]) < BESIDE) & (metres["x"] > 0)
+def leaders(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """States with a vehicle ahead in the ego's lane, by number, and the row of the nearest such vehicle."""
+    x, y, there = (data.physical(name)[:, 1:] for name in ("x", "y", "presence"))
+    ahead = (there >= 0.5) & (np.abs(y) < BESIDE) & (x > 0)
     where = np.flatnonzero(ahead.any(1))
-    leader = np.where(ahead, metres["x"], np.inf)[where].argmin(1) + 1
-    moved = np.repeat(seen[where][None], len(DISTANCES), axis=0)
-    at = policy.spec.features[place["x"]].normalised(DISTANCES).astype(np.float32)
-    moved[:, np.arange(len(where)), leader, place["x"]] = at[:, None]
-    far = np.where(moved[..., 1:, place["presence"]] >= 0.5, np.abs(moved[..., 1:, place["x"]]), np.inf)
+    return where, np.where(ahead, x, np.inf)[where].argmin(1) + 1
+
+
+def leader_moved(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Those states with that vehicle at each distance, `[distance, state, entity, feature]`, and their numbers.
+
+    Only its x is another; rows are ordered by distance again.
+    """
+    where, leader = leaders(data)
+    place = data.place("x")
+    moved = np.repeat(data.seen[where][None], len(DISTANCES), axis=0)
+    at = data.policy.spec.features[place].normalised(DISTANCES)
+    moved[:, np.arange(len(where)), leader, place] = at[:, None]
+    far = np.where(moved[..., 1:, data.place("presence")] >= 0.5, np.abs(moved[..., 1:, place]), np.inf)
     order = far.argsort(-1, kind="stable")
     moved[..., 1:, :] = np.take_along_axis(moved[..., 1:, :], order[..., None], axis=-2)
     return moved, where
 
 
+def leader_compared(data: Data) -> dict[str, float]:
+    """How often the action changes with the speed of the vehicle ahead, and with its distance."""
+    where, leader = leaders(data)
+    place = data.place("vx")
+    moved, _ = leader_moved(data)
+    near, far = (moved[DISTANCES.tolist().index(distance)] for distance in (25.0, 50.0))
+    slow, even = (data.seen[where].copy() for _ in range(2))
+    for seen, speed in ((slow, -SLOWER_BY), (even, 0.0)):
+        at = data.policy.spec.features[place].normalised(np.full(len(where), speed))
+        seen[np.arange(len(where)), leader, place] = at
+
+    def changed(a: np.ndarray, b: np.ndarray) -> float:
+        return float((data.policy.predict(a)[0] != data.policy.predict(b)[0]).mean())
+
+    return {"as fast as the ego, or 8 m/s slower": changed(even, slow), "at 25 m, or at 50 m": changed(near, far)}
+
+
 def nearest_aside(data: Data) -> dict[int, np.ndarray]:
     """The states with row 1, the nearest vehicle, in each lane of the road, by that lane's offset from the ego's."""
     policy, seen = data.policy, data.seen
-    names = [feature.name for feature in policy.spec.features]
-    y = policy.spec.features[names.index("y")]
+    place = data.place("y")
     own = scene(policy, seen)["lane"]
-    there = seen[:, 1, names.index("presence")] >= 0.5
+    there = seen[:, 1, data.place("presence")] >= 0.5
     found: dict[int, np.ndarray] = {}
     for offset in sorted(LANES):
         rows = there & (own + offset >= 0) & (own + offset <= N_LANES - 1)
         if rows.any():
             found[offset] = seen[rows].copy()
-            found[offset][:, 1, names.index("y")] = y.normalised(np.full(rows.sum(), offset * LANE))
+            at = policy.spec.features[place].normalised(np.full(rows.sum(), offset * LANE))
+            found[offset][:, 1, place] = at
     return found
 
 

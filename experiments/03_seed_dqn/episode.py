@@ -37,6 +37,7 @@ def lens(data: Data) -> Shown:
     usual = np.bincount(before, minlength=len(data.policy.spec.actions)).argmax()
     numbers: dict[str, Any] = {
         "states fitted on, tried on": [int((~held).sum()), int(held.sum())],
+        "most frequent action": data.policy.spec.actions[int(usual)],
         "always the most frequent action": float((scores.argmax(1) == usual).mean()),
         "agreement": {name: dict(zip(hooks, map(float, each.agreement.values), strict=True))
                       for name, each in found.items()},

@@ -16,7 +16,8 @@ STEPS = 50
 def weights(policy: rlm.HookedPolicy) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Weights `[out, in]` and biases of the three layers, in double precision."""
     layers = [policy.module.get_submodule(f"q_net.{i}") for i in (0, 2, 4)]
-    return tuple([getattr(layer, part).detach().double().numpy() for layer in layers] for part in ("weight", "bias"))
+    w, b = ([getattr(layer, part).detach().double().numpy() for layer in layers] for part in ("weight", "bias"))
+    return w, b
 
 
 def product(w: list[np.ndarray]) -> np.ndarray:
@@ -47,6 +48,11 @@ def lenses(w: list[np.ndarray], b: list[np.ndarray], hidden: np.ndarray) -> dict
     }
 
 
+def hooks_on(module: torch.nn.Module) -> dict[int, object]:
+    """The forward hooks of a module, which torch keeps to itself."""
+    return vars(module)["_forward_hooks"]
+
+
 def left_on(policy: rlm.HookedPolicy, first: np.ndarray, then: np.ndarray) -> dict[str, np.ndarray | int]:
     """Hooks registered by a cell that is run twice and never removed, and the network run on something else between.
 
@@ -67,7 +73,7 @@ def left_on(policy: rlm.HookedPolicy, first: np.ndarray, then: np.ndarray) -> di
         with torch.no_grad():
             policy.module(torch.as_tensor(first))
             policy.module(torch.as_tensor(then))
-        return {"found": kept["hidden_2_relu"], "hooks": len(layer._forward_hooks), "calls": calls}
+        return {"found": kept["hidden_2_relu"], "hooks": len(hooks_on(layer)), "calls": calls}
     finally:
         for handle in handles:
             handle.remove()

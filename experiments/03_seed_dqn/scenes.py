@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,15 @@ class Data:
         """Which of them belong to the last third of the episodes."""
         return self.episode >= max(1, round(2 * len(self.fast) / 3))
 
+    def place(self, feature: str) -> int:
+        """Where a feature stands in a row of the observation."""
+        return self.policy.spec.index("feature", feature)
+
+    def physical(self, feature: str) -> np.ndarray:
+        """A feature in its own unit, `[step, entity]`; other vehicles' positions and speeds relative to the ego's."""
+        place = self.place(feature)
+        return np.asarray(self.policy.spec.features[place].physical(self.seen[..., place]))
+
     def inputs(self) -> list[str]:
         """Names of the 25 inputs, in the order in which the first layer reads them."""
         spec = self.policy.spec
@@ -67,12 +77,12 @@ def load(folder: Path, *, episodes: int, dense_steps: int) -> Data:
     return Data(policy=policy, fast=fast, dense=dense)
 
 
-def _recorded(policy: rlm.HookedPolicy, path: Path, env_id: str, config: dict[str, object], n: int) -> rlm.Recording:
+def _recorded(policy: rlm.HookedPolicy, path: Path, env_id: str, config: Mapping[str, object], n: int) -> rlm.Recording:
     if path.exists() and len(kept := rlm.Recording.load(path)) == n:
         if kept.manifest["policy"]["fingerprint"] == policy.fingerprint:
             return kept
         raise SystemExit(f"{path} holds episodes of another policy: remove it, or give --recordings another folder.")
-    env = rlm.make_env(env_id, config=config)
+    env = rlm.make_env(env_id, config=dict(config))
     seeds = range(FIRST_SEED, FIRST_SEED + n)
     return rlm.record(policy, env, seeds=seeds, names=list(LAYERS.values()), path=path, progress=False)
 

@@ -123,6 +123,27 @@ def test_the_vehicle_ahead_alone_is_moved_and_rows_stay_in_order(modules: dict[s
             assert all(row[1] == pytest.approx(distance / 200) for row in left)
 
 
+class _Careful:
+    """Chooses SLOWER where the vehicle ahead in the lane is nearer than 37 m, whatever its speed."""
+
+    def __init__(self, policy: rlm.HookedPolicy, scene: Any) -> None:
+        self.spec, self.scene = policy.spec, scene
+
+    def predict(self, obs: np.ndarray) -> tuple[np.ndarray, None]:
+        return np.where(self.scene(self, obs)["gap ahead"] < 37, 4, 1), None
+
+
+def test_distance_and_speed_of_the_vehicle_ahead_are_told_apart(modules: dict[str, ModuleType], data: Any):
+    crowded = np.zeros((2, 5, 5), dtype=np.float32)
+    crowded[:, :, 0] = 1
+    crowded[:, 1:, 1] = np.array([20, 90, 95, 99]) / 200  # the nearest in the lane, the others elsewhere
+    crowded[:, 2:, 2] = 8 / 12
+    recording = SimpleNamespace(observations=crowded)
+    careful = _Careful(data.policy, modules["scenes"].scene)
+    found = modules["behaviour"].leader_compared(modules["scenes"].Data(policy=careful, fast=recording, dense=None))
+    assert found == {"as fast as the ego, or 8 m/s slower": 0, "at 25 m, or at 50 m": 1}
+
+
 def test_the_nearest_vehicle_alone_changes_lane_and_only_to_lanes_that_are_there(
     modules: dict[str, ModuleType], data: Any
 ):
