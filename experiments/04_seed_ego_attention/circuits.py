@@ -25,6 +25,13 @@ def forms(states: States, policy: rlm.HookedPolicy) -> dict[str, xr.Dataset]:
     }
 
 
+def of_one_size(circuit: xr.Dataset) -> xr.DataArray:
+    """Each head's form over its own norm, so that forms of very different sizes can be compared."""
+    form = circuit.circuit
+    norm = np.sqrt((form**2).sum([dim for dim in form.dims if dim != "head"]))
+    return (form / norm).rename("share of the head's norm").assign_attrs(units="1")
+
+
 def how_well_means_stand(found: dict[str, dict[str, xr.Dataset]]) -> dict[str, Any]:
     """In how many states a mean form holds: the commonest gates, and the sign of an entry."""
     numbers: dict[str, Any] = {}

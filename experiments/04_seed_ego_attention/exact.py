@@ -92,7 +92,7 @@ def regions(states: States) -> dict[str, Any]:
 def path_shares(states: States, paths: xr.Dataset) -> list[dict[str, Any]]:
     """Each path's mean share in SLOWER and in FASTER states, and of the gap's variance (the shares add up to 1)."""
     features, bias = (paths[part].isel(action=0).transpose("path", "batch").values for part in ("features", "bias"))
-    named = {"ego past attention": features[0], "biases behind it": bias[0]}
+    named = {"ego past attention": features[0], "biases past attention": bias[0]}
     named |= {str(name): both for name, both in zip(paths.path.values[1:], (features + bias)[1:], strict=True)}
     total, chosen = paths.total.values[:, 0], states.scores.argmax(1)
     rows: list[dict[str, Any]] = []
@@ -105,6 +105,15 @@ def path_shares(states: States, paths: xr.Dataset) -> list[dict[str, Any]]:
         )
         rows.append(row)
     return rows
+
+
+def bias_sources(states: States, terms: Terms) -> xr.DataArray:
+    """What each bias adds to the gap, by whatever way, mean over SLOWER and over FASTER states."""
+    values, chosen = terms.gap.bias.isel(action=0), states.scores.argmax(1)
+    means = [values.isel(batch=np.flatnonzero(chosen == states.action(name))).mean("batch") for name in (WORSE, BETTER)]
+    found = xr.concat(means, "states").assign_coords(states=[f"in {WORSE} states", f"in {BETTER} states"])
+    short = [".".join(str(name).split(".")[-4:]) for name in found.source.values]
+    return found.assign_coords(source=short).transpose("source", "states").rename("mean").assign_attrs(units="return")
 
 
 def ablated(states: States) -> dict[str, xr.Dataset]:

@@ -46,7 +46,7 @@ def spectra(found: dict[str, xr.Dataset]) -> go.Figure:
                 col=column,
             )
     figure.update_xaxes(title="rank", gridcolor=RULE)
-    figure.update_yaxes(gridcolor=RULE, rangemode="tozero")
+    figure.update_yaxes(gridcolor=RULE, type="log", range=[-3, 2], dtick=1)
     return figure.update_yaxes(title="singular value", col=1)
 
 
@@ -74,19 +74,23 @@ def paths(rows: list[dict[str, Any]]) -> go.Figure:
     return figure.update_xaxes(zeroline=True, zerolinecolor=MUTED, gridcolor=RULE)
 
 
-def table(entries: dict[str, dict[str, Any]]) -> go.Figure:
-    """What each naive formula gets wrong, a line for each number."""
+def table(entries: dict[str, dict[str, Any]], *, first: str) -> go.Figure:
+    """Named numbers, a line for each."""
     lines = [(name, key, written(value)) for name, found in entries.items() for key, value in flat(found)]
-    first = [name if i == 0 or lines[i - 1][0] != name else "" for i, (name, _, _) in enumerate(lines)]
-    cells = [first, [key for _, key, _ in lines], [value for _, _, value in lines]]
+    named = [name if i == 0 or lines[i - 1][0] != name else "" for i, (name, _, _) in enumerate(lines)]
+    cells = [named, [key for _, key, _ in lines], [value for _, _, value in lines]]
     figure = go.Figure(
         go.Table(
             columnwidth=[3, 4, 4],
-            header={"values": ["formula", "what", "measured"], "align": "left", "fill_color": RULE},
+            header={"values": [first, "what", "measured"], "align": "left", "fill_color": RULE},
             cells={"values": cells, "align": "left", "fill_color": "#ffffff", "height": 24},
         )
     )
-    return figure.update_layout(width=1080, height=120 + 34 * len(lines), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    return figure.update_layout(
+        width=1080,
+        height=60 + 24 * sum(1 + len(value) // 60 for _, _, value in lines),
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+    )
 
 
 def flat(found: dict[str, Any], within: str = "") -> list[tuple[str, Any]]:

@@ -131,12 +131,27 @@ def weights(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panels,
         else:
             figure = rlm.plot.circuit(drawn)
         panels.append((f"{what}, trained beside untrained", f"{meaning} {text}", figure))
+    sized = {who: circuits.of_one_size(forms["QK"]) for who, forms in found.items()}
+    text = "The same QK forms, each over its own norm: what they look like, whatever their size."
+    panels.append(("QK, of one size", text, rlm.plot.circuit(sized)))
     numbers, kinds = circuits.statistics(policy, 3 if smoke else 20)
     text = "Products of weights, head by head. Grey: all heads of freshly initialised networks."
     panels.append(("Singular values", text, figures.spectra(kinds)))
     stand = circuits.how_well_means_stand(found)
-    panels.append(("How well the means stand for the states", "A sign share of 0.5 is a coin's.", figures.table(stand)))
-    panels.append(("What kind of matrices they are", "Against 200 Gaussian products.", figures.table(numbers)))
+    panels.append(
+        (
+            "How well the means stand for the states",
+            "A sign share of 0.5 is a coin's.",
+            figures.table(stand, first="form"),
+        )
+    )
+    panels.append(
+        (
+            "What kind of matrices they are",
+            "Against 200 Gaussian products.",
+            figures.table(numbers, first="of the products"),
+        )
+    )
     return panels, {"means": stand, "statistics": numbers, "composition": circuits.composition(policy)}
 
 
@@ -145,11 +160,14 @@ def decisions(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panel
     paths = rlm.path_expansion(states.policy, states.obs, better=BETTER, worse=WORSE)
     shares, looks = exact.path_shares(states, paths), exact.looks(states, terms)
     pattern = exact.moved_by_the_pattern(states)
+    biases = exact.bias_sources(states, terms)
     ablated, slopes = exact.ablated(states), exact.slopes(states)
     features = abs(terms.gap.ov.isel(action=0)).sum("entity").mean("batch").transpose("head", "feature")
     panels: Panels = [
         ("Along which paths?", f"{GAP} path by path, biases with the path that they enter on; 95 % over episodes.",
          figures.paths(shares)),
+        ("Which biases?", f"What each bias adds to {GAP}, by whatever way, through the gates that are open.",
+         rlm.plot.heatmap(biases)),
         ("Where does each head look?", "Sum over the vehicles of a place, mean over the states with one there.",
          rlm.plot.heatmap(looks["attention"])),
         ("What does it say of them?", f"Added to {GAP} through the head by the features of those vehicles; "
@@ -167,6 +185,7 @@ def decisions(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panel
         "laws": exact.laws(states, terms, paths),
         "regions": exact.regions(states),
         "paths": shares,
+        "biases": rounded(biases),
         "places": {name: rounded(array) for name, array in looks.items()},
         "change when a vehicle leaves a head's softmax": {
             str(name): rounded(array) for name, array in pattern.data_vars.items()
@@ -183,7 +202,7 @@ def mistakes(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panels
     """The naive formulas, each with its numbers."""
     found = naive.measured(states, terms)
     text = "On the recorded states; brackets are 95 % intervals over episodes."
-    return [("Each formula, and how far off it is", text, figures.table(found))], found
+    return [("Each formula, and how far off it is", text, figures.table(found, first="formula"))], found
 
 
 def rounded(array: xr.DataArray) -> dict[str, Any]:

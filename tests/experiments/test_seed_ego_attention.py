@@ -209,7 +209,7 @@ def test_the_smoke_run_writes_what_the_notebook_shows(tmp_path: Path, monkeypatc
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
     shown: list[go.Figure] = []
-    monkeypatch.setattr(go.Figure, "show", shown.append)
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     names: dict[str, Any] = {}
     for cell in json.loads((FOLDER / "show.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
