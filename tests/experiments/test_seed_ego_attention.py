@@ -91,9 +91,7 @@ def test_the_right_formula_is_not_wrong_by_the_same_measure(modules: dict[str, M
     "formula",
     ["no head split", "no 1/sqrt(d_head)", "no mask", "the skip not halved", "the skip left out"],
 )
-def test_each_wrong_formula_changes_decisions(
-    modules: dict[str, ModuleType], states: Any, terms: Any, formula: str, found: dict[str, Any]
-):
+def test_each_wrong_formula_changes_decisions(formula: str, found: dict[str, Any]):
     assert found[formula]["another action"][0] > 0.02
 
 
@@ -130,6 +128,64 @@ def test_a_wrong_skip_is_what_the_network_makes_of_it_by_hand(modules: dict[str,
     assert modules["naive"].skipped(states, how)["error of Q(FASTER) - Q(SLOWER) [return]"][0] == pytest.approx(
         wrong, rel=1e-3
     )
+
+
+def test_every_vehicle_there_is_in_one_place_and_nobody_else_is(modules: dict[str, ModuleType], states: Any):
+    group = modules["exact"].groups_of(states)
+    np.testing.assert_array_equal(group >= 0, states.there)
+    assert (group[:, 0] == 0).all()
+    assert (group[:, 1:] != 0).all()
+
+
+def test_ahead_is_along_the_heading_and_left_is_up_the_page(modules: dict[str, ModuleType], states: Any):
+    obs = np.zeros((1, 15, 7), dtype=np.float32)
+    obs[0, 0] = [1, 0.1, 0.2, 0, 0, 0, 1]  # at (10, 20) m, heading down the page
+    obs[0, 1] = [1, 0.1, 0.5, 0, 0, 1, 0]  # 30 m farther down
+    obs[0, 2] = [1, 0.3, 0.2, 0, 0, 1, 0]  # 20 m to the east, which is left of whoever heads south
+    ahead, left = modules["subjects"].States(states.policy, SimpleNamespace(observations=obs)).places()
+    np.testing.assert_allclose(ahead[0, :3], [0, 30, 0], atol=1e-4)
+    np.testing.assert_allclose(left[0, :3], [0, 0, 20], atol=1e-4)
+    assert np.isnan(ahead[0, 3:]).all()
+
+
+def test_slopes_are_the_jacobians_by_the_metre(modules: dict[str, ModuleType], states: Any):
+    jacobian = rlm.local_affine(states.policy, states.obs).jacobian.isel(entity=0)
+    gap = (jacobian.sel(action="FASTER") - jacobian.sel(action="SLOWER")).mean("batch")
+    slope = modules["exact"].slopes(states)["slope"].sel(of="ego")
+    for name, unit, reach in (("x", "x [m]", 100), ("vy", "vy [m/s]", 20), ("sin_h", "sin_h", 1)):
+        assert float(slope.sel(feature=unit)) == pytest.approx(float(gap.sel(feature=name)) / reach, rel=1e-4)
+
+
+def test_a_vehicle_off_the_softmax_is_one_whose_score_is_minus_infinity(modules: dict[str, ModuleType], states: Any):
+    head, near = 1, modules["exact"].groups_of(states) == 1
+    changes = []
+    for state, row in zip(*np.nonzero(near), strict=True):
+        scores = states.attention_scores.copy()
+        scores[state, head, row] = -np.inf
+        name = modules["subjects"].names_of(states.policy)["scores"]
+        after = states.rerun(name, lambda _, scores=scores: torch.as_tensor(scores)[:, :, None])
+        changes.append((states.gap(after) - states.gap())[state])
+    found = modules["exact"].moved_by_the_pattern(states)["change"].sel(head=head, where="ahead, to 15 m")
+    assert float(found) == pytest.approx(np.mean(changes), abs=2e-4)
+
+
+def test_the_terms_of_a_state_are_its_own_ov_form_weighted_with_the_pattern(
+    modules: dict[str, ModuleType], states: Any
+):
+    one = modules["subjects"].States(states.policy, _first_state(states))
+    alone = modules["exact"].Terms.of(one)
+    row = int(np.flatnonzero(one.there[0, 1:])[0]) + 1
+    form = rlm.ov_circuit(one.policy, obs=one.obs, better="FASTER", worse="SLOWER").circuit.isel(
+        query=0, action=0, entity=row
+    )
+    weight, x = one.pattern[0, :, row], one.obs[0, row].numpy()
+    by_form = weight * (form.transpose("head", "feature").values[:, :-1] @ x)
+    np.testing.assert_allclose(alone.vehicles[0, :, row - 1].sum(-1), by_form, atol=1e-4)
+
+
+def _first_state(states: Any) -> Any:
+    kept = states.recording
+    return SimpleNamespace(observations=kept.observations[:1], activation=lambda name: kept.activation(name)[:1])
 
 
 def test_moving_a_vehicle_to_the_first_row_changes_no_score(states: Any):
