@@ -17,7 +17,7 @@ ANY = "vehicle_1"  # of states with one vehicle each: whichever vehicle stands t
 def forms(states: States, policy: rlm.HookedPolicy) -> dict[str, xr.Dataset]:
     """Mean QK and OV form of any vehicle, through the gates of the states, OV to every action and to the gap."""
     moved, _, _ = states.one_vehicle_each()
-    gap = {"better": BETTER, "worse": WORSE}
+    gap: Any = {"better": BETTER, "worse": WORSE}
     return {
         "QK": rlm.qk_circuit(policy, obs=moved).sel(entity=ANY),
         "OV": rlm.ov_circuit(policy, obs=moved).sel(entity=ANY),

@@ -165,7 +165,7 @@ def explained(states: States, guess: np.ndarray, truth: np.ndarray, there: np.nd
 def ov_products(states: States, terms: Terms) -> Found:
     """What each vehicle adds to the gap through a head: from products and mean forms, beside the exact terms."""
     moved, _, _ = states.one_vehicle_each()
-    gap = {"better": BETTER, "worse": WORSE}
+    gap: Any = {"better": BETTER, "worse": WORSE}
     product = rlm.ov_circuit(states.policy, gated=False, **gap).circuit.sel(entity="vehicle_1")
     mean = rlm.ov_circuit(states.policy, obs=moved, **gap).circuit.sel(entity="vehicle_1")
     truth = terms.vehicles.sum(-1)  # [state head entity], the ego left out
@@ -263,7 +263,7 @@ def zero_baseline(states: States) -> Found:
         total = (ends[0] - ends[1])[better] - (ends[0] - ends[1])[worse]
         worst.append(abs(float((slope.mean(0) * row).sum() - total)))
     try:
-        gap = {"better": BETTER, "worse": WORSE}
+        gap: Any = {"better": BETTER, "worse": WORSE}
         first, zeros = states.obs[:1], torch.zeros_like(states.obs[:1])
         error = rlm.exact_integrated_gradients(states.policy, first, baseline=zeros, **gap).completeness_error
         said = f"a completeness error of {float(error):.2g}"

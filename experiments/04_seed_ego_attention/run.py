@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def main() -> None:
         sections[title], numbers[name] = part(states, terms, smoke=given.smoke)
         print(f"{name}: {time.perf_counter() - start:.0f} s")
     page = written(sections, given.out, states)
-    (given.out / "numbers.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    (given.out / "numbers.json").write_text(json.dumps(strict(numbers), indent=1), encoding="utf-8")
     for law, error in numbers["decisions"]["laws"].items():
         print(f"  {law}: {error:.1e}")
     print(f"the page is at {page}, after {time.perf_counter() - start:.0f} s")
@@ -205,12 +206,21 @@ def mistakes(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panels
     return [("Each formula, and how far off it is", text, figures.table(found, first="formula"))], found
 
 
-def rounded(array: xr.DataArray) -> dict[str, Any]:
+def rounded(array: xr.DataArray) -> Any:
     """A named array as nested JSON."""
     if not array.dims:
-        return round(float(array), 4)  # type: ignore[return-value]
+        return round(float(array), 4)
     dim = array.dims[0]
     return {str(value): rounded(array.isel({dim: i})) for i, value in enumerate(array[dim].values)}
+
+
+def strict(value: Any) -> Any:
+    """The same with null for what is no number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: strict(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [strict(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def written(sections: dict[str, Panels], out: Path, states: States) -> Path:

@@ -77,9 +77,14 @@ class States:
     recording: rlm.Recording
 
     @cached_property
-    def obs(self) -> torch.Tensor:
+    def observed(self) -> np.ndarray:
         """`[state entity feature]`."""
-        return torch.as_tensor(self.recording.observations)
+        return np.asarray(self.recording.observations)
+
+    @cached_property
+    def obs(self) -> torch.Tensor:
+        """The same as a tensor."""
+        return torch.as_tensor(self.observed)
 
     @cached_property
     def episode(self) -> np.ndarray:
@@ -89,7 +94,7 @@ class States:
     @cached_property
     def there(self) -> np.ndarray:
         """`[state entity]`: which rows hold a vehicle."""
-        return self.recording.observations[:, :, self.policy.spec.presence_index] >= 0.5
+        return self.observed[:, :, self.policy.spec.presence_index] >= 0.5
 
     def split(self, part: str) -> np.ndarray:
         """One of the four recorded layers, head by head: `[state entity head d_head]`."""
@@ -132,7 +137,7 @@ class States:
 
         def physical(name: str) -> np.ndarray:
             number, feature = at[name]
-            return np.asarray(feature.physical(self.recording.observations[:, :, number]))
+            return np.asarray(feature.physical(self.observed[:, :, number]))
 
         dx, dy = (physical(name) - physical(name)[:, :1] for name in ("x", "y"))
         cos, sin = (physical(name)[:, :1] for name in ("cos_h", "sin_h"))
@@ -146,7 +151,7 @@ class States:
         any vehicle.
         """
         state, row = np.nonzero(self.there[:, 1:])
-        moved, each = self.recording.observations[state].copy(), np.arange(len(state))
+        moved, each = self.observed[state].copy(), np.arange(len(state))
         moved[each, 1], moved[each, row + 1] = moved[each, row + 1], moved[each, 1].copy()
         return torch.as_tensor(moved), state, row + 1
 
@@ -155,11 +160,10 @@ def interval(episode: np.ndarray, statistic: Any, *, n_draws: int = 400) -> list
     """A statistic of the states with its 95 % interval from a bootstrap over episodes: states of one are alike."""
     groups = [np.flatnonzero(episode == number) for number in np.unique(episode)]
     generator = np.random.default_rng(0)
-    drawn = [
-        statistic(np.concatenate([groups[i] for i in generator.integers(len(groups), size=len(groups))]))
-        for _ in range(n_draws)
-    ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    picked = (generator.integers(len(groups), size=len(groups)) for _ in range(n_draws))
+    drawn = np.array([statistic(np.concatenate([groups[i] for i in numbers])) for numbers in picked])
+    known = drawn[~np.isnan(drawn)]  # of a few episodes none may have such a state
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return [round(float(value), 4) for value in (statistic(np.arange(len(episode))), low, high)]
 
 
