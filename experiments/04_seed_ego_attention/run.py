@@ -72,12 +72,18 @@ def arguments() -> argparse.Namespace:
 
 def described(states: States) -> dict[str, Any]:
     """How many states there are, and what was chosen and came of it."""
-    chosen, episodes = states.scores.argmax(1), states.recording.episodes
+    chosen, episodes, gap = states.scores.argmax(1), states.recording.episodes, states.gap()
+    taken = {states.policy.spec.actions[number] for number in chosen}
     return {
         "states": len(chosen),
         "episodes": len(states.recording),
         "vehicles in a state, mean": round(float(states.there[:, 1:].sum(1).mean()), 2),
         "return, mean": round(float(episodes["return"].mean()), 2),
+        "size of the gap, mean": round(float(abs(gap).mean()), 2),
+        "gap where it chooses it, mean": {
+            name: round(float(gap[chosen == states.action(name)].mean()), 2) if name in taken else None
+            for name in (WORSE, BETTER)
+        },
         **{name: int((chosen == number).sum()) for number, name in enumerate(states.policy.spec.actions)},
     }
 

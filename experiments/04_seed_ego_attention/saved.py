@@ -39,5 +39,7 @@ def _refusal(cache: rlm.ActivationCache, directory: Path) -> str:
     try:
         cache.save(directory)
     except OSError as error:
-        return f"{type(error).__name__}, and the directory is left as it was"
+        left = directory.is_dir()
+        directory.rmdir()
+        return f"{type(error).__name__}, and the directory is {'left as it was' if left else 'gone'}"
     return "replaced"
