@@ -38,7 +38,7 @@ def kept(states: States, path: Path) -> dict[str, Any]:
 def _refusal(cache: rlm.ActivationCache, directory: Path) -> str:
     try:
         cache.save(directory)
-    except OSError as error:
+    except rlm.RlmechError as error:
         left = directory.is_dir()
         directory.rmdir()
         return f"{type(error).__name__}, and the directory is {'left as it was' if left else 'gone'}"

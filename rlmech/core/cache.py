@@ -127,10 +127,23 @@ class ActivationCache(Mapping[str, Tensor]):
         return torch.stack([self[name] for name in names])
 
     def save(self, path: str | Path) -> Path:
-        """Write the cache to a safetensors file, in one step, replacing a file of that name."""
+        """Write the cache to a safetensors file, in one step, replacing a file of that name.
+
+        Raises:
+            CacheError: There is a directory of that name, or none to put the file in.
+        """
         from safetensors.torch import save_file
 
         path = Path(path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise CacheError(
+                f"A cache cannot be saved as {str(path)!r}.",
+                given="a directory of that name" if path.is_dir() else f"no directory {str(path.parent)!r}",
+                expected="the name of a file, in a directory that exists",
+                fix=f"give a file's name, e.g. {str(path / 'cache.safetensors')!r}"
+                if path.is_dir()
+                else "make it first",
+            )
         meta = {
             "format": FORMAT,
             "axes": json.dumps({name: list(self._axes[name]) for name in self}),

@@ -149,3 +149,13 @@ def test_per_head_results_are_computed_when_asked_for_and_not_from_other_weights
         policy.module.out.weight.mul_(2)
     with pytest.raises(CacheError, match="weights have changed"):
         late["hook_result"]
+
+
+def test_a_cache_is_not_saved_over_a_directory_nor_into_none(tmp_path):
+    policy = rlm.HookedPolicy(torch.nn.Linear(3, 2), torch.rand(2, 3))
+    cache = policy.run_with_cache(torch.rand(2, 3))[1]
+    with pytest.raises(CacheError, match="a directory of that name"):
+        cache.save(tmp_path)
+    with pytest.raises(CacheError, match="no directory"):
+        cache.save(tmp_path / "absent" / "cache.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -221,7 +221,7 @@ def test_activations_come_back_from_the_file_and_a_directory_in_the_way_is_left(
     }
     assert kept["read back equal"]
     assert kept["the recording holds the same"]
-    assert kept["a directory in the way"].startswith("IsADirectoryError")
+    assert kept["a directory in the way"].startswith("CacheError")
 
 
 def test_states_of_one_episode_make_an_interval_no_narrower(modules: dict[str, ModuleType]):
