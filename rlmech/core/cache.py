@@ -6,7 +6,6 @@ Tensors are the values as they were when the pass ended; one that somebody chang
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from rlmech.axes import Axis
 from rlmech.errors import CacheError, SiteError, nearest
+from rlmech.files import moved_into_place
 
 FORMAT = "rlmech.cache/1"
 
@@ -148,12 +148,9 @@ class ActivationCache(Mapping[str, Tensor]):
             "format": FORMAT,
             "axes": json.dumps({name: list(self._axes[name]) for name in self}),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({name: self[name].detach().cpu().contiguous().clone() for name in self}, partial, metadata=meta)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        values = {name: self[name].detach().cpu().contiguous().clone() for name in self}
+        with moved_into_place(path) as partial:
+            save_file(values, partial, metadata=meta)
         return path
 
     @classmethod

@@ -7,7 +7,6 @@ is taken on trust: on another policy, or with an edge that is none, it raises.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
+from rlmech.files import moved_into_place
 from rlmech.interventions.edges.circuit_evaluation import evaluate_edges
 from rlmech.interventions.edges.component_graph import ComponentGraph, Edge, component_graph
 from rlmech.interventions.edges.edge_runs import EdgeRuns
@@ -174,12 +174,8 @@ class Circuit:
             "kept": self.kept,
             "dataset": self.dataset.to_dict(),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with moved_into_place(path) as partial:
             partial.write_text(json.dumps(content, default=_plain, indent=1))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
         return path
 
     @classmethod

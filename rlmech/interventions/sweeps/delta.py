@@ -61,7 +61,7 @@ class DeltaPlan:
         graph: The graph.
         start: The value's node.
         masks: Per job, the replaced elements, laid out like the node.
-        ends: The outputs.
+        ends: The outputs; at least one depends on the value.
         fold: Whether there are rows enough to make folding chains of linear operations worth its while.
 
     Raises:
@@ -78,8 +78,6 @@ class DeltaPlan:
         self.replaced = _Reach(start, self._mask(start))
         self.reaches: list[_Reach] = []
         self._origins: dict[Node, Node] = {}
-        if not self.changed.intersection(ends):
-            raise NoDeltaError("no output depends on it")
         self._readers: dict[Node, int] = {}
         for node in self.flow.order:
             for source in self.flow.sources(node):

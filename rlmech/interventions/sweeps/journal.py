@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlmech.errors import ConfigError
+from rlmech.files import moved_into_place
 
 
 class Journal:
@@ -46,7 +47,8 @@ class Journal:
         elif any(self.path.iterdir()):
             raise self._refused("a directory with other files in it", "an empty or absent directory")
         else:
-            _moved_into_place(header, lambda partial: partial.write_text(text))
+            with moved_into_place(header) as partial:
+                partial.write_text(text)
 
     def _refused(self, given: str, expected: str) -> ConfigError:
         return ConfigError(
@@ -67,7 +69,8 @@ class Journal:
     def write(self, number: int, measured: Tensor, active: Tensor) -> None:
         """Keep a finished group."""
         stored = {"measured": measured.contiguous().cpu(), "active": active.contiguous().cpu()}
-        _moved_into_place(self._file(number), lambda partial: save_file(stored, partial))
+        with moved_into_place(self._file(number)) as partial:
+            save_file(stored, partial)
 
     def _file(self, number: int) -> Path:
         return self.path / f"group_{number:05d}.safetensors"
@@ -80,12 +83,3 @@ def digest(tensors: Sequence[Tensor]) -> str:
         hashed.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()[:16]
-
-
-def _moved_into_place(path: Path, write: Any) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

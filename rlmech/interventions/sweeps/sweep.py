@@ -245,7 +245,7 @@ class _Sweep:
     def _base_run(self) -> dict[Node, Tensor]:
         wanted = {end.node for end in self.ends}
         for group in self.groups:
-            wanted |= set(group.plan.base_nodes) if group.plan is not None and group.checked else set()
+            wanted |= set(group.plan.base_nodes) if group.plan is not None else set()
             wanted |= set(group.suffix.prefix) if group.suffix is not None else set()
         return self._values(wanted)
 
@@ -288,9 +288,6 @@ class _Sweep:
         return torch.where(active, measured, unpatched), active
 
     def _runs(self, group: _Group, plan: DeltaPlan) -> Runs:
-        missing = set(plan.base_nodes) - set(self.base)
-        if missing:
-            self.base |= self._values(missing)
         source = self._replaced(group)[0]
         value = source.address.layout.restore(source.value)
         if plan.source_nodes == (plan.start,):
