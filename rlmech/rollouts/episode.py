@@ -12,6 +12,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlmech.rollouts.traffic import World
+
 Decide = Callable[[Any], Any]
 """From an observation to an action."""
 
@@ -39,7 +41,7 @@ class Step:
     outcome: dict[str, bool | float]
 
 
-def run_episode(env: gym.Env, decide: Decide, *, seed: int) -> Iterator[Step]:
+def run_episode(env: gym.Env | World, decide: Decide, *, seed: int) -> Iterator[Step]:
     """Run one episode from its seed to its end."""
     observation, _ = env.reset(seed=seed)
     done = False

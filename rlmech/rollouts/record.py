@@ -24,7 +24,7 @@ from rlmech.rollouts import recording as store
 from rlmech.rollouts.env import check_fit, spec_of
 from rlmech.rollouts.episode import Step, run_episode
 from rlmech.rollouts.recording import Recording
-from rlmech.rollouts.traffic import VEHICLE_COLUMNS, Traffic, lanes_of, watch
+from rlmech.rollouts.traffic import VEHICLE_COLUMNS, World, lanes_of
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -122,24 +122,24 @@ class _Job:
 class _Notes:
     """What one episode leaves behind, in the order of its decisions."""
 
-    def __init__(self, job: _Job, env: gym.Env, traffic: Traffic) -> None:
-        self.job, self.env, self.traffic = job, env, traffic
+    def __init__(self, job: _Job, world: World) -> None:
+        self.job, self.world = job, world
         self.scores: list[np.ndarray] = []
         self.activations: list[dict[str, np.ndarray]] = []
         self.frames: list[np.ndarray] = []
         self.scenes: list[list[tuple[Any, ...]]] = []
 
     def decide(self, observation: Any) -> Any:
-        self.scenes.append(self.traffic.vehicles)
+        self.scenes.append(self.world.vehicles)
         if self.job.frames:
-            self.frames.append(_picture(self.env))
+            self.frames.append(_picture(self.world.env))
         scores, activations = self.job.score(observation)
         self.scores.append(scores[0].cpu().numpy())
         self.activations.append({name: value[0].cpu().numpy() for name, value in activations.items()})
         return self.job.choose(scores, observation)
 
     def write(self, path: Path, number: int, seed: int, steps: list[Step]) -> None:
-        self.scenes.append(self.traffic.vehicles)  # what the last action led to
+        self.scenes.append(self.world.vehicles)  # what the last action led to
         arrays = _stacked(store.OBSERVATION, [step.observation for step in steps])
         arrays |= _stacked(store.FINAL, [steps[-1].next_observation])
         arrays[store.ACTION] = np.stack([np.asarray(step.action) for step in steps])
@@ -160,10 +160,11 @@ class _Notes:
 
 
 def _run(job: _Job, env: gym.Env, path: Path, numbered: Iterable[tuple[int, int]]) -> None:
-    with torch.no_grad(), job.policy.edited(job.edits), watch(env) as traffic:
+    world = World(env)
+    with torch.no_grad(), job.policy.edited(job.edits):
         for number, seed in numbered:
-            notes = _Notes(job, env, traffic)
-            steps = list(run_episode(env, notes.decide, seed=seed))
+            notes = _Notes(job, world)
+            steps = list(run_episode(world, notes.decide, seed=seed))
             notes.write(path, number, seed, steps)
 
 

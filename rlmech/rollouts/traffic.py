@@ -1,15 +1,15 @@
 """Who is who: which vehicle of the simulator stands behind each row of a Kinematics observation.
 
-While an environment is watched, its own `observe` notes the vehicles that it looks at and their order; a shuffle is
-replayed on the row numbers with a copy of the generator. Nothing is observed twice and nothing extra is drawn, so a
-watched episode is the same as an unwatched one. Cost: about 0.1 ms a step.
+While a `World` resets or steps its environment, the environment's own `observe` notes the vehicles that it looks at
+and their order; a shuffle is replayed on the row numbers with a copy of the generator. Nothing is observed twice and
+nothing extra is drawn, so a watched episode is the same as an unwatched one. Cost: about 0.1 ms a step.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -30,33 +30,93 @@ VEHICLE_COLUMNS = (
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 
 
-class Traffic:
-    """The road's vehicles as they were at the last observation of a watched environment.
+class World:
+    """An environment, and who is who on its road; it can be copied in the middle of an episode.
+
+    Between calls the environment is as it would be without: nothing stays attached to it.
+
+    Args:
+        env: Any Gymnasium environment.
 
     Attributes:
-        vehicles: A row of `VEHICLE_COLUMNS` for each: a number that it keeps for the episode (0 is the ego), its
-            observation row (-1: not observed), kind, position in m, heading in rad, speed in m/s, size in m, crashed.
-            Empty for environments without a road.
+        env: The environment.
+        vehicles: The road's vehicles as they were at the last observation. A row of `VEHICLE_COLUMNS` for each: a
+            number that it keeps for the episode (0 is the ego), its observation row (-1: not observed), kind, position
+            in m, heading in rad, speed in m/s, size in m, crashed. Empty for environments without a road.
     """
 
     def __init__(self, env: gym.Env) -> None:
-        self._env: Any = env.unwrapped
-        self._known: dict[int, tuple[int, Any]] = {}  # holds the vehicle itself, so that no other takes its id()
+        self.env = env
         self.vehicles: list[tuple[Any, ...]] = []
+        self._known: list[Any] = []  # the vehicles by their numbers; holds them, so that no other takes an id()
+        self._numbers: dict[int, int] = {}
 
-    def forget(self) -> None:
-        """Begin an episode: number the vehicles anew."""
-        self._known.clear()
-        self.vehicles = []
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; its vehicles are numbered anew."""
+        self._known, self._numbers, self.vehicles = [], {}, []
+        with self._watched_reset():
+            return self.env.reset(seed=seed)
 
-    def observe(self, original: Any) -> Any:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        with self._watched(getattr(self.env.unwrapped, "observation_type", None)):
+            return self.env.step(action)
+
+    def fork(self) -> World:
+        """A copy that goes on from here, alike and apart: nothing that happens in one is seen in the other.
+
+        Cost: about a millisecond on highway-env, a fiftieth of a step.
+
+        Raises:
+            Exception: Whatever the environment raises where it cannot be copied.
+        """
+        twin = World.__new__(World)
+        twin.env, twin._known = copy.deepcopy((self.env, self._known), _shared(self.env))
+        twin._numbers = {id(vehicle): number for number, vehicle in enumerate(twin._known)}
+        twin.vehicles = self.vehicles
+        return twin
+
+    @contextmanager
+    def _watched_reset(self) -> Generator[None]:
+        base: Any = self.env.unwrapped
+        if not (hasattr(base, "road") and hasattr(base, "observation_type")):
+            yield
+            return
+        define_spaces = base.define_spaces
+        watched = ExitStack()
+
+        def define_watched_spaces() -> None:  # every reset makes a new observation type
+            define_spaces()
+            watched.enter_context(self._watched(base.observation_type))
+
+        base.define_spaces = define_watched_spaces
+        try:
+            with watched:
+                yield
+        finally:
+            del base.define_spaces
+
+    @contextmanager
+    def _watched(self, kind: Any) -> Generator[None]:
+        base: Any = self.env.unwrapped
+        if kind is None or not hasattr(base, "road"):
+            yield
+            return
+        original = kind.observe
+        kind.observe = lambda: self._observe(kind, base, original)
+        try:
+            yield
+        finally:
+            del kind.observe
+
+    def _observe(self, kind: Any, base: Any, original: Any) -> Any:
         """Run the environment's own `observe` and note whom it looks at."""
-        kind, road = self._env.observation_type, self._env.road
+        road = base.road
         if not road:
             return original()
         rowed = _has_rows(kind)
         shuffled = rowed and kind.order == "shuffled"
-        generator = copy.deepcopy(self._env.np_random) if shuffled else None
+        generator = copy.deepcopy(base.np_random) if shuffled else None
         with _noting_neighbours(road) as neighbours:
             observation = original()
         rows = _rows(kind, neighbours, generator) if rowed else {}
@@ -66,31 +126,18 @@ class Traffic:
         return observation
 
     def _number(self, vehicle: Any) -> int:
-        return self._known.setdefault(id(vehicle), (len(self._known), vehicle))[0]
+        number = self._numbers.setdefault(id(vehicle), len(self._known))
+        if number == len(self._known):
+            self._known.append(vehicle)
+        return number
 
 
-@contextmanager
-def watch(env: gym.Env) -> Generator[Traffic]:
-    """Keep note of the traffic of an environment; environments without a road are left alone."""
-    base: Any = env.unwrapped
-    traffic = Traffic(env)
-    if not (hasattr(base, "road") and hasattr(base, "observation_type")):
-        yield traffic
-        return
-    define_spaces = base.define_spaces
-
-    def define_watched_spaces() -> None:  # every reset makes a new observation type
-        define_spaces()
-        traffic.forget()
-        original = base.observation_type.observe
-        base.observation_type.observe = lambda: traffic.observe(original)
-
-    base.define_spaces = define_watched_spaces
-    try:
-        yield traffic
-    finally:
-        del base.define_spaces
-        vars(base.observation_type).pop("observe", None)
+def _shared(env: gym.Env) -> dict[int, Any]:
+    """What a copy of an environment may share with it, for `copy.deepcopy`: the road's geometry never changes."""
+    network = getattr(getattr(env.unwrapped, "road", None), "network", None)
+    if network is None:
+        return {}
+    return {id(part): part for part in (network, *network.lanes_list())}
 
 
 def lanes_of(env: gym.Env) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from rlmech.rollouts.env import make_env, spec_of
 from rlmech.rollouts.episode import run_episode
-from rlmech.rollouts.traffic import VEHICLE_COLUMNS, lanes_of, watch
+from rlmech.rollouts.traffic import VEHICLE_COLUMNS, World, lanes_of
 
 KINEMATICS = {
     "type": "Kinematics",
@@ -25,14 +25,14 @@ def observed(config: dict[str, Any], *, seed: int = 3, env_id: str = "intersecti
     """Observations of an episode, each with the vehicles noted beside it."""
     env = make_env(env_id, config={"simulation_frequency": 5, "duration": 6, "observation": config})
     pairs: list[tuple[Any, list[Any]]] = []
-    with watch(env) as traffic:
+    world = World(env)
 
-        def decide(observation: Any) -> int:
-            pairs.append((observation, traffic.vehicles))
-            return 1
+    def decide(observation: Any) -> int:
+        pairs.append((observation, world.vehicles))
+        return 1
 
-        last = list(run_episode(env, decide, seed=seed))[-1]
-        pairs.append((last.next_observation, traffic.vehicles))
+    last = list(run_episode(world, decide, seed=seed))[-1]
+    pairs.append((last.next_observation, world.vehicles))
     return pairs
 
 
@@ -73,26 +73,39 @@ def test_a_watched_episode_is_the_unwatched_one(order: str) -> None:
     config = {"simulation_frequency": 5, "duration": 5, "observation": KINEMATICS | {"order": order}}
     env = make_env("intersection-v2", config=config)
     alone = list(run_episode(env, lambda _: 1, seed=5))
-    with watch(env):
-        watched = list(run_episode(env, lambda _: 1, seed=5))
+    watched = list(run_episode(World(env), lambda _: 1, seed=5))
     after = list(run_episode(env, lambda _: 1, seed=5))
     for other in (watched, after):
         assert [s.reward for s in other] == [s.reward for s in alone]
         assert all(np.array_equal(a.observation, b.observation) for a, b in zip(alone, other, strict=True))
 
 
-def test_nothing_stays_on_the_environment_after_watching() -> None:
+def test_nothing_stays_on_the_environment_while_nobody_steps_it() -> None:
     env = make_env("highway-fast-v0", config={"vehicles_count": 3})
     base: Any = env.unwrapped
-
-    def interrupted(_: Any) -> int:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), watch(env):
-        list(run_episode(env, interrupted, seed=0))
+    world = World(env)
+    world.reset(seed=0)
+    world.step(1)
+    with pytest.raises(KeyError):
+        world.step(17)  # no such action: it fails in the middle of a step
     assert "define_spaces" not in vars(base)
     assert "observe" not in vars(base.observation_type)
     assert "close_objects_to" not in vars(base.road)
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_a_fork_goes_on_alike_and_apart(order: str) -> None:
+    config = {"simulation_frequency": 5, "duration": 8, "observation": KINEMATICS | {"order": order}}
+    world = World(make_env("intersection-v2", config=config))
+    world.reset(seed=5)
+    world.step(1)
+    twin, other = world.fork(), world.fork()
+    other.step(0)
+    for action in (1, 2, 0, 1):
+        ours, theirs = world.step(action), twin.step(action)
+        assert np.array_equal(ours[0], theirs[0])
+        assert ours[1:4] == theirs[1:4]
+        assert world.vehicles == twin.vehicles, "numbers, rows and states"
 
 
 def test_other_observations_have_vehicles_without_rows() -> None:
@@ -104,9 +117,9 @@ def test_other_observations_have_vehicles_without_rows() -> None:
 
 def test_environments_without_a_road_are_left_alone() -> None:
     env = make_env("CartPole-v1")
-    with watch(env) as traffic:
-        env.reset(seed=0)
-        assert traffic.vehicles == []
+    world = World(env)
+    world.reset(seed=0)
+    assert world.vehicles == []
     assert lanes_of(env) == []
 
 
