@@ -15,18 +15,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-VEHICLE_COLUMNS = (
-    "vehicle",
-    "row",
-    "kind",
-    "x",
-    "y",
-    "heading",
-    "speed",
-    "length",
-    "width",
-    "crashed",
-)
+from rlmech.rollouts import vehicles as reading
+from rlmech.rollouts.measures import VEHICLE_COLUMNS as VEHICLE_COLUMNS
+
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 
 
@@ -40,9 +31,8 @@ class World:
 
     Attributes:
         env: The environment.
-        vehicles: The road's vehicles as they were at the last observation. A row of `VEHICLE_COLUMNS` for each: a
-            number that it keeps for the episode (0 is the ego), its observation row (-1: not observed), kind, position
-            in m, heading in rad, speed in m/s, size in m, crashed. Empty for environments without a road.
+        vehicles: The road's vehicles as they were at the last observation. A row of `VEHICLE_COLUMNS` for each, the
+            ego first. Empty for environments without a road.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -50,10 +40,11 @@ class World:
         self.vehicles: list[tuple[Any, ...]] = []
         self._known: list[Any] = []  # the vehicles by their numbers; holds them, so that no other takes an id()
         self._numbers: dict[int, int] = {}
+        self._plans = reading.Plans()
 
     def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; its vehicles are numbered anew."""
-        self._known, self._numbers, self.vehicles = [], {}, []
+        self._known, self._numbers, self.vehicles, self._plans = [], {}, [], reading.Plans()
         with self._watched_reset():
             return self.env.reset(seed=seed)
 
@@ -73,7 +64,7 @@ class World:
         twin = World.__new__(World)
         twin.env, twin._known = copy.deepcopy((self.env, self._known), _shared(self.env))
         twin._numbers = {id(vehicle): number for number, vehicle in enumerate(twin._known)}
-        twin.vehicles = self.vehicles
+        twin.vehicles, twin._plans = self.vehicles, self._plans.copy()
         return twin
 
     @contextmanager
@@ -117,12 +108,22 @@ class World:
         rowed = _has_rows(kind)
         shuffled = rowed and kind.order == "shuffled"
         generator = copy.deepcopy(base.np_random) if shuffled else None
-        with _noting_neighbours(road) as neighbours:
+        with _noting_neighbours(road) as neighbours, _noting_clips(kind, rowed=rowed) as clipped:
             observation = original()
-        rows = _rows(kind, neighbours, generator) if rowed else {}
         ego = kind.observer_vehicle
+        seen = [ego, *_observed(kind, neighbours)] if rowed else []
+        sources = {id(v): source for source, v in enumerate(seen)}
+        places = _places(len(seen), kind.vehicles_count, generator) if rowed else []
         everyone = [ego, *(v for v in [*road.vehicles, *road.objects] if v is not ego)]
-        self.vehicles = [(self._number(v), rows.get(id(v), -1), *_state(v)) for v in everyone]
+        found = [sources.get(id(v), -1) for v in everyone]
+        self.vehicles = reading.table(
+            everyone,
+            road=road,
+            numbers=[self._number(v) for v in everyone],
+            rows=[places[source] if source >= 0 else -1 for source in found],
+            clipped=[source >= 0 and bool(clipped[source]) for source in found],
+            plans=self._plans,
+        )
         return observation
 
     def _number(self, vehicle: Any) -> int:
@@ -181,6 +182,34 @@ def _noting_neighbours(road: Any) -> Generator[list[Any]]:
         del road.close_objects_to
 
 
+@contextmanager
+def _noting_clips(kind: Any, *, rowed: bool) -> Generator[np.ndarray]:
+    """For the ego and each observed neighbour, in their unshuffled order: whether normalizing clips one of its numbers.
+
+    The ranges are the simulator's, which may choose them in its first observation.
+    """
+    clipped = np.zeros(kind.vehicles_count + 1 if rowed else 0, dtype=bool)
+    if not (rowed and kind.normalize and kind.clip):
+        yield clipped
+        return
+    original = kind.normalize_obs
+
+    def normalize_obs(raw: Any) -> Any:
+        before = dict(zip(raw.columns, raw.to_numpy(dtype=float).T, strict=True))
+        after = original(raw)
+        for feature, (low, high) in kind.features_range.items():
+            if feature in before:
+                scaled = 2 * (before[feature] - low) / (high - low) - 1
+                clipped[: len(scaled)] |= np.abs(scaled) > 1
+        return after
+
+    kind.normalize_obs = normalize_obs
+    try:
+        yield clipped
+    finally:
+        del kind.normalize_obs
+
+
 def _has_rows(kind: Any) -> bool:
     """Whether the observation's rows are the ego and its neighbours, built as highway-env builds them."""
     from highway_env.envs.common.observation import ExitObservation, KinematicObservation
@@ -188,28 +217,17 @@ def _has_rows(kind: Any) -> bool:
     return type(kind).observe in (KinematicObservation.observe, ExitObservation.observe)
 
 
-def _rows(kind: Any, neighbours: list[Any], generator: np.random.Generator | None) -> dict[int, int]:
-    """Observation row by id() of the vehicle: the ego, then as many neighbours as there are rows, shuffled alike."""
-    others = neighbours[-kind.vehicles_count + 1 :] if neighbours else []
-    order = np.arange(1, max(kind.vehicles_count, len(others) + 1))[:, None]  # two axes, as the observation has
+def _observed(kind: Any, neighbours: list[Any]) -> list[Any]:
+    """The neighbours that an observation has rows for."""
+    return neighbours[-kind.vehicles_count + 1 :] if neighbours else []
+
+
+def _places(n_seen: int, n_rows: int, generator: np.random.Generator | None) -> list[int]:
+    """Observation row of the ego and of each neighbour that is observed, shuffled as the observation was."""
+    order = np.arange(1, max(n_rows, n_seen))[:, None]  # two axes, as the observation has
     if generator is not None:
         generator.shuffle(order)
-    rows = {id(kind.observer_vehicle): 0}
-    for row, source in enumerate(order[:, 0], start=1):
-        if source <= len(others):
-            rows[id(others[source - 1])] = row
-    return rows
-
-
-def _state(vehicle: Any) -> tuple[Any, ...]:
-    x, y = vehicle.position
-    return (
-        type(vehicle).__name__,
-        float(x),
-        float(y),
-        float(vehicle.heading),
-        float(vehicle.speed),
-        float(vehicle.LENGTH),
-        float(vehicle.WIDTH),
-        bool(vehicle.crashed),
-    )
+    places = [0] * (len(order) + 1)
+    for row, source in enumerate(order[:, 0].tolist(), start=1):
+        places[source] = row
+    return places

@@ -1,0 +1,142 @@
+"""Read the vehicles of a highway-env road into rows of `VEHICLE_COLUMNS`.
+
+Only attributes are read and only the simulator's own lane geometry is called: nothing is observed, drawn or changed.
+What a vehicle means to do is read from its controller (route, target lane, target speed), which the policy does not
+see. Cost: about 0.02 ms a vehicle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlmech.rollouts.measures import Rectangles, closing_speed, distance, gap_and_time_to_collision
+
+STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
+NO_LANE = ("", "", -1, math.nan, math.nan)
+
+
+class Plans:
+    """Where vehicles mean to go: read off their routes, which the simulator shortens as they are driven."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[str, str]] = {}  # by the vehicle's number
+        self._turns: dict[tuple[Any, Any], str] = {}  # by road; empty where there was no choice of road
+
+    def copy(self) -> Plans:
+        """The same plans, to go on apart from these."""
+        twin = Plans()
+        twin._known, twin._turns = dict(self._known), dict(self._turns)
+        return twin
+
+    def of(self, number: int, vehicle: Any, network: Any) -> tuple[str, str]:
+        """Destination and turn of a vehicle, as they are or, when nothing is left of its route, as they last were."""
+        route = getattr(vehicle, "route", None)
+        if not route:
+            return self._known.get(number, ("", ""))
+        roads = [vehicle.target_lane_index, *route]
+        turn = next(filter(None, (self._turn(network, road) for road in roads)), "")
+        plan = (str(route[-1][1]), turn or self._known.get(number, ("", ""))[1])
+        self._known[number] = plan
+        return plan
+
+    def _turn(self, network: Any, road: tuple[Any, Any, Any]) -> str:
+        ends = road[:2]
+        if ends not in self._turns:
+            self._turns[ends] = _turn(network, *ends)
+        return self._turns[ends]
+
+
+def table(
+    vehicles: Sequence[Any],
+    *,
+    road: Any,
+    numbers: Sequence[int],
+    rows: Sequence[int],
+    clipped: Sequence[bool],
+    plans: Plans,
+) -> list[tuple[Any, ...]]:
+    """Rows of `VEHICLE_COLUMNS`, in the order of the vehicles.
+
+    Args:
+        vehicles: Vehicles and objects of the road, the ego first.
+        road: The road.
+        numbers: The number that each keeps for the episode.
+        rows: The observation row of each; -1: not observed.
+        clipped: Whether some of its observed numbers were clipped.
+        plans: What is known of their routes; brought up to date.
+    """
+    bodies = [_body(v) for v in vehicles]
+    x, y, heading, speed, length, width = np.array(bodies).T
+    vx, vy = speed * np.cos(heading), speed * np.sin(heading)
+    everyone = {"x": x, "y": y, "heading": heading, "vx": vx, "vy": vy, "length": length, "width": width}
+    ego, all_ = Rectangles(**{name: values[:1] for name, values in everyone.items()}), Rectangles(**everyone)
+    gap, ttc = gap_and_time_to_collision(ego, all_)
+    motion = [values.tolist() for values in (vx, vy, distance(ego, all_), gap, closing_speed(ego, all_), ttc)]
+    for values in motion[2:]:
+        values[0] = math.nan
+    for i, v in enumerate(vehicles):
+        if not (v.collidable and v.solid):
+            motion[-1][i] = math.nan
+    rule = hasattr(road, "respect_priorities")
+    return [
+        (
+            numbers[i],
+            rows[i],
+            type(v).__name__,
+            *bodies[i],
+            bool(v.crashed),
+            *moving,
+            *_lane(v),
+            *plans.of(numbers[i], v, road.network),
+            *_controls(v),
+            v.lane.priority if v.lane else -1,
+            rule and i > 0 and _goes_first(v, vehicles[0]),
+            bool(getattr(v, "is_yielding", False)),
+            clipped[i],
+        )
+        for i, (v, moving) in enumerate(zip(vehicles, zip(*motion, strict=True), strict=True))
+    ]
+
+
+def _body(vehicle: Any) -> tuple[float, ...]:
+    x, y = vehicle.position.tolist()
+    return (x, y, float(vehicle.heading), float(vehicle.speed), float(vehicle.LENGTH), float(vehicle.WIDTH))
+
+
+def _lane(vehicle: Any) -> tuple[str, str, int, float, float]:
+    if vehicle.lane is None:
+        return NO_LANE
+    start, end, index = vehicle.lane_index
+    along, across = vehicle.lane.local_coordinates(vehicle.position)
+    return str(start), str(end), int(index), float(along), float(across)
+
+
+def _controls(vehicle: Any) -> tuple[int, float]:
+    """Lanes to the right that it steers for, and the speed that it tracks."""
+    target: Any = getattr(vehicle, "target_lane_index", None)
+    here = vehicle.lane_index
+    change = int(target[2]) - int(here[2]) if target and here and target[:2] == here[:2] else 0
+    return change, float(getattr(vehicle, "target_speed", math.nan))
+
+
+def _goes_first(vehicle: Any, ego: Any) -> bool:
+    """What `RegulatedRoad.respect_priorities` says: the higher lane goes first, of equals the one in front."""
+    ours, theirs = ego.lane.priority, vehicle.lane.priority
+    if ours != theirs:
+        return theirs > ours
+    return bool(vehicle.front_distance_to(ego) <= ego.front_distance_to(vehicle))
+
+
+def _turn(network: Any, start: Any, end: Any) -> str:
+    """Which way a road turns where others could have been taken; empty where none could."""
+    if len(network.graph.get(start, {})) < 2:
+        return ""
+    lane = network.graph[start][end][0]
+    turned = math.remainder(lane.heading_at(lane.length) - lane.heading_at(0), math.tau)
+    if abs(turned) < STRAIGHT:
+        return "straight"
+    return "right" if turned > 0 else "left"
