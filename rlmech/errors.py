@@ -91,6 +91,10 @@ class RecordingError(RlmechError, ValueError):
     """A recording that exists already, is incomplete, or cannot be read."""
 
 
+class WorkerError(RlmechError, RuntimeError):
+    """Workers that died again and again."""
+
+
 class MissingPackageError(RlmechError, ImportError):
     """An optional package that is not installed."""
 

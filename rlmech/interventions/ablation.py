@@ -26,8 +26,8 @@ from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, ac
 from rlmech.interventions.optimal import optimal_constants
 from rlmech.interventions.results import sweep_attrs, sweep_coords, unknown_choice
 from rlmech.interventions.sites import Groups, choose_groups
-from rlmech.interventions.statistics import Clusters, bootstrap_mean
 from rlmech.interventions.sweeps.sweep import Source, Swept, outputs_of
+from rlmech.statistics import Clusters, bootstrap_mean
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 

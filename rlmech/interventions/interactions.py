@@ -23,7 +23,7 @@ from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
 from rlmech.interventions.results import Direction
 from rlmech.interventions.sites import Sites, choose_sites, site_coordinates
-from rlmech.interventions.statistics import Clusters, bootstrap_mean
+from rlmech.statistics import Clusters, bootstrap_mean
 
 
 def pairwise_interactions(

@@ -18,7 +18,7 @@ from rlmech.interventions.jobs import Place, activations_of, run_groups, with_no
 from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Groups, choose_groups
-from rlmech.interventions.statistics import Clusters
+from rlmech.statistics import Clusters
 
 
 def activation_patching(

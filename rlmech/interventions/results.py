@@ -16,8 +16,8 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
-from rlmech.interventions.statistics import Clusters, normalised_recovery
 from rlmech.interventions.sweeps.sweep import outputs_of
+from rlmech.statistics import Clusters, normalised_recovery
 
 VERSION = version("rlmech")
 Direction = Literal["denoise", "noise"]

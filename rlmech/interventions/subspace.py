@@ -24,8 +24,8 @@ from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
 from rlmech.interventions.provenance import provenance
 from rlmech.interventions.results import sweep_coords
 from rlmech.interventions.sites import choose_sites
-from rlmech.interventions.statistics import Interval, bootstrap_mean
 from rlmech.interventions.sweeps.independence import refuse_train_mode
+from rlmech.statistics import Interval, bootstrap_mean
 
 
 def interchange_intervention(

@@ -47,17 +47,23 @@ def run_episode(env: gym.Env | World, decide: Decide, *, seed: int) -> Iterator[
     done = False
     while not done:
         action = decide(observation)
-        after, reward, terminated, truncated, info = env.step(action)
-        yield Step(
-            observation=observation,
-            action=action,
-            next_observation=after,
-            reward=float(reward),
-            terminated=bool(terminated),
-            truncated=bool(truncated),
-            outcome=_outcome(info),
-        )
-        observation, done = after, terminated or truncated
+        step = step_of(observation, action, env.step(action))
+        yield step
+        observation, done = step.next_observation, step.terminated or step.truncated
+
+
+def step_of(observation: Any, action: Any, result: tuple[Any, Any, bool, bool, dict[str, Any]]) -> Step:
+    """A decision and what `env.step` returned."""
+    after, reward, terminated, truncated, info = result
+    return Step(
+        observation=observation,
+        action=action,
+        next_observation=after,
+        reward=float(reward),
+        terminated=bool(terminated),
+        truncated=bool(truncated),
+        outcome=_outcome(info),
+    )
 
 
 def summary(steps: list[Step]) -> dict[str, float | bool | int]:

@@ -15,14 +15,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Complex128, Float
 
 RELATIVE_REST = 1e-9  # m/s; slower than that, two vehicles stand still towards each other but for rounding
 
-CORNERS = np.array([[[0.5], [0.5], [-0.5], [-0.5]], [[0.5], [-0.5], [0.5], [-0.5]]])  # in lengths and widths
 
 Numbers = Float[np.ndarray, "entity"]
-Sides = Float[np.ndarray, "4 entity"]
+Sides = Float[np.ndarray, "2 entity 2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,39 +113,24 @@ class Rectangles:
     width: Numbers
 
 
-def distance(one: Rectangles, others: Rectangles) -> Numbers:
-    """Distance from one rectangle's centre to each of the others', m."""
-    return np.hypot(others.x - one.x, others.y - one.y)
-
-
-def closing_speed(one: Rectangles, others: Rectangles) -> Numbers:
-    """By how much the distance of the centres shrinks, -d|p|/dt = -p·v / |p|, m/s; 0 where they coincide."""
-    dx, dy = others.x - one.x, others.y - one.y
-    apart = np.hypot(dx, dy)
-    approach = dx * (one.vx - others.vx) + dy * (one.vy - others.vy)
-    return np.divide(approach, apart, out=np.zeros_like(apart), where=apart > 0)
-
-
-def gap(one: Rectangles, others: Rectangles) -> Numbers:
-    """Smallest distance from one rectangle to each of the others, m; 0 where they touch or overlap.
-
-    Exact: two rectangles that do not overlap are closest at a corner of one of them.
-    """
-    return _Meeting.of(one, others).gap()
-
-
-def time_to_collision(one: Rectangles, others: Rectangles) -> Numbers:
-    """When one rectangle first touches each of the others if all keep their velocities and headings, s.
-
-    Exact for the rectangles: 0 where they touch or overlap already, infinite where they never will.
+def encounters(one: Rectangles, others: Rectangles) -> dict[str, Numbers]:
+    """How one rectangle and each of some others stand and move towards each other.
 
     Args:
         one: One rectangle.
         others: The others.
 
+    Returns:
+        By name, `[entity]`:
+        `distance`, between the centres, m;
+        `gap`, the smallest between the rectangles, m, 0 where they touch or overlap;
+        `closing_speed`, by how much the distance shrinks, -d|p|/dt = -p·v / |p|, m/s, 0 where the centres coincide;
+        `ttc`, the time to collision: when they first touch if all keep their velocities and headings, s, 0 where they
+        touch already and infinite where they never will. All are exact but for rounding.
+
     Source:
-        The separating-axis test of Gottschalk, Lin and Manocha, OBBTree (SIGGRAPH 1996), with moving centres: the
-        module's equation. Held constant are velocities, as in Hayward's time to collision (1972).
+        The separating axes of Gottschalk, Lin and Manocha, OBBTree (SIGGRAPH 1996), with moving centres: the module's
+        equation. Two rectangles apart are closest at a corner of one of them, which gives the gap.
 
     Example:
         >>> import numpy as np
@@ -154,16 +138,16 @@ def time_to_collision(one: Rectangles, others: Rectangles) -> Numbers:
         ...     zero = np.zeros(1)
         ...     size = {"length": np.full(1, 5.0), "width": np.full(1, 2.0)}
         ...     return Rectangles(x=np.full(1, x), y=zero, heading=zero, vx=np.full(1, vx), vy=zero, **size)
-        >>> time_to_collision(car(0.0, 10.0), car(25.0, 0.0)).item()  # 20 m from bumper to bumper
-        2.0
+        >>> {name: value.item() for name, value in encounters(car(0.0, 10.0), car(25.0, 0.0)).items()}
+        {'distance': 25.0, 'gap': 20.0, 'closing_speed': 10.0, 'ttc': 2.0}
     """
-    return _Meeting.of(one, others).time_to_collision()
-
-
-def gap_and_time_to_collision(one: Rectangles, others: Rectangles) -> tuple[Numbers, Numbers]:
-    """What `gap` and `time_to_collision` give, for little more than the price of one."""
-    meet = _Meeting.of(one, others)
-    return meet.gap(), meet.time_to_collision()
+    meeting = _Meeting.of(one, others)
+    return {
+        "distance": meeting.distance,
+        "gap": meeting.gap(),
+        "closing_speed": meeting.closing_speed(),
+        "ttc": meeting.time_to_collision(),
+    }
 
 
 def scene_summary(vehicles: Sequence[tuple[Any, ...]]) -> dict[str, float]:
@@ -189,59 +173,68 @@ def scene_summary(vehicles: Sequence[tuple[Any, ...]]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Meeting:
-    """Two rectangles along the normals of their sides: the one's length and width, the other's length and width."""
+    """One rectangle and each of some others, in the frame of the one (first) and of the other (second).
 
-    one: Rectangles
-    others: Rectangles
-    turn: Numbers  # rad, from the one's heading to the other's
-    offset: Sides  # of the centres, m
-    velocity: Sides  # of the other against the one, m/s
-    reach: Sides  # half of what both span, m
+    In a rectangle's frame x runs along it and y across it. Complex numbers, in which turning is a product.
+    """
+
+    distance: Numbers  # between the centres, m
+    turn: Complex128[np.ndarray, "entity"]  # from the one's heading to the other's
+    half: Sides  # half the length and width of the one and of the other, m
+    offset: Complex128[np.ndarray, "2 entity"]  # of the other's centre against the one's, m
+    velocity: Complex128[np.ndarray, "2 entity"]  # m/s
+    reach: Sides  # half of what both span along the length and width of the one and of the other, m
 
     @classmethod
     def of(cls, one: Rectangles, others: Rectangles) -> _Meeting:
-        dx, dy, dvx, dvy = others.x - one.x, others.y - one.y, others.vx - one.vx, others.vy - one.vy
-        ours, theirs = (np.cos(one.heading), np.sin(one.heading)), (np.cos(others.heading), np.sin(others.heading))
-        normals = (ours, (-ours[1], ours[0]), theirs, (-theirs[1], theirs[0]))
-        turn = others.heading - one.heading
-        cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
-        reach = (
-            one.length + cos * others.length + sin * others.width,
-            one.width + sin * others.length + cos * others.width,
-            others.length + cos * one.length + sin * one.width,
-            others.width + sin * one.length + cos * one.width,
-        )
+        theirs = np.exp(1j * others.heading)
+        frames = np.empty((2, len(theirs)), dtype=complex)
+        frames[0], frames[1] = np.exp(-1j * one.heading), theirs.conj()
+        turn = theirs * frames[0]
+        half = np.empty((2, len(theirs), 2))
+        half[0, :, 0], half[0, :, 1], half[1, :, 0], half[1, :, 1] = one.length, one.width, others.length, others.width
+        half /= 2
+        cos, sin = np.abs(turn.real)[:, None], np.abs(turn.imag)[:, None]
+        offset = (others.x - one.x) + 1j * (others.y - one.y)
         return cls(
-            one=one,
-            others=others,
+            distance=np.abs(offset),
             turn=turn,
-            offset=np.stack([dx * nx + dy * ny for nx, ny in normals]),
-            velocity=np.stack([dvx * nx + dvy * ny for nx, ny in normals]),
-            reach=np.stack(reach) / 2,
+            half=half,
+            offset=offset * frames,
+            velocity=((others.vx - one.vx) + 1j * (others.vy - one.vy)) * frames,
+            reach=half + cos * half[::-1] + sin * half[::-1, :, ::-1],
         )
+
+    def closing_speed(self) -> Numbers:
+        approach = -(self.offset[0].conj() * self.velocity[0]).real
+        return np.divide(approach, self.distance, out=np.zeros_like(approach), where=self.distance > 0)
 
     def gap(self) -> Numbers:
-        ours = _corner_distance(self.offset[:2], self.others, self.one, turn=self.turn)
-        theirs = _corner_distance(-self.offset[2:], self.one, self.others, turn=-self.turn)
-        return np.where((np.abs(self.offset) <= self.reach).all(0), 0.0, np.minimum(ours, theirs))
+        theirs, ours = self.half[1].view(complex)[:, 0], self.half[0].view(complex)[:, 0]
+        there, back = self.turn, self.turn.conj()
+        corners = np.empty(
+            (4, 2, len(there)), dtype=complex
+        )  # the other's in the one's frame, the one's in the other's
+        corners[0], corners[1] = (there * theirs, back * ours), (there * theirs.conj(), back * ours.conj())
+        corners[2:] = -corners[:2]
+        corners[:, 0] += self.offset[0]
+        corners[:, 1] -= self.offset[1]
+        outside = np.maximum(np.abs(_sides(corners)) - self.half, 0)
+        apart = np.hypot(outside[..., 0], outside[..., 1]).min((0, 1))
+        return np.where((np.abs(_sides(self.offset)) <= self.reach).all((0, 2)), 0.0, apart)
 
     def time_to_collision(self) -> Numbers:
-        side, speed = np.sign(self.velocity) * self.offset, np.abs(self.velocity)
+        velocity = _sides(self.velocity)
+        speed = np.abs(velocity)
+        side = np.copysign(1.0, velocity) * _sides(self.offset)
         resting = speed < RELATIVE_REST
-        never = (resting & (np.abs(self.offset) > self.reach)).any(0)  # beside one another along a normal, and at rest
-        speed = np.where(resting, 0.0, speed)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            begin = np.where(resting, -np.inf, (-side - self.reach) / speed).max(0)
-            end = np.where(resting, np.inf, (self.reach - side) / speed).min(0)
-        return np.where(never | (begin > end) | (end < 0), np.inf, np.maximum(begin, 0.0))
+        overlap = np.where(np.abs(side) <= self.reach, np.inf, -np.inf)  # at rest: for ever, or never
+        speed = np.where(resting, 1.0, speed)
+        begin = np.where(resting, -overlap, (-side - self.reach) / speed)
+        end = np.where(resting, overlap, (self.reach - side) / speed)
+        first, last = begin.max((0, 2)), end.min((0, 2))
+        return np.where((first <= last) & (last >= 0), np.maximum(first, 0.0), np.inf)
 
 
-def _corner_distance(
-    centre: Float[np.ndarray, "2 entity"], corners_of: Rectangles, to: Rectangles, *, turn: Numbers
-) -> Numbers:
-    """From the nearest corner of a rectangle, given by its centre and turn in the other's frame, to that other, m."""
-    cos, sin = np.cos(turn), np.sin(turn)
-    along, across = CORNERS[0] * corners_of.length, CORNERS[1] * corners_of.width
-    outside_x = np.maximum(np.abs(centre[0] + cos * along - sin * across) - to.length / 2, 0)
-    outside_y = np.maximum(np.abs(centre[1] + sin * along + cos * across) - to.width / 2, 0)
-    return np.hypot(outside_x, outside_y).min(0)
+def _sides(values: Complex128[np.ndarray, "*many entity"]) -> Float[np.ndarray, "*many entity 2"]:
+    return values.view(float).reshape(*values.shape, 2)

@@ -1,38 +1,43 @@
-"""A recording on disk: a directory with a manifest and one folder for each finished episode.
+"""A recording on disk: a directory with a manifest and shards of finished episodes; see `rlmech.rollouts.shards`.
 
-    manifest.json                    versions, policy, spec, environment, seeds, hooks and their axes, edits, lanes
-    episodes/000000/steps.parquet    one row a decision
-                    vehicles.parquet one row a vehicle and observation, the last one after the last action included
-                    arrays.safetensors  observations, actions, scores, activations, frames; `step` is the first axis
+    manifest.json   versions, policy, spec, environment, seeds, hooks and their axes, edits, lanes
+    shards/         tables (Parquet) and arrays (safetensors)
 
-A folder appears under its name when it is complete (written beside, then renamed), so that a kill or a full disk leaves
-the finished episodes loadable. Nothing is pickled. Tables and arrays are read when asked for, and only those.
+Opening reads one row an episode. Tables and arrays are read when asked for, and only the rows selected: `where` and
+`episode` give a recording of fewer rows, `parts` goes through one that does not fit into memory, `dataset` hands the
+tables to Arrow, DuckDB or polars. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
 from jaxtyping import Float, Shaped, UInt8
 
 from rlmech.errors import RecordingError, nearest
+from rlmech.rollouts.filters import Filter, filter_of
+from rlmech.rollouts.shards import FINAL, SHARDS, Shard, damaged, shards_in, unwritable
 from rlmech.spec import PolicySpec
 
-FORMAT = "rlmech.recording/1"
-MANIFEST, EPISODES = "manifest.json", "episodes"
-STEPS, VEHICLES, ARRAYS = "steps.parquet", "vehicles.parquet", "arrays.safetensors"
-OBSERVATION, FINAL, ACTION, SCORES, FRAMES = "observation", "final_observation", "action", "scores", "frames"
+if TYPE_CHECKING:
+    from rlmech.core.policy import HookedPolicy
+
+FORMAT = "rlmech.recording/2"
+MANIFEST = "manifest.json"
+OBSERVATION, ACTION, SCORES, FRAMES = "observation", "action", "scores", "frames"
 ACTIVATION = "activation/"
+Rows = slice | np.ndarray
 
 
 class Recording:
@@ -42,7 +47,10 @@ class Recording:
 
     Args:
         path: The recording's directory.
-        episodes: Numbers of the episodes to show; None for all that are finished.
+
+    Attributes:
+        path: The recording's directory.
+        manifest: How it was made: versions, policy, environment, seeds, edits.
 
     Example:
         >>> import torch, rlmech as rlm
@@ -50,13 +58,17 @@ class Recording:
         >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(3), progress=False)
         >>> len(recording), recording.scores.shape[1], list(recording.episodes["seed"])
         (3, 2, [0, 1, 2])
+        >>> recording.where(step_below=4).scores.shape
+        (12, 2)
     """
 
-    def __init__(self, path: str | Path, *, episodes: Iterable[int] | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, Any] = _read_manifest(self.path)
-        finished = sorted(int(folder.name) for folder in (self.path / EPISODES).glob("[0-9]*"))
-        self._numbers = finished if episodes is None else list(episodes)
+        self.manifest: dict[str, Any] = read_manifest(self.path)
+        self._shards = shards_in(self.path)
+        self._index = _index(self._shards)
+        self._filter: Filter | None = None
+        self._hits: dict[Any, np.ndarray] = {}  # by shard, the rows that the filter lets through
         self._holder: TemporaryFolder | None = None
 
     @classmethod
@@ -69,11 +81,11 @@ class Recording:
         return cls(path)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._index)
 
     def __repr__(self) -> str:
-        env = self.manifest["env"]["id"]
-        return f"Recording of {len(self)} episodes of {env} at {self.path}"
+        rows = "" if self._filter is None else f", of which the steps where {self._filter}"
+        return f"Recording of {len(self)} episodes of {self.manifest['env']['id']} at {self.path}{rows}"
 
     @property
     def spec(self) -> PolicySpec:
@@ -83,47 +95,49 @@ class Recording:
     @property
     def missing_seeds(self) -> list[int]:
         """Seeds that were asked for and whose episodes were not finished."""
-        done = {self.manifest["seeds"][number] for number in self._numbers}
+        done = set(self._index["seed"])
         return [seed for seed in self.manifest["seeds"] if seed not in done]
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         """One row a decision: episode, seed, step, action (where discrete), reward, terminated, truncated.
 
-        Of highway-env's environments also what the action led to: crashed, speed in m/s and, where there is a goal,
-        arrived.
+        `edited` tells whether edits were at work, `action_changed` whether the unedited policy would have done something
+        else in that very state. Of highway-env's environments also the distance to the nearest vehicle in m and the
+        shortest time to a collision in s (`distance`, `ttc`) when the decision was made, and what the action led to:
+        crashed, speed in m/s and, where there is a goal, arrived.
         """
-        return self._table(STEPS)
+        return self._table("steps").to_pandas()
 
     @cached_property
     def vehicles(self) -> pd.DataFrame:
-        """One row a vehicle and observation; empty for environments without a road.
+        """One row a vehicle and scene; empty for environments without a road.
 
-        Columns: episode, seed, step, vehicle (a number kept for the episode, 0 the ego), row (its row in that step's
-        observation, -1 if it is not observed), kind, x and y in m, heading in rad, speed in m/s, length and width in
-        m, crashed. The observation after the last action is there too, as one more step.
+        Columns: episode, seed, step, and those of `rlmech.rollouts.traffic.VEHICLE_COLUMNS`. The scene after the last
+        action is there too, as one more step.
         """
-        return self._table(VEHICLES)
+        vehicles = self._table("vehicles").to_pandas()
+        if self._filter is None:
+            return vehicles
+        return vehicles.merge(self.steps[["episode", "step"]], on=["episode", "step"])
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
-        """One row an episode: episode, seed, return, length.
+        """One row an episode, all of its steps counted: episode, seed, length, return.
 
         Of highway-env's environments also crashed, mean speed in m/s and, where there is a goal, arrived.
         """
-        groups = self.steps.groupby(["episode", "seed"], sort=False)
-        table = groups.agg(**{"return": ("reward", "sum"), "length": ("reward", "size")})
-        for name in ("crashed", "arrived"):
-            if name in self.steps:
-                table[name] = groups[name].last()
-        if "speed" in self.steps:
-            table["speed"] = groups["speed"].mean()
-        return table.reset_index()
+        return self._index.drop(columns=["shard", "start"]).reset_index(drop=True)
 
     @cached_property
     def observations(self) -> Shaped[np.ndarray, "step ..."] | dict[str, Shaped[np.ndarray, "step ..."]]:
         """What the policy saw, `[step, ...]`; by key for dictionary observations."""
         return self._by_key(OBSERVATION)
+
+    @cached_property
+    def final_observations(self) -> Shaped[np.ndarray, "episode ..."] | dict[str, Shaped[np.ndarray, "episode ..."]]:
+        """What the policy would have seen after its last action, `[episode, ...]`; by key for dictionaries."""
+        return self._by_key(FINAL)
 
     @cached_property
     def actions(self) -> Shaped[np.ndarray, "step ..."]:
@@ -132,7 +146,18 @@ class Recording:
 
     @cached_property
     def scores(self) -> Float[np.ndarray, "step action"]:
-        """How it scored the actions, `[step, action]`."""
+        """How it scored the actions, `[step, action]`.
+
+        Raises:
+            RecordingError: It came from elsewhere, without scores.
+        """
+        if not self.manifest["policy"]:
+            raise RecordingError(
+                "The recording has no scores.",
+                given=f"episodes imported from {self.manifest.get('origin', 'elsewhere')}",
+                expected="a recording of a policy",
+                fix="score the observations with a policy: policy(recording.observations)",
+            )
         return self._array(SCORES)
 
     @property
@@ -183,64 +208,156 @@ class Recording:
         Raises:
             RecordingError: No finished episode has that seed.
         """
-        seeds = [self.manifest["seeds"][number] for number in self._numbers]
-        if seed not in seeds:
+        return self.of_seeds([seed])
+
+    def of_seeds(self, seeds: Iterable[int]) -> Recording:
+        """The episodes of some seeds, in the recording's order.
+
+        Raises:
+            RecordingError: No finished episode has one of them.
+        """
+        wanted, known = list(seeds), set(self._index["seed"])
+        for seed in wanted:
+            if seed not in known:
+                listed = sorted(known)
+                raise RecordingError(
+                    f"The recording has no episode of seed {seed}.",
+                    given=seed,
+                    expected=f"one of {listed[:10]}{'...' if len(listed) > 10 else ''}",
+                    fix="recording.episodes lists them all",
+                )
+        return self._view(self._index[self._index["seed"].isin(wanted)], self._filter, self._hits)
+
+    def where(self, expression: pa.compute.Expression | None = None, **conditions: Any) -> Recording:
+        """The steps that meet all of some conditions, as a recording of those rows.
+
+        Args:
+            expression: An Arrow expression over the columns of `steps`, e.g. `pyarrow.compute.field("ttc") < 2`.
+            **conditions: By column of `steps`: `crashed=True`, `action=[0, 2]` (one of them), `ttc_below=2.0`,
+                `speed_above=8.0`.
+
+        Returns:
+            A recording whose rows are those steps, in all its tables and arrays; its episodes are those that have one.
+
+        Raises:
+            RecordingError: There is no such column.
+        """
+        chosen = filter_of(expression, conditions, columns=self._columns(), earlier=self._filter)
+        hits = {number: chosen.rows(self._shards[number]) for number in np.unique(self._index["shard"])}
+        n_hits = pd.Series(0, index=self._index.index)
+        for number, own in self._index.groupby("shard"):
+            start, stop = own["start"].to_numpy(), (own["start"] + own["length"]).to_numpy()
+            n_hits[own.index] = np.searchsorted(hits[number], stop) - np.searchsorted(hits[number], start)
+        return self._view(self._index[n_hits > 0], chosen, hits)
+
+    def parts(self, *, n_steps: int = 50_000) -> Iterator[Recording]:
+        """Go through the recording in pieces that fit into memory.
+
+        Args:
+            n_steps: Steps in a piece, at most, unless one episode has more.
+        """
+        piece = np.asarray((self._index["length"].cumsum() - 1) // n_steps)
+        for number in np.unique(piece):
+            yield self._view(self._index[piece == number], self._filter, self._hits)
+
+    def dataset(self, table: str = "steps") -> pa.dataset.Dataset:
+        """A table as an Arrow dataset, for DuckDB, polars or Arrow itself; nothing is read yet.
+
+        Args:
+            table: `steps`, `vehicles` or `episodes`. Of a recording made by `where`, `vehicles` are those of its
+                episodes, at all steps.
+        """
+        files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards()]
+        found = pa.dataset.dataset(files, format="parquet")
+        chosen = pa.compute.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
+        if self._filter is not None and table == "steps":
+            chosen &= self._filter.expression
+        return found.filter(chosen)
+
+    def check_policy(self, policy: HookedPolicy) -> None:
+        """Check that the recording was made with a policy.
+
+        Raises:
+            RecordingError: It was made with another one.
+        """
+        made_with = self.manifest["policy"].get("fingerprint")
+        if made_with != policy.fingerprint:
             raise RecordingError(
-                f"The recording has no episode of seed {seed}.",
-                given=seed,
-                expected=f"one of {seeds[:10]}{'...' if len(seeds) > 10 else ''}",
-                fix="recording.episodes lists them all",
+                "The recording is of another policy.",
+                given=f"a policy of fingerprint {policy.fingerprint}",
+                expected=f"the one recorded, {made_with}" if made_with else "a recording of a policy, not an import",
+                fix="load the policy that was recorded, or record this one to another path",
             )
-        one = Recording(self.path, episodes=[self._numbers[seeds.index(seed)]])
-        one._holder = self._holder
-        return one
 
     def equals(self, other: Recording) -> bool:
         """Whether both hold the same manifest, tables and arrays, bit for bit."""
-        if self.manifest != other.manifest or self._numbers != other._numbers:
+        if self.manifest != other.manifest or not self.episodes.equals(other.episodes):
             return False
         if not (self.steps.equals(other.steps) and self.vehicles.equals(other.vehicles)):
             return False
-        return all(_same(self._shard(n), other._shard(n)) for n in self._numbers)
+        names = [OBSERVATION, FINAL, ACTION, *([SCORES] if self.manifest["policy"] else [])]
+        names += [FRAMES] if self.manifest["frames"] else []
+        names += [ACTIVATION + name for name in self.manifest["activations"]]
+        return all(_same(self._by_key(name), other._by_key(name)) for name in names)
 
     def hold(self, folder: TemporaryFolder) -> Recording:
         """Keep a temporary folder until this recording, and all parts of it, are gone."""
         self._holder = folder
         return self
 
-    def _folder(self, number: int) -> Path:
-        return self.path / EPISODES / f"{number:06d}"
+    # ---- which rows
 
-    def _table(self, name: str) -> pd.DataFrame:
-        try:
-            tables = [pd.read_parquet(self._folder(number) / name) for number in self._numbers]
-        except (OSError, ValueError) as error:
-            raise _damaged(self.path, error) from error
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    def _view(self, index: pd.DataFrame, chosen: Filter | None, hits: dict[Any, np.ndarray]) -> Recording:
+        view = Recording.__new__(Recording)
+        view.path, view.manifest, view._shards, view._holder = self.path, self.manifest, self._shards, self._holder
+        view._index, view._filter, view._hits = index, chosen, hits
+        return view
 
-    def _shard(self, number: int) -> dict[str, np.ndarray]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+    def _columns(self) -> list[str]:
+        if not self._shards:
+            return []
+        return pa.parquet.read_schema(self._shards[0].path / "steps.parquet").names
 
-        try:
-            return load_file(self._folder(number) / ARRAYS)
-        except (OSError, SafetensorError) as error:
-            raise _damaged(self.path, error) from error
+    def _used_shards(self) -> list[Shard]:
+        return [self._shards[number] for number in np.unique(self._index["shard"])]
+
+    def _rows(self) -> Iterator[tuple[Shard, Rows]]:
+        """For each shard, the rows of this recording there; neighbouring episodes in one slice."""
+        for number, own in self._index.groupby("shard", sort=True):
+            start, stop = own["start"].to_numpy(), (own["start"] + own["length"]).to_numpy()
+            shard = self._shards[int(number)]  # type: ignore[arg-type]
+            whole = bool(np.array_equal(stop[:-1], start[1:]))
+            if self._filter is None and whole:
+                yield shard, slice(int(start[0]), int(stop[-1]))
+                continue
+            rows = np.concatenate([np.arange(a, b) for a, b in zip(start, stop, strict=True)])
+            yield shard, rows if self._filter is None else np.intersect1d(self._hits[number], rows, assume_unique=True)
+
+    # ---- reading
+
+    def _table(self, name: str) -> pa.Table:
+        tables: list[pa.Table] = []
+        for shard, rows in self._rows():
+            table = shard.table(name)
+            if name != "steps":
+                table = table.filter(pa.compute.is_in(table["episode"], pa.array(self._index["episode"].to_numpy())))
+            elif isinstance(rows, slice):
+                table = table.slice(rows.start, rows.stop - rows.start)
+            else:
+                table = table.take(rows)
+            tables.append(table)
+        return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
     def _array(self, name: str) -> np.ndarray:
-        from safetensors import SafetensorError, safe_open
-
-        parts: list[np.ndarray] = []
-        try:
-            for number in self._numbers:
-                with safe_open(self._folder(number) / ARRAYS, framework="numpy") as shard:  # type: ignore[no-untyped-call]
-                    parts.append(shard.get_tensor(name))
-        except (OSError, SafetensorError) as error:
-            raise _damaged(self.path, error) from error
+        if name == FINAL or name.startswith(f"{FINAL}/"):
+            own = self._index.groupby("shard", sort=True)["episode"]
+            parts = [self._shards[i].array(name, np.asarray(e) - self._shards[i].first) for i, e in own]  # type: ignore[index]
+        else:
+            parts = [shard.array(name, rows) for shard, rows in self._rows()]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def _by_key(self, name: str) -> np.ndarray | dict[str, np.ndarray]:
-        keys: list[str] = self.manifest["observation_keys"]
+        keys: list[str] = self.manifest["observation_keys"] if name in (OBSERVATION, FINAL) else []
         return {key: self._array(f"{name}/{key}") for key in keys} if keys else self._array(name)
 
 
@@ -268,64 +385,32 @@ def create(path: Path, manifest: Mapping[str, Any]) -> None:
         raise RecordingError(
             "There is something at the recording's path already.",
             given=path,
-            expected="a path that does not exist",
-            fix="choose another path; Recording.load opens a recording, an interrupted one too",
+            expected="a path that does not exist, or a recording to go on with",
+            fix="choose another path",
         ) from None
     except OSError as error:
-        raise _unwritable("The recording", path, error) from error
+        raise unwritable("The recording", path, error) from error
     try:
-        (path / EPISODES).mkdir()
-        partial = path / f".{MANIFEST}"
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path / MANIFEST)
+        (path / SHARDS).mkdir()
+        write_manifest(path, manifest)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
-        raise _unwritable("The recording", path, error) from error
+        raise unwritable("The recording", path, error) from error
 
 
-def append(
-    path: Path, number: int, *, steps: pd.DataFrame, vehicles: pd.DataFrame, arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Add a finished episode to a recording: wholly, or not at all.
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Set a recording's manifest: wholly, or not at all."""
+    partial = path / f".{MANIFEST}"
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path / MANIFEST)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A recording's manifest.
 
     Raises:
-        RecordingError: It could not be written, e.g. because the disk is full.
+        RecordingError: There is none, or it is damaged or of another format.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    folder = path / EPISODES
-    partial = folder / f".{number:06d}.{os.getpid()}"
-    try:
-        partial.mkdir()
-        steps.to_parquet(partial / STEPS, index=False)
-        vehicles.to_parquet(partial / VEHICLES, index=False)
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial / ARRAYS)
-        partial.rename(folder / f"{number:06d}")
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(f"Episode {number}", path, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def abandon(path: Path) -> None:
-    """Clean up after an interrupted recording: half-written episodes go, and all of it where none was finished."""
-    for partial in (path / EPISODES).glob(".*"):
-        shutil.rmtree(partial, ignore_errors=True)
-    if not any((path / EPISODES).glob("[0-9]*")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _unwritable(what: str, path: Path, error: Exception) -> RecordingError:
-    return RecordingError(
-        f"{what} could not be written.",
-        given=f"{path}: {error}",
-        expected="room on the disk and permission to write",
-        fix=f"make room; episodes that were finished are kept: Recording.load({str(path)!r})",
-    )
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -336,7 +421,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             fix="check the path; rlm.record(..., path=...) makes one",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RecordingError(
             "This version of rlmech does not read that recording.",
@@ -347,16 +432,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _damaged(path: Path, error: Exception) -> RecordingError:
-    return RecordingError(
-        "The recording is damaged.",
-        given=f"{path}: {error}",
-        expected="files as rlm.record wrote them",
-        fix="remove the damaged episode's folder, or record again",
-    )
+def _index(shards: list[Shard]) -> pd.DataFrame:
+    """One row an episode, with its shard and where its rows begin there."""
+    tables: list[pd.DataFrame] = []
+    for number, shard in enumerate(shards):
+        table = shard.table("episodes").to_pandas()
+        table["shard"] = number
+        table["start"] = table["length"].cumsum() - table["length"]
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(
+            {name: pd.Series(dtype="int64") for name in ("episode", "seed", "length", "shard", "start")}
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
-def _same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and np.array_equal(ours[name], theirs[name]) for name in ours
-    )
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, dict):
+        return all(_same(ours[key], theirs[key]) for key in ours)
+    return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)

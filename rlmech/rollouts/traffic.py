@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -105,7 +106,7 @@ class World:
         road = base.road
         if not road:
             return original()
-        rowed = _has_rows(kind)
+        rowed = _has_rows(type(kind))
         shuffled = rowed and kind.order == "shuffled"
         generator = copy.deepcopy(base.np_random) if shuffled else None
         with _noting_neighbours(road) as neighbours, _noting_clips(kind, rowed=rowed) as clipped:
@@ -210,11 +211,12 @@ def _noting_clips(kind: Any, *, rowed: bool) -> Generator[np.ndarray]:
         del kind.normalize_obs
 
 
-def _has_rows(kind: Any) -> bool:
+@cache
+def _has_rows(kind: type) -> bool:
     """Whether the observation's rows are the ego and its neighbours, built as highway-env builds them."""
     from highway_env.envs.common.observation import ExitObservation, KinematicObservation
 
-    return type(kind).observe in (KinematicObservation.observe, ExitObservation.observe)
+    return kind.observe in (KinematicObservation.observe, ExitObservation.observe)
 
 
 def _observed(kind: Any, neighbours: list[Any]) -> list[Any]:
@@ -224,10 +226,9 @@ def _observed(kind: Any, neighbours: list[Any]) -> list[Any]:
 
 def _places(n_seen: int, n_rows: int, generator: np.random.Generator | None) -> list[int]:
     """Observation row of the ego and of each neighbour that is observed, shuffled as the observation was."""
-    order = np.arange(1, max(n_rows, n_seen))[:, None]  # two axes, as the observation has
-    if generator is not None:
-        generator.shuffle(order)
-    places = [0] * (len(order) + 1)
-    for row, source in enumerate(order[:, 0].tolist(), start=1):
-        places[source] = row
-    return places
+    n_others = max(n_rows, n_seen) - 1
+    if generator is None:
+        return list(range(n_others + 1))
+    order = np.arange(1, n_others + 1)[:, None]  # two axes, as the observation has
+    generator.shuffle(order)
+    return [0, *(np.argsort(order[:, 0]) + 1).tolist()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmech.rollouts.measures import Rectangles, closing_speed, distance, gap_and_time_to_collision
+from rlmech.rollouts.measures import Rectangles, encounters
 
 STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
 NO_LANE = ("", "", -1, math.nan, math.nan)
@@ -35,12 +35,16 @@ class Plans:
     def of(self, number: int, vehicle: Any, network: Any) -> tuple[str, str]:
         """Destination and turn of a vehicle, as they are or, when nothing is left of its route, as they last were."""
         route = getattr(vehicle, "route", None)
+        known = self._known.get(number, ("", ""))
         if not route:
-            return self._known.get(number, ("", ""))
-        roads = [vehicle.target_lane_index, *route]
-        turn = next(filter(None, (self._turn(network, road) for road in roads)), "")
-        plan = (str(route[-1][1]), turn or self._known.get(number, ("", ""))[1])
-        self._known[number] = plan
+            return known
+        for road in (vehicle.target_lane_index, *route):
+            turn = self._turn(network, road)
+            if turn:
+                break
+        else:
+            turn = known[1]
+        plan = self._known[number] = (str(route[-1][1]), turn)
         return plan
 
     def _turn(self, network: Any, road: tuple[Any, Any, Any]) -> str:
@@ -70,17 +74,7 @@ def table(
         plans: What is known of their routes; brought up to date.
     """
     bodies = [_body(v) for v in vehicles]
-    x, y, heading, speed, length, width = np.array(bodies).T
-    vx, vy = speed * np.cos(heading), speed * np.sin(heading)
-    everyone = {"x": x, "y": y, "heading": heading, "vx": vx, "vy": vy, "length": length, "width": width}
-    ego, all_ = Rectangles(**{name: values[:1] for name, values in everyone.items()}), Rectangles(**everyone)
-    gap, ttc = gap_and_time_to_collision(ego, all_)
-    motion = [values.tolist() for values in (vx, vy, distance(ego, all_), gap, closing_speed(ego, all_), ttc)]
-    for values in motion[2:]:
-        values[0] = math.nan
-    for i, v in enumerate(vehicles):
-        if not (v.collidable and v.solid):
-            motion[-1][i] = math.nan
+    motion = _motion(bodies, vehicles)
     rule = hasattr(road, "respect_priorities")
     return [
         (
@@ -89,7 +83,7 @@ def table(
             type(v).__name__,
             *bodies[i],
             bool(v.crashed),
-            *moving,
+            *motion[i],
             *_lane(v),
             *plans.of(numbers[i], v, road.network),
             *_controls(v),
@@ -98,8 +92,23 @@ def table(
             bool(getattr(v, "is_yielding", False)),
             clipped[i],
         )
-        for i, (v, moving) in enumerate(zip(vehicles, zip(*motion, strict=True), strict=True))
+        for i, v in enumerate(vehicles)
     ]
+
+
+def _motion(bodies: list[tuple[float, ...]], vehicles: Sequence[Any]) -> list[tuple[float, ...]]:
+    """Velocities, and how each stands and moves towards the first, the ego."""
+    x, y, heading, speed, length, width = np.array(bodies).T
+    velocity = {"vx": speed * np.cos(heading), "vy": speed * np.sin(heading)}
+    everyone = {"x": x, "y": y, "heading": heading, **velocity, "length": length, "width": width}
+    ego = Rectangles(**{name: values[:1] for name, values in everyone.items()})
+    towards_ego = {name: values.tolist() for name, values in encounters(ego, Rectangles(**everyone)).items()}
+    for values in towards_ego.values():
+        values[0] = math.nan
+    for i, vehicle in enumerate(vehicles):
+        if not (vehicle.collidable and vehicle.solid):
+            towards_ego["ttc"][i] = math.nan
+    return list(zip(*(v.tolist() for v in velocity.values()), *towards_ego.values(), strict=True))
 
 
 def _body(vehicle: Any) -> tuple[float, ...]:
@@ -125,9 +134,8 @@ def _controls(vehicle: Any) -> tuple[int, float]:
 
 def _goes_first(vehicle: Any, ego: Any) -> bool:
     """What `RegulatedRoad.respect_priorities` says: the higher lane goes first, of equals the one in front."""
-    ours, theirs = ego.lane.priority, vehicle.lane.priority
-    if ours != theirs:
-        return theirs > ours
+    if vehicle.lane.priority != ego.lane.priority:
+        return bool(vehicle.lane.priority > ego.lane.priority)
     return bool(vehicle.front_distance_to(ego) <= ego.front_distance_to(vehicle))
 
 

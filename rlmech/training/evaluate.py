@@ -21,6 +21,7 @@ from rich.progress import track
 
 from rlmech.errors import ConfigError
 from rlmech.rollouts.episode import Decide, run_episode, summary
+from rlmech.statistics import wilson
 
 COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")
 RATES = ("crashed", "arrived")
@@ -138,22 +139,6 @@ def bootstrap(values: Float[np.ndarray, " episode"], *, seed: int = 0) -> tuple[
     draws = generator.integers(len(values), size=(N_BOOTSTRAP, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval, 95 %, of a rate out of n.
-
-    Source: Wilson 1927, *Probable Inference, the Law of Succession, and Statistical Inference*.
-
-    Example:
-        >>> low, high = wilson(0.0, 100)
-        >>> low, round(high, 3)
-        (0.0, 0.037)
-    """
-    z = 1.959963984540054
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # rounding must not pass the rate
 
 
 def _rows_in(path: Path) -> dict[int, dict[str, float]]:

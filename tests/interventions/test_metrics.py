@@ -20,7 +20,7 @@ from rlmech.interventions.metrics import (
     policy_kl,
     state_value,
 )
-from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
+from rlmech.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
 from rlmech.spec import PolicySpec
 
 SPEC = PolicySpec(actions=("SLOWER", "IDLE", "FASTER"))

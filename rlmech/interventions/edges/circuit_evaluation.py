@@ -20,7 +20,7 @@ from torch import Tensor
 from rlmech.interventions.edges.component_graph import ComponentGraph
 from rlmech.interventions.edges.edge_runs import EdgeRuns
 from rlmech.interventions.metrics import BoundMetric
-from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio
+from rlmech.statistics import bootstrap_mean, bootstrap_ratio
 
 _ROWS_AT_ONCE = 4096
 _TRIES = 50

@@ -26,7 +26,7 @@ from rlmech.interventions.edges.edge_patching import name_edges
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
-from rlmech.interventions.statistics import bootstrap_mean
+from rlmech.statistics import bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
 _EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all

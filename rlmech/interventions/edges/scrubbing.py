@@ -26,8 +26,8 @@ from rlmech.interventions.edges.references import other_rows
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.results import sweep_attrs
-from rlmech.interventions.statistics import bootstrap_mean, bootstrap_ratio
 from rlmech.interventions.sweeps.sweep import outputs_of
+from rlmech.statistics import bootstrap_mean, bootstrap_ratio
 
 
 def causal_scrubbing(

@@ -47,8 +47,8 @@ from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.patching import activation_patching
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
-from rlmech.interventions.statistics import Clusters
 from rlmech.interventions.sweeps.independence import check_rows
+from rlmech.statistics import Clusters
 
 Repair = Literal["softmax", "dropout"]
 

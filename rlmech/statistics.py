@@ -9,6 +9,7 @@ one matrix product [resample pair] x [pair site] and a sort per site; memory [si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -113,7 +114,7 @@ def bootstrap_mean(
 
     Example:
         >>> import numpy as np
-        >>> from rlmech.interventions.statistics import bootstrap_mean
+        >>> from rlmech.statistics import bootstrap_mean
         >>> interval = bootstrap_mean(np.array([[1.0, 2.0, 3.0, 2.0]]))
         >>> float(interval.estimate[0]), bool(interval.low[0] < 2 < interval.high[0])
         (2.0, True)
@@ -190,7 +191,7 @@ def normalised_recovery(
 
     Example:
         >>> import numpy as np
-        >>> from rlmech.interventions.statistics import normalised_recovery
+        >>> from rlmech.statistics import normalised_recovery
         >>> half = normalised_recovery(np.array([[1.0, 2.0]]), source=np.array([2.0, 4.0]), base=np.zeros(2))
         >>> float(half.ratio.estimate[0]), half.tiny.tolist()
         (0.5, [False, False])
@@ -211,6 +212,22 @@ def normalised_recovery(
         tiny=(np.abs(denominator) < tiny_share * size) | (denominator == 0),
         trustworthy=bool(spread.low[0] * spread.high[0] > 0),
     )
+
+
+def wilson(rate: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a rate out of n.
+
+    Source: Wilson 1927, *Probable Inference, the Law of Succession, and Statistical Inference*.
+
+    Example:
+        >>> low, high = wilson(0.0, 100)
+        >>> low, round(high, 3)
+        (0.0, 0.037)
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # rounding must not pass the rate
 
 
 class _Draws:
