@@ -3,7 +3,7 @@
 Vehicles are oriented rectangles, length by width, as the simulator collides them. Two rectangles with offset p and
 relative velocity v overlap at time t where |n·(p + v t)| <= r_n holds for each of their four side normals n, r_n being
 half of what both span along n; each n gives an interval of t, and the time to collision is where all of them begin.
-Cost: about 0.1 ms for a scene. Headings and speeds are held constant: nobody brakes, steers or follows a bend.
+Cost: about 0.01 ms a pair. Headings and speeds are held constant: nobody brakes, steers or follows a bend.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import Complex128, Float
-
 RELATIVE_REST = 1e-9  # m/s; slower than that, two vehicles stand still towards each other but for rounding
-
-
-Numbers = Float[np.ndarray, "entity"]
-Sides = Float[np.ndarray, "2 entity 2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,63 +84,83 @@ _DISTANCE, _TTC = _NAMES.index("distance"), _NAMES.index("ttc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rectangles:
-    """Oriented rectangles that move at constant velocity.
+class Rectangle:
+    """An oriented rectangle that moves at constant velocity.
 
     Attributes:
-        x: Position of the centres, `[entity]`, m.
+        x: Position of its centre, m.
         y: The same.
-        heading: Of their length, from x towards y, rad.
+        heading: Of its length, from x towards y, rad.
         vx: Velocity, m/s.
         vy: The same.
         length: Size along the heading, m.
         width: Size across it, m.
     """
 
-    x: Numbers
-    y: Numbers
-    heading: Numbers
-    vx: Numbers
-    vy: Numbers
-    length: Numbers
-    width: Numbers
+    x: float
+    y: float
+    heading: float
+    vx: float
+    vy: float
+    length: float
+    width: float
 
 
-def encounters(one: Rectangles, others: Rectangles) -> dict[str, Numbers]:
-    """How one rectangle and each of some others stand and move towards each other.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encounter:
+    """How two rectangles stand and move towards each other; exact but for rounding.
 
-    Args:
-        one: One rectangle.
-        others: The others.
-
-    Returns:
-        By name, `[entity]`:
-        `distance`, between the centres, m;
-        `gap`, the smallest between the rectangles, m, 0 where they touch or overlap;
-        `closing_speed`, by how much the distance shrinks, -d|p|/dt = -p·v / |p|, m/s, 0 where the centres coincide;
-        `ttc`, the time to collision: when they first touch if all keep their velocities and headings, s, 0 where they
-        touch already and infinite where they never will. All are exact but for rounding.
+    Attributes:
+        distance: Between their centres, m.
+        gap: The smallest between the rectangles, m; 0 where they touch or overlap.
+        closing_speed: By how much the distance shrinks, -d|p|/dt = -p·v / |p|, m/s; 0 where the centres coincide.
+        ttc: Time to collision: when they first touch if both keep velocity and heading, s; 0 where they touch already,
+            infinite where they never will.
 
     Source:
         The separating axes of Gottschalk, Lin and Manocha, OBBTree (SIGGRAPH 1996), with moving centres: the module's
         equation. Two rectangles apart are closest at a corner of one of them, which gives the gap.
 
     Example:
-        >>> import numpy as np
-        >>> def car(x, vx):
-        ...     zero = np.zeros(1)
-        ...     size = {"length": np.full(1, 5.0), "width": np.full(1, 2.0)}
-        ...     return Rectangles(x=np.full(1, x), y=zero, heading=zero, vx=np.full(1, vx), vy=zero, **size)
-        >>> {name: value.item() for name, value in encounters(car(0.0, 10.0), car(25.0, 0.0)).items()}
-        {'distance': 25.0, 'gap': 20.0, 'closing_speed': 10.0, 'ttc': 2.0}
+        >>> size = {"y": 0.0, "heading": 0.0, "vy": 0.0, "length": 5.0, "width": 2.0}
+        >>> Encounter.of(Rectangle(x=0.0, vx=10.0, **size), Rectangle(x=25.0, vx=0.0, **size))
+        Encounter(distance=25.0, gap=20.0, closing_speed=10.0, ttc=2.0)
     """
-    meeting = _Meeting.of(one, others)
-    return {
-        "distance": meeting.distance,
-        "gap": meeting.gap(),
-        "closing_speed": meeting.closing_speed(),
-        "ttc": meeting.time_to_collision(),
-    }
+
+    distance: float
+    gap: float
+    closing_speed: float
+    ttc: float
+
+    @classmethod
+    def of(cls, one: Rectangle, other: Rectangle) -> Encounter:
+        """Measure two rectangles."""
+        dx, dy, dvx, dvy = other.x - one.x, other.y - one.y, other.vx - one.vx, other.vy - one.vy
+        distance = math.hypot(dx, dy)
+        c1, s1, c2, s2 = math.cos(one.heading), math.sin(one.heading), math.cos(other.heading), math.sin(other.heading)
+        h1, w1, h2, w2 = one.length / 2, one.width / 2, other.length / 2, other.width / 2
+        cos, sin = c1 * c2 + s1 * s2, c1 * s2 - s1 * c2  # of the turn from the one's heading to the other's
+        parallel, square = abs(cos), abs(sin)
+        offsets = (dx * c1 + dy * s1, dy * c1 - dx * s1, dx * c2 + dy * s2, dy * c2 - dx * s2)
+        speeds = (dvx * c1 + dvy * s1, dvy * c1 - dvx * s1, dvx * c2 + dvy * s2, dvy * c2 - dvx * s2)
+        reaches = (
+            h1 + parallel * h2 + square * w2,
+            w1 + square * h2 + parallel * w2,
+            h2 + parallel * h1 + square * w1,
+            w2 + square * h1 + parallel * w1,
+        )
+        if all(abs(p) <= r for p, r in zip(offsets, reaches, strict=True)):
+            gap = 0.0
+        else:
+            ours = _nearest_corner(offsets[0], offsets[1], h2, w2, cos, sin, h1, w1)
+            theirs = _nearest_corner(-offsets[2], -offsets[3], h1, w1, cos, -sin, h2, w2)
+            gap = min(ours, theirs)
+        return cls(
+            distance=distance,
+            gap=gap,
+            closing_speed=-(dx * dvx + dy * dvy) / distance if distance > 0 else 0.0,
+            ttc=_first_overlap(offsets, speeds, reaches),
+        )
 
 
 def scene_summary(vehicles: Sequence[tuple[Any, ...]]) -> dict[str, float]:
@@ -171,70 +184,26 @@ def scene_summary(vehicles: Sequence[tuple[Any, ...]]) -> dict[str, float]:
     return {"distance": min(distances, default=float("inf")), "ttc": min(times, default=float("inf"))}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Meeting:
-    """One rectangle and each of some others, in the frame of the one (first) and of the other (second).
-
-    In a rectangle's frame x runs along it and y across it. Complex numbers, in which turning is a product.
-    """
-
-    distance: Numbers  # between the centres, m
-    turn: Complex128[np.ndarray, "entity"]  # from the one's heading to the other's
-    half: Sides  # half the length and width of the one and of the other, m
-    offset: Complex128[np.ndarray, "2 entity"]  # of the other's centre against the one's, m
-    velocity: Complex128[np.ndarray, "2 entity"]  # m/s
-    reach: Sides  # half of what both span along the length and width of the one and of the other, m
-
-    @classmethod
-    def of(cls, one: Rectangles, others: Rectangles) -> _Meeting:
-        theirs = np.exp(1j * others.heading)
-        frames = np.empty((2, len(theirs)), dtype=complex)
-        frames[0], frames[1] = np.exp(-1j * one.heading), theirs.conj()
-        turn = theirs * frames[0]
-        half = np.empty((2, len(theirs), 2))
-        half[0, :, 0], half[0, :, 1], half[1, :, 0], half[1, :, 1] = one.length, one.width, others.length, others.width
-        half /= 2
-        cos, sin = np.abs(turn.real)[:, None], np.abs(turn.imag)[:, None]
-        offset = (others.x - one.x) + 1j * (others.y - one.y)
-        return cls(
-            distance=np.abs(offset),
-            turn=turn,
-            half=half,
-            offset=offset * frames,
-            velocity=((others.vx - one.vx) + 1j * (others.vy - one.vy)) * frames,
-            reach=half + cos * half[::-1] + sin * half[::-1, :, ::-1],
-        )
-
-    def closing_speed(self) -> Numbers:
-        approach = -(self.offset[0].conj() * self.velocity[0]).real
-        return np.divide(approach, self.distance, out=np.zeros_like(approach), where=self.distance > 0)
-
-    def gap(self) -> Numbers:
-        theirs, ours = self.half[1].view(complex)[:, 0], self.half[0].view(complex)[:, 0]
-        there, back = self.turn, self.turn.conj()
-        corners = np.empty(
-            (4, 2, len(there)), dtype=complex
-        )  # the other's in the one's frame, the one's in the other's
-        corners[0], corners[1] = (there * theirs, back * ours), (there * theirs.conj(), back * ours.conj())
-        corners[2:] = -corners[:2]
-        corners[:, 0] += self.offset[0]
-        corners[:, 1] -= self.offset[1]
-        outside = np.maximum(np.abs(_sides(corners)) - self.half, 0)
-        apart = np.hypot(outside[..., 0], outside[..., 1]).min((0, 1))
-        return np.where((np.abs(_sides(self.offset)) <= self.reach).all((0, 2)), 0.0, apart)
-
-    def time_to_collision(self) -> Numbers:
-        velocity = _sides(self.velocity)
-        speed = np.abs(velocity)
-        side = np.copysign(1.0, velocity) * _sides(self.offset)
-        resting = speed < RELATIVE_REST
-        overlap = np.where(np.abs(side) <= self.reach, np.inf, -np.inf)  # at rest: for ever, or never
-        speed = np.where(resting, 1.0, speed)
-        begin = np.where(resting, -overlap, (-side - self.reach) / speed)
-        end = np.where(resting, overlap, (self.reach - side) / speed)
-        first, last = begin.max((0, 2)), end.min((0, 2))
-        return np.where((first <= last) & (last >= 0), np.maximum(first, 0.0), np.inf)
+def _first_overlap(offsets: Sequence[float], speeds: Sequence[float], reaches: Sequence[float]) -> float:
+    """When all of the intervals |offset + speed · t| <= reach have begun, if that is before one of them ends."""
+    first, last = 0.0, math.inf
+    for offset, speed, reach in zip(offsets, speeds, reaches, strict=True):
+        if abs(speed) < RELATIVE_REST:
+            if abs(offset) > reach:
+                return math.inf
+            continue
+        middle, half = -offset / speed, reach / abs(speed)
+        first, last = max(first, middle - half), min(last, middle + half)
+        if first > last:
+            return math.inf
+    return first
 
 
-def _sides(values: Complex128[np.ndarray, "*many entity"]) -> Float[np.ndarray, "*many entity 2"]:
-    return values.view(float).reshape(*values.shape, 2)
+def _nearest_corner(x: float, y: float, h: float, w: float, cos: float, sin: float, to_h: float, to_w: float) -> float:
+    """Distance of a rectangle's nearest corner to another rectangle, in whose frame it stands at (x, y), turned."""
+    nearest = math.inf
+    for along, across in ((h, w), (h, -w), (-h, w), (-h, -w)):
+        outside_x = abs(x + cos * along - sin * across) - to_h
+        outside_y = abs(y + sin * along + cos * across) - to_w
+        nearest = min(nearest, math.hypot(max(outside_x, 0.0), max(outside_y, 0.0)))
+    return nearest

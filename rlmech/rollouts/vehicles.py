@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from rlmech.rollouts.measures import Rectangles, encounters
+from rlmech.rollouts.measures import Encounter, Rectangle
 
 STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
+TO_ITSELF = (math.nan,) * 4
 NO_LANE = ("", "", -1, math.nan, math.nan)
 
 
@@ -74,7 +73,7 @@ def table(
         plans: What is known of their routes; brought up to date.
     """
     bodies = [_body(v) for v in vehicles]
-    motion = _motion(bodies, vehicles)
+    rectangles = [_rectangle(body) for body in bodies]
     rule = hasattr(road, "respect_priorities")
     return [
         (
@@ -83,7 +82,9 @@ def table(
             type(v).__name__,
             *bodies[i],
             bool(v.crashed),
-            *motion[i],
+            rectangles[i].vx,
+            rectangles[i].vy,
+            *(_towards(rectangles[0], rectangles[i], v) if i else TO_ITSELF),
             *_lane(v),
             *plans.of(numbers[i], v, road.network),
             *_controls(v),
@@ -96,24 +97,21 @@ def table(
     ]
 
 
-def _motion(bodies: list[tuple[float, ...]], vehicles: Sequence[Any]) -> list[tuple[float, ...]]:
-    """Velocities, and how each stands and moves towards the first, the ego."""
-    x, y, heading, speed, length, width = np.array(bodies).T
-    velocity = {"vx": speed * np.cos(heading), "vy": speed * np.sin(heading)}
-    everyone = {"x": x, "y": y, "heading": heading, **velocity, "length": length, "width": width}
-    ego = Rectangles(**{name: values[:1] for name, values in everyone.items()})
-    towards_ego = {name: values.tolist() for name, values in encounters(ego, Rectangles(**everyone)).items()}
-    for values in towards_ego.values():
-        values[0] = math.nan
-    for i, vehicle in enumerate(vehicles):
-        if not (vehicle.collidable and vehicle.solid):
-            towards_ego["ttc"][i] = math.nan
-    return list(zip(*(v.tolist() for v in velocity.values()), *towards_ego.values(), strict=True))
-
-
 def _body(vehicle: Any) -> tuple[float, ...]:
     x, y = vehicle.position.tolist()
     return (x, y, float(vehicle.heading), float(vehicle.speed), float(vehicle.LENGTH), float(vehicle.WIDTH))
+
+
+def _rectangle(body: tuple[float, ...]) -> Rectangle:
+    x, y, heading, speed, length, width = body
+    vx, vy = speed * math.cos(heading), speed * math.sin(heading)
+    return Rectangle(x=x, y=y, heading=heading, vx=vx, vy=vy, length=length, width=width)
+
+
+def _towards(ego: Rectangle, other: Rectangle, vehicle: Any) -> tuple[float, float, float, float]:
+    meeting = Encounter.of(ego, other)
+    ttc = meeting.ttc if vehicle.collidable and vehicle.solid else math.nan
+    return meeting.distance, meeting.gap, meeting.closing_speed, ttc
 
 
 def _lane(vehicle: Any) -> tuple[str, str, int, float, float]:
