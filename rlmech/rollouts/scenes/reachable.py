@@ -16,16 +16,19 @@ MOST_ACROSS = math.pi / 4
 """rad; the lane keeping of highway-env never turns further from a lane."""
 
 
-def obstructions(stage: Stage, number: int, *, speed_before: float | None = None) -> tuple[str, ...]:
+def obstructions(
+    stage: Stage, number: int, *, speed_before: float | None = None, seconds: float | None = None
+) -> tuple[str, ...]:
     """What speaks against a vehicle's state; empty where nothing does.
 
     Args:
         stage: Where it is.
         number: The vehicle.
-        speed_before: Its speed before an edit, in m/s; None where it was not there, or anywhere is as good.
+        speed_before: Its speed before an edit, in m/s; None where it was not there.
+        seconds: How long it had to change its speed; by default since the last decision.
     """
     vehicle = stage.vehicle(number)
-    return (*_overlaps(stage, vehicle), *_misplaced(vehicle), *_speed(stage, vehicle, speed_before))
+    return (*_overlaps(stage, vehicle), *_misplaced(vehicle), *_speed(stage, vehicle, speed_before, seconds))
 
 
 def _overlaps(stage: Stage, vehicle: Any) -> list[str]:
@@ -57,7 +60,7 @@ def _misplaced(vehicle: Any) -> list[str]:
     return [f"heading across its lane, {angle:.2f} rad off"] if angle > MOST_ACROSS + SLACK else []
 
 
-def _speed(stage: Stage, vehicle: Any, before: float | None) -> list[str]:
+def _speed(stage: Stage, vehicle: Any, before: float | None, seconds: float | None) -> list[str]:
     speed = float(vehicle.speed)
     targets = getattr(vehicle, "target_speeds", None)
     if targets is not None:
@@ -71,7 +74,7 @@ def _speed(stage: Stage, vehicle: Any, before: float | None) -> list[str]:
     if not low - SLACK <= speed <= high + SLACK:
         found.append(f"speed {speed:.1f} m/s outside {low:.1f} to {high:.1f} m/s")
     if before is not None:
-        most = largest_change_of_speed(stage, vehicle)
+        most = largest_change_of_speed(stage, vehicle, seconds=seconds)
         if abs(speed - before) > most + SLACK:
             found.append(
                 f"speed jumps by {speed - before:+.1f} m/s, its limit since the last decision is {most:.1f} m/s"
@@ -79,12 +82,13 @@ def _speed(stage: Stage, vehicle: Any, before: float | None) -> list[str]:
     return found
 
 
-def largest_change_of_speed(stage: Stage, vehicle: Any) -> float:
-    """How far two choices can part a vehicle's speed between two decisions, in m/s.
+def largest_change_of_speed(stage: Stage, vehicle: Any, *, seconds: float | None = None) -> float:
+    """How far two choices can part a vehicle's speed in some time, by default between two decisions, in m/s.
 
     Traffic accelerates by at most `ACC_MAX`; an ego approaches its target speed exponentially, at the rate `KP_A`.
     """
-    seconds = 1.0 / float(stage.base.config["policy_frequency"])
+    if seconds is None:
+        seconds = 1.0 / float(stage.base.config["policy_frequency"])
     targets = getattr(vehicle, "target_speeds", None)
     if targets is not None:
         span = float(max(targets)) - float(min(targets))

@@ -19,10 +19,10 @@ import xarray as xr
 from rlmech.rollouts.env import check_fit, spec_of
 from rlmech.rollouts.scenes.edits import Change, Edits, SceneEdit
 from rlmech.rollouts.scenes.errors import SceneError
-from rlmech.rollouts.scenes.pair import scene_pair
+from rlmech.rollouts.scenes.pair import aligned_rows, scene_pair
 from rlmech.rollouts.scenes.roll import Roll, roll
 from rlmech.rollouts.scenes.rows import has_rows, observe, observe_rows, own_rows, through_wrappers
-from rlmech.rollouts.scenes.stage import EGO, Stage
+from rlmech.rollouts.scenes.stage import Stage
 from rlmech.rollouts.scenes.table import vehicle_table
 from rlmech.rollouts.scenes.watching import rows_of
 from rlmech.spec import PolicySpec
@@ -106,7 +106,7 @@ class Scene(Edits):
         if has_rows(stage) and not stage.watched:
             stage.in_sight = own_rows(stage) if observation is None else rows_of(stage, observation)
         seen = observe(stage, stage.in_sight) if observation is None else observation
-        return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight))
+        return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight) if has_rows(stage) else {})
 
     @classmethod
     def replay(cls, env: gym.Env[Any, Any] | World, *, seed: int, actions: Sequence[Any] = ()) -> Scene:
@@ -157,7 +157,7 @@ class Scene(Edits):
         A vehicle that was added takes the first free row; one that only now comes into view is not shown. Where
         observations have no rows, the same as `observation`.
         """
-        return scene_pair(self, self)["corrupt"].values[0] if self.rows else self.observation
+        return self.observed_in(aligned_rows(self)) if self.base_rows else self.observation
 
     @property
     def rows(self) -> dict[int, int]:
@@ -292,12 +292,13 @@ class Scene(Edits):
 
     # ---- editing
 
-    def _changed(self, edit: SceneEdit, change: Change) -> Scene:
+    def _changed(self, kind: str, what: str, change: Change) -> Scene:
         stage = self.stage.fork()
-        made = change(stage)
-        if has_rows(stage) and self.base_rows:
+        stage.road  # noqa: B018  # raises where there is none to change
+        vehicle, reasons = change(stage)
+        if has_rows(stage):
             stage.in_sight = own_rows(stage)
-        edit = made if made is not None else edit
+        edit = SceneEdit(kind=kind, vehicle=vehicle, what=what, reasons=reasons)
         return self._with(stage, (*self.edits, edit), self.features)
 
     def _with(self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]) -> Scene:
@@ -312,6 +313,6 @@ class Scene(Edits):
         seen = observe_rows(self.stage, rows)
         for number, values in self.features.items():
             for column, value in values.items():
-                if rows.get(number, -1) >= EGO:
+                if rows.get(number, -1) >= 0:
                     seen[rows[number], column] = value
         return through_wrappers(self.stage.env, seen)

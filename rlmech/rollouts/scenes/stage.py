@@ -51,8 +51,7 @@ class Stage(World):
     @classmethod
     def _adopt(cls, world: World) -> Stage:
         stage = cls.__new__(cls)
-        stage.env, stage.vehicles = world.env, world.vehicles
-        stage._known, stage._numbers = world._known, world._numbers
+        vars(stage).update(vars(world))  # all that a world knows of its episode
         stage.watched = bool(world.vehicles)
         stage._look()
         return stage
@@ -146,6 +145,11 @@ class Stage(World):
         return any(one is self._known[number] for one in self.on_road)
 
     # ---- changing who is there
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next vehicle to come."""
+        return len(self._known)
 
     def remove(self, number: int) -> None:
         """Take a vehicle off the road and out of sight."""

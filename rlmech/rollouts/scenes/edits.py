@@ -1,0 +1,491 @@
+"""The edits of a scene: each gives a new scene, and says whether its state is reachable.
+
+A vehicle is named by its number (0, or "ego", is the ego) or by its row in the observation. Units: m, m/s, rad, s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlmech.errors import nearest
+from rlmech.rollouts.scenes import changes
+from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.rollouts.scenes.reachable import largest_change_of_speed, obstructions
+from rlmech.rollouts.scenes.rows import has_rows
+from rlmech.rollouts.scenes.stage import EGO, Stage
+from rlmech.rollouts.scenes.ways import Lane, goals, lane_index, plan
+
+if TYPE_CHECKING:
+    from rlmech.rollouts.scenes.scene import Scene
+    from rlmech.spec import PolicySpec
+
+Named = int | Literal["ego"] | None
+Outcome = tuple[int | None, tuple[str, ...]]
+Change = Callable[[Stage], Outcome]
+"""Changes a stage in place; gives the number of the vehicle and what speaks against the state."""
+
+OBSERVED_ONLY = "only the observation is edited: no state shows it"
+METHODS = (
+    "remove",
+    "add",
+    "move",
+    "set_speed",
+    "brake",
+    "speed_up",
+    "reroute",
+    "set_spawn_rate",
+    "set_priority",
+    "set_feature",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneEdit:
+    """One edit of a scene, in words.
+
+    Attributes:
+        kind: The method that made it.
+        vehicle: Number of the vehicle; None for the road's rules.
+        what: What was done, with units.
+        reasons: What speaks against the simulator's coming to this state; empty where nothing was found.
+    """
+
+    kind: str
+    vehicle: int | None
+    what: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether nothing speaks against the state."""
+        return not self.reasons
+
+    @property
+    def off_manifold(self) -> bool:
+        """Whether only the observation was edited, so that no state of the simulator looks like this."""
+        return OBSERVED_ONLY in self.reasons
+
+    def __str__(self) -> str:
+        return f"{self.what} ({'reachable' if self.reachable else 'not reachable: ' + '; '.join(self.reasons)})"
+
+
+class Edits:
+    """What can be done to a scene; the methods of `Scene` that edit."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        stage: Stage
+        edits: tuple[SceneEdit, ...]
+        features: Mapping[int, Mapping[int, float]]
+
+        @property
+        def rows(self) -> dict[int, int]: ...
+        @property
+        def spec(self) -> PolicySpec: ...
+        def _changed(self, kind: str, what: str, change: Change) -> Scene: ...
+        def _with(
+            self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]
+        ) -> Scene: ...
+
+    def number(self, vehicle: Named = None, *, row: int | None = None) -> int:
+        """The number of a vehicle that is named by its number, as `"ego"`, or by its row in `observation`.
+
+        Raises:
+            SceneError: Neither or both given, or nobody there.
+        """
+        if (vehicle is None) == (row is None):
+            raise SceneError(
+                "A vehicle is named by its number or by its row.",
+                given=f"vehicle={vehicle!r}, row={row!r}",
+                expected="one of the two",
+                fix="e.g. vehicle=3, vehicle='ego' or row=1; scene.vehicles shows both",
+            )
+        if row is None:
+            number = EGO if vehicle == "ego" else vehicle
+            self.stage.vehicle(number)  # type: ignore[arg-type]  # raises where there is none, whatever was given
+            return number  # type: ignore[return-value]
+        standing = {place: number for number, place in self.rows.items()}
+        if row in standing:
+            return standing[row]
+        raise SceneError(
+            f"Nobody stands in row {row} of the observation.",
+            given=f"row={row!r}",
+            expected=f"one of rows {sorted(standing)}"
+            if standing
+            else "a number: the rows of this observation are not vehicles",
+            fix="scene.vehicles shows numbers and rows",
+        )
+
+    def remove(self, vehicle: Named = None, *, row: int | None = None) -> Scene:
+        """Take a vehicle off the road, as if it had never been there at this moment.
+
+        Raises:
+            SceneError: No such vehicle, or it is the ego.
+        """
+        number = self.number(vehicle, row=row)
+        if self.stage.vehicle(number) is self.stage.ego:
+            raise SceneError(
+                "The ego cannot be taken away: the policy drives it.",
+                given=f"vehicle {number}",
+                expected="another vehicle",
+                fix="scene.vehicles shows them",
+            )
+
+        def change(stage: Stage) -> Outcome:
+            stage.remove(number)
+            return number, ()
+
+        return self._changed("remove", f"vehicle {number} removed", change)
+
+    def add(
+        self,
+        *,
+        lane: Lane | None = None,
+        at: float | None = None,
+        x: float | None = None,
+        y: float | None = None,
+        heading: float | None = None,
+        speed: float | None = None,
+        to: str | None = None,
+    ) -> Scene:
+        """Put a vehicle of the environment's own traffic on the road; it takes the next free number.
+
+        Args:
+            lane: The lane, `(from, to, number)`, or a number on the ego's road; by default the ego's first.
+            at: Metres from the lane's start; by default beside the ego.
+            x: Position in m, instead of a lane.
+            y: Position in m.
+            heading: Heading in rad; by default that of the lane.
+            speed: Speed in m/s, and the speed that it wishes to keep; by default the lane's limit.
+            to: The node that it drives to; needed where traffic follows routes.
+
+        Raises:
+            SceneError: No such lane or way, or half a position.
+        """
+        changes.check_numbers(at=at, x=x, y=y, heading=heading, speed=speed)
+        if (x is None) != (y is None) or (x is not None and (lane is not None or at is not None)):
+            raise SceneError(
+                "A new vehicle stands on a lane, or at x and y.",
+                given=f"lane={lane}, at={at}, x={x}, y={y}",
+                expected="lane and at, or x and y",
+                fix="e.g. scene.add(lane=('o1', 'ir1', 0), at=60.0, speed=8.0, to='o3')",
+            )
+        number = self.stage.next_number
+
+        def change(stage: Stage) -> Outcome:
+            pose = None if x is None or y is None else (x, y, 0.0 if heading is None else heading)
+            made = changes.new_vehicle(stage, lane=lane, at=at, pose=pose, speed=speed)
+            if heading is not None or pose is not None:
+                along = made.lane.local_coordinates(made.position)[0]
+                turned = float(made.lane.heading_at(along)) if heading is None else heading
+                changes.place(stage, made, x=float(made.position[0]), y=float(made.position[1]), heading=turned)
+            _give_route(stage, made, to)
+            stage.add(made)
+            return number, obstructions(stage, number)
+
+        where = f"at ({x:.1f}, {y:.1f}) m" if x is not None and y is not None else f"on lane {lane}" if lane else ""
+        return self._changed("add", " ".join(part for part in (f"vehicle {number} added", where) if part), change)
+
+    def move(
+        self,
+        vehicle: Named = None,
+        *,
+        row: int | None = None,
+        along: float | None = None,
+        sideways: float | None = None,
+        lane: Lane | None = None,
+        at: float | None = None,
+        x: float | None = None,
+        y: float | None = None,
+        heading: float | None = None,
+    ) -> Scene:
+        """Put a vehicle somewhere else; its speed stays.
+
+        Args:
+            vehicle: Its number, or "ego".
+            row: Its row in the observation, instead.
+            along: Metres further on its way, negative for back.
+            sideways: Metres to the right, as seen in driving direction.
+            lane: Onto the middle of this lane: `(from, to, number)`, or a number on its own road.
+            at: With `lane`, metres from its start; by default beside where the vehicle is.
+            x: New position in m; what is not given stays.
+            y: New position in m.
+            heading: New heading in rad.
+
+        Raises:
+            SceneError: No such vehicle or lane; nothing, or two ways of saying where, given.
+        """
+        changes.check_numbers(along=along, sideways=sideways, at=at, x=x, y=y, heading=heading)
+        number = self.number(vehicle, row=row)
+        on_lane, on_way = lane is not None, along is not None or sideways is not None
+        freely = x is not None or y is not None or heading is not None
+        if on_lane + on_way + freely != 1 or (at is not None and not on_lane):
+            raise SceneError(
+                "A vehicle is moved along its way, onto a lane, or to a position.",
+                given=f"along={along}, sideways={sideways}, lane={lane}, at={at}, x={x}, y={y}, heading={heading}",
+                expected="along and sideways; or lane and at; or x, y and heading",
+                fix="give one of the three; chain edits for more: scene.move(3, along=5.0).move(3, heading=0.1)",
+            )
+
+        def change(stage: Stage) -> Outcome:
+            moved = stage.vehicle(number)
+            if lane is not None:
+                changes.put_on_lane(stage, moved, lane, at=at)
+            elif on_way:
+                changes.drive(stage, moved, along=along or 0.0, sideways=sideways or 0.0)
+            else:
+                old = (*moved.position, moved.heading)
+                x1, y1, turned = (was if now is None else now for was, now in zip(old, (x, y, heading), strict=True))
+                changes.place(stage, moved, x=float(x1), y=float(y1), heading=float(turned))
+            return number, obstructions(stage, number, speed_before=float(moved.speed))
+
+        given = {"along": along, "sideways": sideways, "lane": lane, "at": at, "x": x, "y": y, "heading": heading}
+        return self._changed("move", f"vehicle {number} moved, {_worded(given)}", change)
+
+    def set_speed(
+        self,
+        vehicle: Named = None,
+        speed: float | None = None,
+        *,
+        row: int | None = None,
+        by: float | None = None,
+        target: float | None = None,
+    ) -> Scene:
+        """Set a vehicle's speed where it is; the speed that it wishes to keep stays.
+
+        Args:
+            vehicle: Its number, or "ego".
+            speed: The new speed in m/s; or
+            row: Its row in the observation, instead of its number.
+            by: the change of it in m/s.
+            target: The speed that it wishes to keep, in m/s; an ego with discrete speeds takes the nearest of its own.
+
+        Raises:
+            SceneError: No such vehicle; no speed, or two.
+        """
+        changes.check_numbers(speed=speed, by=by, target=target)
+        number = self.number(vehicle, row=row)
+        if (speed is None) == (by is None):
+            raise SceneError(
+                "A speed is set, or changed by something.",
+                given=f"speed={speed}, by={by}",
+                expected="one of the two, in m/s",
+                fix="e.g. scene.set_speed(3, 5.0) or scene.set_speed(3, by=-2.0)",
+            )
+        before = float(self.stage.vehicle(number).speed)
+        after = before + by if by is not None else float(speed or 0.0)
+
+        def change(stage: Stage) -> Outcome:
+            driven = stage.vehicle(number)
+            driven.speed = after
+            if target is not None:
+                driven.target_speed = target
+            if target is not None and hasattr(driven, "target_speeds"):
+                driven.speed_index = driven.speed_to_index(target)
+                driven.target_speed = driven.index_to_speed(driven.speed_index)
+            return number, obstructions(stage, number, speed_before=before)
+
+        return self._changed("set_speed", f"vehicle {number} at {after:.2f} m/s instead of {before:.2f}", change)
+
+    def brake(self, vehicle: Named = None, *, row: int | None = None, deceleration: float, seconds: float) -> Scene:
+        """Set a vehicle where and as fast as it would be had it braked for the last seconds instead of keeping on.
+
+        Args:
+            vehicle: Its number, or "ego".
+            row: Its row in the observation, instead.
+            deceleration: In m/s², at least 0.
+            seconds: For how long; it does not roll back once it stands.
+
+        Raises:
+            SceneError: No such vehicle, or a negative number.
+        """
+        return self._accelerated("brake", self.number(vehicle, row=row), deceleration, seconds)
+
+    def speed_up(self, vehicle: Named = None, *, row: int | None = None, acceleration: float, seconds: float) -> Scene:
+        """Set a vehicle where and as fast as it would be had it accelerated for the last seconds.
+
+        Args:
+            vehicle: Its number, or "ego".
+            row: Its row in the observation, instead.
+            acceleration: In m/s², at least 0.
+            seconds: For how long.
+
+        Raises:
+            SceneError: No such vehicle, or a negative number.
+        """
+        return self._accelerated("speed_up", self.number(vehicle, row=row), acceleration, seconds)
+
+    def _accelerated(self, kind: Literal["brake", "speed_up"], number: int, rate: float, seconds: float) -> Scene:
+        changes.check_numbers(rate=rate, seconds=seconds)
+        if rate < 0 or seconds < 0:
+            raise SceneError(
+                "Braking and speeding up are said with positive numbers.",
+                given=f"{rate} m/s² for {seconds} s",
+                expected="both at least 0",
+                fix="use scene.speed_up for scene.brake, or the other way round",
+            )
+        before = float(self.stage.vehicle(number).speed)
+
+        def change(stage: Stage) -> Outcome:
+            driven = stage.vehicle(number)
+            changes.accelerate(stage, driven, acceleration=-rate if kind == "brake" else rate, seconds=seconds)
+            against = obstructions(stage, number, speed_before=before, seconds=seconds)
+            most = largest_change_of_speed(stage, driven, seconds=seconds)
+            if abs(driven.speed - before) <= most < rate * seconds and driven.speed != 0:
+                against = (*against, f"{rate:.1f} m/s² is more than the vehicle can")
+            return number, against
+
+        word = "braked" if kind == "brake" else "sped up"
+        return self._changed(kind, f"vehicle {number} {word} with {rate:.2f} m/s² for {seconds:.2f} s", change)
+
+    def reroute(self, vehicle: Named = None, *, row: int | None = None, to: str) -> Scene:
+        """Give a vehicle another goal; for the ego, the destination it is rewarded for reaching or is steered to.
+
+        Args:
+            vehicle: Its number, or "ego".
+            row: Its row in the observation, instead.
+            to: A node of the road network that it can still reach.
+
+        Raises:
+            SceneError: No such vehicle, node or way.
+        """
+        number = self.number(vehicle, row=row)
+
+        def change(stage: Stage) -> Outcome:
+            plan(stage, stage.vehicle(number), to)
+            return number, ()
+
+        return self._changed("reroute", f"vehicle {number} drives to {to}", change)
+
+    def set_spawn_rate(self, probability: float) -> Scene:
+        """Set how likely a new vehicle comes at each step; for what follows, the scene looks the same.
+
+        Args:
+            probability: In [0, 1].
+
+        Raises:
+            SceneError: Not a probability, or traffic does not come and go in this environment.
+        """
+        if "spawn_probability" not in getattr(self.stage.base, "config", {}):
+            raise SceneError(
+                "No vehicles come during an episode of this environment.",
+                given=str(self.stage.env),
+                expected="an environment with a spawn rate, e.g. intersection-v2",
+                fix="scene.add puts vehicles on the road",
+            )
+        if not 0 <= probability <= 1:
+            raise SceneError(
+                "A spawn rate is a probability.", given=probability, expected="0 to 1", fix="give a number between"
+            )
+
+        def change(stage: Stage) -> Outcome:
+            stage.base.config["spawn_probability"] = float(probability)
+            return None, ()
+
+        return self._changed("set_spawn_rate", f"new vehicles with probability {probability:g} a step", change)
+
+    def set_priority(self, lanes: Lane | Sequence[Lane] | Literal["all"], priority: int) -> Scene:
+        """Give lanes another right of way; traffic yields to who is on a lane of higher priority.
+
+        Args:
+            lanes: One or several, `(from, to, number)`; or "all".
+            priority: The level; intersections have 0 to 3.
+
+        Raises:
+            SceneError: No such lane, or nobody regards priorities on this road.
+        """
+        from highway_env.road.regulation import RegulatedRoad
+
+        if not isinstance(self.stage.road, RegulatedRoad):
+            raise SceneError(
+                "Nobody regards the lanes' priorities on this road.",
+                given=str(self.stage.env),
+                expected="an intersection",
+                fix="use rlm.make_env('intersection-v2')",
+            )
+        chosen: list[Any] = [lanes] if isinstance(lanes, tuple) and isinstance(lanes[0], str) else list(lanes)  # type: ignore[arg-type]
+        known = list(self.stage.road.network.lanes_dict())
+        indices = known if lanes == "all" else [lane_index(self.stage, one) for one in chosen]
+
+        def change(stage: Stage) -> Outcome:
+            changes.set_priority(stage, dict.fromkeys(indices, priority))
+            return None, ()
+
+        which = "all lanes" if lanes == "all" else ", ".join(map(str, indices))
+        return self._changed("set_priority", f"priority {priority} for {which}", change)
+
+    def set_feature(self, vehicle: Named = None, *, row: int | None = None, **values: float) -> Scene:
+        """Change what is observed of a vehicle and nothing else: an observation off the simulator's manifold.
+
+        Args:
+            vehicle: Its number, or "ego".
+            row: Its row in the observation, instead.
+            values: By feature name, the value in its physical unit, not clipped: `set_feature(3, x=10.0)`.
+
+        Raises:
+            SceneError: No such vehicle in the observation, or no such feature.
+        """
+        changes.check_numbers(**values)
+        number = self.number(vehicle, row=row)
+        names = self.spec.names("feature")
+        unknown = [name for name in values if name not in names]
+        if unknown or not values or not has_rows(self.stage) or number not in self.rows:
+            close = nearest(unknown[0], names) if unknown else []
+            raise SceneError(
+                f"There is no observed feature {unknown[0]!r}." if unknown else "No feature to be set is observed here.",
+                given=f"vehicle {number}, {values}",
+                expected=f"features of {list(names)} of vehicles {sorted(self.rows)}" if self.rows else "rows of vehicles",
+                fix=f"did you mean {close[0]!r}?" if close else "scene.spec.features lists them with their units",
+            )
+        specs = {spec.name: spec for spec in self.spec.features}
+        columns = {names.index(name): float(specs[name].normalised(value)) for name, value in values.items()}  # type: ignore[arg-type]
+        what = f"vehicle {number} seen with {_worded(values, {name: specs[name].unit for name in values})}"
+        edit = SceneEdit(kind="set_feature", vehicle=number, what=what, reasons=(OBSERVED_ONLY,))
+        features = dict(self.features) | {number: {**self.features.get(number, {}), **columns}}
+        return self._with(self.stage, (*self.edits, edit), features)
+
+    def edited_by(self, edit: Mapping[str, Any]) -> Scene:
+        """The scene with one edit made by its method's name.
+
+        Raises:
+            SceneError: Not exactly one, or no such edit.
+        """
+        name = next(iter(edit), "")
+        if len(edit) != 1 or name not in METHODS:
+            close = nearest(name, METHODS)
+            raise SceneError(
+                "A scene is edited by one edit of its methods.",
+                given=", ".join(f"{key}={value!r}" for key, value in edit.items()) or "nothing",
+                expected=f"one of {', '.join(METHODS)}, or an edited scene",
+                fix=f"did you mean {close[0]!r}?" if close and name not in METHODS else "chain edits, and give the scene",
+            )
+        arguments = edit[name]
+        method = getattr(self, name)
+        return method(**arguments) if isinstance(arguments, Mapping) else method(arguments)
+
+
+def _give_route(stage: Stage, vehicle: Any, to: str | None) -> None:
+    routed = any(getattr(one, "route", None) for one in stage.road.vehicles)
+    if to is not None:
+        plan(stage, vehicle, to)
+    elif routed:
+        raise SceneError(
+            "Traffic follows routes here: a vehicle without one would leave the road at once.",
+            given="to=None",
+            expected=f"one of {goals(stage, vehicle.lane_index)}",
+            fix=f"say where it drives, e.g. to={goals(stage, vehicle.lane_index)[-1]!r}",
+        )
+
+
+_UNITS = {"along": "m", "sideways": "m", "at": "m", "x": "m", "y": "m", "heading": "rad"}
+
+
+def _worded(values: Mapping[str, Any], units: Mapping[str, str] = _UNITS) -> str:
+    given = {name: value for name, value in values.items() if value is not None}
+    return ", ".join(
+        f"{name} {value:+.2f} {units.get(name, '')}".rstrip() if isinstance(value, float | int) else f"{name} {value}"
+        for name, value in given.items()
+    )
