@@ -1,6 +1,6 @@
 """Counterfactual scenes: the simulator at one moment, edited, observed, decided in and driven on from."""
 
-from rlmech.rollouts.scenes.edits import SceneEdit
+from rlmech.rollouts.scenes.editable import SceneEdit
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.field import scene_field
 from rlmech.rollouts.scenes.roll import Roll

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from rlmech.core.edit import Site
 from rlmech.rollouts.env import check_fit
-from rlmech.rollouts.scenes.edits import Named
+from rlmech.rollouts.scenes.editable import Named
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.probe import (
     CHUNK,
@@ -189,9 +189,7 @@ def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | No
             )
         if toward is not None:
             scene.number(toward)
-    elif measure != "action" and not (
-        isinstance(measure, tuple) and len(measure) == 2 and all(name in names for name in measure)
-    ):
+    elif measure != "action" and not (len(measure) == 2 and all(name in names for name in measure)):
         raise SceneError(
             "This cannot be measured over a field.",
             given=repr(measure),
@@ -200,14 +198,17 @@ def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | No
         )
     elif toward is not None:
         raise SceneError(
-            "An action is not toward a vehicle.", given=f"toward={toward}", expected="None", fix="give a Site as measure"
+            "An action is not toward a vehicle.",
+            given=f"toward={toward}",
+            expected="None",
+            fix="give a Site as measure",
         )
     return _Plan(measure=measure, toward=toward, names=names)
 
 
 def _measured(
     policy: HookedPolicy, looks: Sequence[Look], plan: _Plan
-) -> tuple[Float[np.ndarray, "pair"], Float[np.ndarray, "pair"]]:
+) -> tuple[Float[np.ndarray, pair], Float[np.ndarray, pair]]:
     """The measure, and the best action's number, of every cell."""
     observations = [look.observation for look in looks]
     scores = scores_of(policy, observations)
@@ -220,7 +221,7 @@ def _measured(
     return (scores[:, better] - scores[:, worse]).astype(float), actions
 
 
-def _read(policy: HookedPolicy, looks: Sequence[Look], site: Site, toward: int | None) -> Float[np.ndarray, "pair"]:
+def _read(policy: HookedPolicy, looks: Sequence[Look], site: Site, toward: int | None) -> Float[np.ndarray, pair]:
     """The mean of what a site selects, or of what it says of one vehicle's row."""
     point = policy.point(site.name)
     parts: list[np.ndarray] = []

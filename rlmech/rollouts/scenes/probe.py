@@ -6,7 +6,7 @@ vehicles (fourteen milliseconds for other observations).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,14 +88,12 @@ class Probe:
         return Look(observation=observation, rows=rows, reasons=reasons)
 
     @contextmanager
-    def _changed(self, number: int, changes: Mapping[str, float]) -> Iterator[float]:
+    def _changed(self, number: int, changes: Mapping[str, float]) -> Generator[float]:
         vehicle = self._stage.vehicle(number)
         kept = dict(vars(vehicle))
         try:
             if "along" in changes or "sideways" in changes:
-                drive(
-                    self._stage, vehicle, along=changes.get("along", 0.0), sideways=changes.get("sideways", 0.0)
-                )
+                drive(self._stage, vehicle, along=changes.get("along", 0.0), sideways=changes.get("sideways", 0.0))
             if {"x", "y", "heading"} & set(changes):
                 old = dict(zip(("x", "y", "heading"), (*vehicle.position, vehicle.heading), strict=True))
                 place(self._stage, vehicle, **{name: float(changes.get(name, value)) for name, value in old.items()})
@@ -160,7 +158,7 @@ def scores_of(policy: HookedPolicy, observations: Sequence[Any]) -> Float[np.nda
     return np.concatenate(parts)
 
 
-def actions_of(policy: HookedPolicy, observations: Sequence[Any]) -> Int[np.ndarray, "pair"]:
+def actions_of(policy: HookedPolicy, observations: Sequence[Any]) -> Int[np.ndarray, pair]:
     """Best actions of many observations.
 
     Raises:

@@ -17,13 +17,15 @@ import torch
 import xarray as xr
 
 from rlmech.rollouts.env import check_fit, spec_of
-from rlmech.rollouts.scenes.edits import Change, Edits, SceneEdit
+from rlmech.rollouts.scenes.editable import Change, SceneEdit
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.pair import aligned_rows, scene_pair
+from rlmech.rollouts.scenes.road_edits import RoadEdits
 from rlmech.rollouts.scenes.roll import Roll, roll
 from rlmech.rollouts.scenes.rows import has_rows, observe, observe_rows, own_rows, through_wrappers
 from rlmech.rollouts.scenes.stage import Stage
 from rlmech.rollouts.scenes.table import vehicle_table
+from rlmech.rollouts.scenes.vehicle_edits import VehicleEdits
 from rlmech.rollouts.scenes.watching import rows_of
 from rlmech.spec import PolicySpec
 
@@ -51,7 +53,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scene(Edits):
+class Scene(VehicleEdits, RoadEdits):
     """The simulator at one moment; made by `Scene.capture` or `Scene.replay`, changed by its edits.
 
     Attributes:

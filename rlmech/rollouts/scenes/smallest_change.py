@@ -18,7 +18,7 @@ import xarray as xr
 
 from rlmech.rollouts.env import check_fit
 from rlmech.rollouts.scenes.changes import check_numbers
-from rlmech.rollouts.scenes.edits import Named
+from rlmech.rollouts.scenes.editable import Named
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.probe import (
     UNITS,
@@ -104,7 +104,9 @@ def smallest_change(
     check_fit(policy, scene.stage.env)
     limits, near = _settings(quantities, ranges, tolerances, n_grid)
     probe = Probe(scene, rows=rows)
-    numbers = [scene.number(one) for one in vehicles] if vehicles is not None else list(scene.rows or scene.stage.numbers)
+    numbers = (
+        [scene.number(one) for one in vehicles] if vehicles is not None else list(scene.rows or scene.stage.numbers)
+    )
     numbers = sorted(dict.fromkeys(numbers))
     searches = [
         _Search(vehicle=number, quantity=quantity, sign=sign, here=probe.state(number)[quantity])
@@ -172,9 +174,7 @@ def _scan(
             one.flips, one.action = limits[one.quantity] * steps[first], int(found[first])
 
 
-def _bisect(
-    policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, near: Mapping[str, float]
-) -> None:
+def _bisect(policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, near: Mapping[str, float]) -> None:
     """Halve all brackets together until each is as narrow as its tolerance."""
     while wide := [one for one in searches if one.flips - one.keeps > near[one.quantity]]:
         middles = [(one.keeps + one.flips) / 2 for one in wide]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
-from rlmech.errors import nearest
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.traffic import World
 
@@ -122,22 +122,23 @@ class Stage(World):
         here = {self._numbers[id(one)] for one in self.on_road} if self.has_road else set[int]()
         return sorted(here | set(self.in_sight))
 
-    def vehicle(self, number: int) -> Any:
+    def vehicle(self, number: Any) -> Any:
         """The simulator's own object.
 
         Raises:
             SceneError: No such vehicle, with those that there are.
         """
         road = self.road
-        if isinstance(number, int) and not isinstance(number, bool) and number in self.numbers:
-            return self._known[number]
-        gone = isinstance(number, int) and 0 <= number < len(self._known)
-        close = nearest(str(number), map(str, self.numbers))
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if whole and (number in self.in_sight or number in self.numbers):
+            return self._known[int(number)]
+        gone = whole and 0 <= int(number) < len(self._known)
+        close = [one for one in self.numbers if whole and abs(one - int(number)) <= 2] or self.numbers[1:2]
         raise SceneError(
-            f"There is no vehicle {number!r} in this scene{', it has left the road' if gone else ''}.",
+            f"There is no vehicle {number!r} in this scene{': it has left the road' if gone else ''}.",
             given=repr(number),
-            expected=f"one of {self.numbers} (0 is the ego) of {len(road.vehicles)} on the road",
-            fix=f"scene.vehicles shows them{f'; did you mean {close[0]}?' if close else ''}",
+            expected=f"one of {self.numbers} (0 is the ego), {len(road.vehicles)} of them on the road",
+            fix=f"scene.vehicles shows them; say, vehicle={close[0] if close else 0}",
         )
 
     def is_on_road(self, number: int) -> bool:

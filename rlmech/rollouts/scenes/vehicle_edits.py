@@ -1,123 +1,24 @@
-"""The edits of a scene: each gives a new scene, and says whether its state is reachable.
-
-A vehicle is named by its number (0, or "ego", is the ego) or by its row in the observation. Units: m, m/s, rad, s.
-"""
+"""Edits of vehicles: each gives a new scene, and says whether its state is reachable. Units: m, m/s, rad, s."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlmech.errors import nearest
 from rlmech.rollouts.scenes import changes
+from rlmech.rollouts.scenes.editable import Editable, Named, Outcome, worded
 from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.reachable import largest_change_of_speed, obstructions
-from rlmech.rollouts.scenes.rows import has_rows
-from rlmech.rollouts.scenes.stage import EGO, Stage
-from rlmech.rollouts.scenes.ways import Lane, goals, lane_index, plan
+from rlmech.rollouts.scenes.stage import Stage
+from rlmech.rollouts.scenes.ways import Lane, goals, plan
 
 if TYPE_CHECKING:
     from rlmech.rollouts.scenes.scene import Scene
-    from rlmech.spec import PolicySpec
-
-Named = int | Literal["ego"] | None
-Outcome = tuple[int | None, tuple[str, ...]]
-Change = Callable[[Stage], Outcome]
-"""Changes a stage in place; gives the number of the vehicle and what speaks against the state."""
-
-OBSERVED_ONLY = "only the observation is edited: no state shows it"
-METHODS = (
-    "remove",
-    "add",
-    "move",
-    "set_speed",
-    "brake",
-    "speed_up",
-    "reroute",
-    "set_spawn_rate",
-    "set_priority",
-    "set_feature",
-)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneEdit:
-    """One edit of a scene, in words.
-
-    Attributes:
-        kind: The method that made it.
-        vehicle: Number of the vehicle; None for the road's rules.
-        what: What was done, with units.
-        reasons: What speaks against the simulator's coming to this state; empty where nothing was found.
-    """
-
-    kind: str
-    vehicle: int | None
-    what: str
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def reachable(self) -> bool:
-        """Whether nothing speaks against the state."""
-        return not self.reasons
-
-    @property
-    def off_manifold(self) -> bool:
-        """Whether only the observation was edited, so that no state of the simulator looks like this."""
-        return OBSERVED_ONLY in self.reasons
-
-    def __str__(self) -> str:
-        return f"{self.what} ({'reachable' if self.reachable else 'not reachable: ' + '; '.join(self.reasons)})"
-
-
-class Edits:
-    """What can be done to a scene; the methods of `Scene` that edit."""
+class VehicleEdits(Editable):
+    """Vehicles taken away, put on the road, moved, sped up or down, and sent elsewhere."""
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        stage: Stage
-        edits: tuple[SceneEdit, ...]
-        features: Mapping[int, Mapping[int, float]]
-
-        @property
-        def rows(self) -> dict[int, int]: ...
-        @property
-        def spec(self) -> PolicySpec: ...
-        def _changed(self, kind: str, what: str, change: Change) -> Scene: ...
-        def _with(
-            self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]
-        ) -> Scene: ...
-
-    def number(self, vehicle: Named = None, *, row: int | None = None) -> int:
-        """The number of a vehicle that is named by its number, as `"ego"`, or by its row in `observation`.
-
-        Raises:
-            SceneError: Neither or both given, or nobody there.
-        """
-        if (vehicle is None) == (row is None):
-            raise SceneError(
-                "A vehicle is named by its number or by its row.",
-                given=f"vehicle={vehicle!r}, row={row!r}",
-                expected="one of the two",
-                fix="e.g. vehicle=3, vehicle='ego' or row=1; scene.vehicles shows both",
-            )
-        if row is None:
-            number = EGO if vehicle == "ego" else vehicle
-            self.stage.vehicle(number)  # type: ignore[arg-type]  # raises where there is none, whatever was given
-            return number  # type: ignore[return-value]
-        standing = {place: number for number, place in self.rows.items()}
-        if row in standing:
-            return standing[row]
-        raise SceneError(
-            f"Nobody stands in row {row} of the observation.",
-            given=f"row={row!r}",
-            expected=f"one of rows {sorted(standing)}"
-            if standing
-            else "a number: the rows of this observation are not vehicles",
-            fix="scene.vehicles shows numbers and rows",
-        )
 
     def remove(self, vehicle: Named = None, *, row: int | None = None) -> Scene:
         """Take a vehicle off the road, as if it had never been there at this moment.
@@ -243,7 +144,7 @@ class Edits:
             return number, obstructions(stage, number, speed_before=float(moved.speed))
 
         given = {"along": along, "sideways": sideways, "lane": lane, "at": at, "x": x, "y": y, "heading": heading}
-        return self._changed("move", f"vehicle {number} moved, {_worded(given)}", change)
+        return self._changed("move", f"vehicle {number} moved, {worded(given)}", change)
 
     def set_speed(
         self,
@@ -360,112 +261,6 @@ class Edits:
 
         return self._changed("reroute", f"vehicle {number} drives to {to}", change)
 
-    def set_spawn_rate(self, probability: float) -> Scene:
-        """Set how likely a new vehicle comes at each step; for what follows, the scene looks the same.
-
-        Args:
-            probability: In [0, 1].
-
-        Raises:
-            SceneError: Not a probability, or traffic does not come and go in this environment.
-        """
-        if "spawn_probability" not in getattr(self.stage.base, "config", {}):
-            raise SceneError(
-                "No vehicles come during an episode of this environment.",
-                given=str(self.stage.env),
-                expected="an environment with a spawn rate, e.g. intersection-v2",
-                fix="scene.add puts vehicles on the road",
-            )
-        if not 0 <= probability <= 1:
-            raise SceneError(
-                "A spawn rate is a probability.", given=probability, expected="0 to 1", fix="give a number between"
-            )
-
-        def change(stage: Stage) -> Outcome:
-            stage.base.config["spawn_probability"] = float(probability)
-            return None, ()
-
-        return self._changed("set_spawn_rate", f"new vehicles with probability {probability:g} a step", change)
-
-    def set_priority(self, lanes: Lane | Sequence[Lane] | Literal["all"], priority: int) -> Scene:
-        """Give lanes another right of way; traffic yields to who is on a lane of higher priority.
-
-        Args:
-            lanes: One or several, `(from, to, number)`; or "all".
-            priority: The level; intersections have 0 to 3.
-
-        Raises:
-            SceneError: No such lane, or nobody regards priorities on this road.
-        """
-        from highway_env.road.regulation import RegulatedRoad
-
-        if not isinstance(self.stage.road, RegulatedRoad):
-            raise SceneError(
-                "Nobody regards the lanes' priorities on this road.",
-                given=str(self.stage.env),
-                expected="an intersection",
-                fix="use rlm.make_env('intersection-v2')",
-            )
-        chosen: list[Any] = [lanes] if isinstance(lanes, tuple) and isinstance(lanes[0], str) else list(lanes)  # type: ignore[arg-type]
-        known = list(self.stage.road.network.lanes_dict())
-        indices = known if lanes == "all" else [lane_index(self.stage, one) for one in chosen]
-
-        def change(stage: Stage) -> Outcome:
-            changes.set_priority(stage, dict.fromkeys(indices, priority))
-            return None, ()
-
-        which = "all lanes" if lanes == "all" else ", ".join(map(str, indices))
-        return self._changed("set_priority", f"priority {priority} for {which}", change)
-
-    def set_feature(self, vehicle: Named = None, *, row: int | None = None, **values: float) -> Scene:
-        """Change what is observed of a vehicle and nothing else: an observation off the simulator's manifold.
-
-        Args:
-            vehicle: Its number, or "ego".
-            row: Its row in the observation, instead.
-            values: By feature name, the value in its physical unit, not clipped: `set_feature(3, x=10.0)`.
-
-        Raises:
-            SceneError: No such vehicle in the observation, or no such feature.
-        """
-        changes.check_numbers(**values)
-        number = self.number(vehicle, row=row)
-        names = self.spec.names("feature")
-        unknown = [name for name in values if name not in names]
-        if unknown or not values or not has_rows(self.stage) or number not in self.rows:
-            close = nearest(unknown[0], names) if unknown else []
-            raise SceneError(
-                f"There is no observed feature {unknown[0]!r}." if unknown else "No feature to be set is observed here.",
-                given=f"vehicle {number}, {values}",
-                expected=f"features of {list(names)} of vehicles {sorted(self.rows)}" if self.rows else "rows of vehicles",
-                fix=f"did you mean {close[0]!r}?" if close else "scene.spec.features lists them with their units",
-            )
-        specs = {spec.name: spec for spec in self.spec.features}
-        columns = {names.index(name): float(specs[name].normalised(value)) for name, value in values.items()}  # type: ignore[arg-type]
-        what = f"vehicle {number} seen with {_worded(values, {name: specs[name].unit for name in values})}"
-        edit = SceneEdit(kind="set_feature", vehicle=number, what=what, reasons=(OBSERVED_ONLY,))
-        features = dict(self.features) | {number: {**self.features.get(number, {}), **columns}}
-        return self._with(self.stage, (*self.edits, edit), features)
-
-    def edited_by(self, edit: Mapping[str, Any]) -> Scene:
-        """The scene with one edit made by its method's name.
-
-        Raises:
-            SceneError: Not exactly one, or no such edit.
-        """
-        name = next(iter(edit), "")
-        if len(edit) != 1 or name not in METHODS:
-            close = nearest(name, METHODS)
-            raise SceneError(
-                "A scene is edited by one edit of its methods.",
-                given=", ".join(f"{key}={value!r}" for key, value in edit.items()) or "nothing",
-                expected=f"one of {', '.join(METHODS)}, or an edited scene",
-                fix=f"did you mean {close[0]!r}?" if close and name not in METHODS else "chain edits, and give the scene",
-            )
-        arguments = edit[name]
-        method = getattr(self, name)
-        return method(**arguments) if isinstance(arguments, Mapping) else method(arguments)
-
 
 def _give_route(stage: Stage, vehicle: Any, to: str | None) -> None:
     routed = any(getattr(one, "route", None) for one in stage.road.vehicles)
@@ -478,14 +273,3 @@ def _give_route(stage: Stage, vehicle: Any, to: str | None) -> None:
             expected=f"one of {goals(stage, vehicle.lane_index)}",
             fix=f"say where it drives, e.g. to={goals(stage, vehicle.lane_index)[-1]!r}",
         )
-
-
-_UNITS = {"along": "m", "sideways": "m", "at": "m", "x": "m", "y": "m", "heading": "rad"}
-
-
-def _worded(values: Mapping[str, Any], units: Mapping[str, str] = _UNITS) -> str:
-    given = {name: value for name, value in values.items() if value is not None}
-    return ", ".join(
-        f"{name} {value:+.2f} {units.get(name, '')}".rstrip() if isinstance(value, float | int) else f"{name} {value}"
-        for name, value in given.items()
-    )
