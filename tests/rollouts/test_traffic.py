@@ -131,3 +131,141 @@ def test_lanes_are_drawn_where_the_road_is() -> None:
     assert straight["points"] == [[2.0, 111.0], [2.0, 11.0]]
     assert straight["width"] == 4
     assert max(len(lane["points"]) for lane in lanes) > 5, "curves are drawn as curves"
+
+
+TYPES = {"int64": int, "float64": float, "bool": bool, "str": str}
+
+
+def named(vehicles: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(VEHICLE_COLUMNS, vehicle, strict=True)) for vehicle in vehicles]
+
+
+def drive(env_id: str, *, seed: int = 1, steps: int = 6, action: Any = None, **config: Any) -> tuple[World, list[Any]]:
+    world = World(make_env(env_id, config=config))
+    world.reset(seed=seed)
+    scenes = [named(world.vehicles)]
+    for _ in range(steps):
+        done = any(world.step(world.env.action_space.sample() if action is None else action)[2:4])
+        scenes.append(named(world.vehicles))
+        if done:
+            break
+    return world, scenes
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")  # gymnasium of the continuous intersection
+@pytest.mark.parametrize(
+    "env_id", ["intersection-v2", "intersection-v1", "highway-fast-v0", "merge-v1", "roundabout-v1", "racetrack-v1"]
+)
+def test_every_road_fills_every_column_with_its_type(env_id: str) -> None:
+    for scene in drive(env_id, steps=2)[1]:
+        assert scene[0]["vehicle"] == 0
+        for vehicle in scene:
+            for name, column in VEHICLE_COLUMNS.items():
+                assert type(vehicle[name]) is TYPES[column.dtype], name
+            assert vehicle["lane_from"]
+            assert np.hypot(vehicle["vx"], vehicle["vy"]) == pytest.approx(abs(vehicle["speed"]))
+        assert all(np.isnan(scene[0][name]) for name in ("distance", "gap", "closing_speed", "ttc"))
+
+
+def test_a_parking_space_is_near_but_cannot_be_collided_with() -> None:
+    scene = drive("parking-v0", steps=1)[1][-1]
+    goal = next(v for v in scene if v["kind"] == "Landmark")
+    assert goal["distance"] > 0
+    assert np.isnan(goal["ttc"])
+    assert any(v["ttc"] >= 0 for v in scene if v["kind"] == "Obstacle"), "walls can"
+
+
+def test_a_collision_was_foretold_by_the_time_to_collision() -> None:
+    # a wall across the lane, 50 m ahead
+    from highway_env.vehicle.objects import Obstacle
+
+    world = World(make_env("highway-fast-v0", config={"vehicles_count": 0, "lanes_count": 1}))
+    world.reset(seed=0)
+    base: Any = world.env.unwrapped
+    base.road.objects.append(Obstacle(base.road, base.vehicle.position + np.array([100.0, 0.0])))
+    world.step(1)
+    ego, wall = named(world.vehicles)
+    assert wall["gap"] == pytest.approx(wall["distance"] - (5 + 2) / 2)
+    assert wall["ttc"] == pytest.approx(wall["gap"] / ego["speed"], rel=1e-6)
+    for _ in range(int(wall["ttc"])):
+        assert not world.step(1)[2]
+    assert world.step(1)[2], "it crashes in the second that was said"
+    assert named(world.vehicles)[1]["ttc"] == 0
+
+
+def test_the_ego_of_the_intersection_says_where_it_goes() -> None:
+    for destination, turn in (("o1", "left"), ("o2", "straight"), ("o3", "right")):
+        _, scenes = drive("intersection-v2", seed=11, steps=12, action=2, destination=destination, spawn_probability=0)
+        egos = [scene[0] for scene in scenes]
+        assert {(ego["destination"], ego["turn"]) for ego in egos} == {(destination, turn)}, "from beginning to end"
+        assert (egos[0]["lane_from"], egos[0]["lane_to"], egos[0]["lane"]) == ("o0", "ir0", 0)
+
+
+def test_routes_turn_as_their_ends_lie_to_each_other() -> None:
+    seen: set[str] = set()
+    for seed in range(2):
+        for scene in drive("intersection-v2", seed=seed, action=0)[1]:
+            for vehicle in scene:
+                if vehicle["lane_from"].startswith("o"):
+                    clockwise = (int(vehicle["destination"][1]) - int(vehicle["lane_from"][1])) % 4
+                    assert vehicle["turn"] == {1: "left", 2: "straight", 3: "right"}[clockwise]
+                    seen.add(vehicle["turn"])
+    assert seen == {"left", "straight", "right"}
+
+
+def test_a_lane_change_and_a_wanted_speed_are_intentions() -> None:
+    world, _ = drive("highway-v0", steps=1, action=1, vehicles_count=0, lanes_count=3, initial_lane_id=1)
+    before = named(world.vehicles)[0]
+    base: Any = world.env.unwrapped
+    base.vehicle.target_lane_index = ("0", "1", 2)
+    world.step(3)  # faster
+    twice = world.fork()
+    now = named(world.vehicles)[0]
+    assert (before["lane_change"], before["target_speed"]) == (0, 25)
+    assert now["target_speed"] == 30
+    assert now["lane_change"] + now["lane"] == 2
+    base.vehicle.target_lane_index = ("0", "1", 0)
+    world.step(1)
+    left = named(world.vehicles)[0]
+    assert left["lane_change"] + left["lane"] == 0
+    assert named(twice.vehicles)[0] == pytest.approx(now, nan_ok=True), "another's future is not ours"
+
+
+def test_priority_is_what_the_road_s_own_rule_says() -> None:
+    compared = 0
+    for seed in range(3):
+        world = World(make_env("intersection-v2"))
+        world.reset(seed=seed)
+        for _ in range(3):
+            base: Any = world.env.unwrapped
+            by_place = {tuple(v.position.tolist()): v for v in base.road.vehicles}
+            ego = base.vehicle
+            for vehicle in named(world.vehicles)[1:]:
+                other = by_place.get((vehicle["x"], vehicle["y"]))
+                if other is not None:
+                    first = base.road.respect_priorities(other, ego) is ego
+                    assert (vehicle["has_priority"], vehicle["priority"]) == (first, other.lane.priority)
+                    compared += 1
+            world.step(0)
+    assert compared > 20
+    assert not any(v["has_priority"] for scene in drive("highway-fast-v0", steps=1)[1] for v in scene)
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_clipped_is_who_stands_outside_of_the_ranges(order: str, absolute: bool) -> None:
+    config = KINEMATICS | {"order": order, "vehicles_count": 10, "absolute": absolute}
+    clipped = 0
+    for _, vehicles in observed(config):
+        scene = named(vehicles)
+        ego = scene[0] if not absolute else dict.fromkeys(("x", "y", "vx", "vy"), 0.0)
+        for vehicle in scene:
+            origin = ego if vehicle["row"] else dict.fromkeys(ego, 0.0)
+            outside = any(
+                abs(vehicle[n] - origin[n]) > limit for n, limit in (("x", 30), ("y", 30), ("vx", 20), ("vy", 20))
+            )
+            assert vehicle["clipped"] == (outside and vehicle["row"] >= 0)
+            clipped += vehicle["clipped"]
+    assert clipped
+    unclipped = observed(config | {"clip": False})
+    assert not any(v["clipped"] for _, vehicles in unclipped for v in named(vehicles))
