@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from rlmech.errors import nearest
 from rlmech.rollouts.scenes import changes
 from rlmech.rollouts.scenes.editable import OBSERVED_ONLY, Editable, Named, Outcome, SceneEdit, worded
@@ -121,7 +123,10 @@ class RoadEdits(Editable):
                 fix=f"did you mean {close[0]!r}?" if close else "scene.spec.features lists them with their units",
             )
         specs = {spec.name: spec for spec in self.spec.features}
-        columns = {names.index(name): float(specs[name].normalised(value)) for name, value in values.items()}  # type: ignore[arg-type]
+        columns = {
+            names.index(name): float(specs[name].normalised(np.array([value], dtype=float))[0])
+            for name, value in values.items()
+        }
         what = f"vehicle {number} seen with {worded(values, {name: specs[name].unit for name in values})}"
         edit = SceneEdit(kind="set_feature", vehicle=number, what=what, reasons=(OBSERVED_ONLY,))
         features = dict(self.features) | {number: {**self.features.get(number, {}), **columns}}
