@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +49,18 @@ def weights(policy: rlm.HookedPolicy, scenes: Scenes) -> np.ndarray:
     return scenes.table(pattern[np.arange(len(pattern)), :, scenes.read])
 
 
-def untrained() -> list[rlm.HookedPolicy]:
-    """Networks like the zoo's with weights as they are before training."""
-    return [policies.untrained(policies.subjects()[0].load(), seed=seed) for seed in range(N_UNTRAINED)]
+def untrained(scenes: Mapping[str, Scenes]) -> list[dict[str, np.ndarray]]:
+    """Weights of networks like the zoo's as they are before training."""
+    policy = policies.subjects()[0].load()
+    return [all_weights(policies.untrained(policy, seed=seed), scenes) for seed in range(N_UNTRAINED)]
 
 
-def shuffled(subject: policies.Subject) -> list[rlm.HookedPolicy]:
-    """Networks with a policy's own weights, in another order."""
-    return [policies.shuffled(subject.load(), seed=seed) for seed in range(N_SHUFFLED)]
+def shuffled(subject: policies.Subject, scenes: Mapping[str, Scenes]) -> list[dict[str, np.ndarray]]:
+    """Weights of networks with a policy's own weights, each time in another order."""
+    policy = subject.load()
+    return [all_weights(policies.shuffled(policy, seed=seed), scenes) for seed in range(N_SHUFFLED)]
+
+
+def all_weights(policy: rlm.HookedPolicy, scenes: Mapping[str, Scenes]) -> dict[str, np.ndarray]:
+    """Weights on several kinds of scenes."""
+    return {name: weights(policy, one) for name, one in scenes.items()}

@@ -32,7 +32,7 @@ from states import States, recorded
 from traffic import Seen
 
 Scenes = Mapping[str, made.Scenes]
-FEW = 400  # scenes of each kind for networks that are there for comparison
+FEW = 250  # scenes of each kind for networks that are there for comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +40,14 @@ class Plan:
     """How much is recorded.
 
     Attributes:
-        main: Episodes of the zoo's policy, on whose states all are asked.
-        final: Episodes of each final policy under either rule.
+        main: Episodes of the zoo's policy, on whose states all are asked, under either rule.
+        further: Episodes of the further seeds' last checkpoints under either rule.
         ladder: Episodes of the other checkpoints, under the simulator's rule.
         untrained: Episodes of each training's first checkpoint under either rule.
     """
 
     main: int
-    final: int
+    further: int
     ladder: int
     untrained: int
 
@@ -55,7 +55,7 @@ class Plan:
 def main() -> None:
     """Record, ask, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=200, help="of each final policy; half as many of the others")
+    parser.add_argument("--episodes", type=int, default=200, help="of the zoo's policy; fewer of the others")
     parser.add_argument("--out", type=Path, default=Path("report/social_attention"))
     parser.add_argument("--recordings", type=Path, default=Path("runs/06_social_attention"))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the further seeds are trained")
@@ -65,10 +65,10 @@ def main() -> None:
     if not given.smoke:
         policies.convert(given.runs)
     n = given.episodes
-    plan = Plan(main=n, final=n, ladder=n // 2, untrained=n // 4)
+    plan = Plan(main=n, further=n // 2, ladder=n // 2, untrained=n // 4)
     asked = policies.subjects()
     if given.smoke:
-        plan = Plan(main=6, final=4, ladder=2, untrained=3)
+        plan = Plan(main=6, further=4, ladder=2, untrained=3)
         asked = [s for s in asked if s.training == "zoo" and (s.step == 0 or s.final)]
     numbers: dict[str, Any] = {"episodes": asdict(plan)}
     seen = _seen(recorded(_zoo(asked).load(), given.recordings / _zoo(asked).folder, episodes=plan.main))
@@ -90,13 +90,13 @@ def attended(asked: list[policies.Subject], seen: Seen, *, few: int) -> dict[str
     """The claims about attention, of every checkpoint on the same scenes."""
     scenes = {name: make(seen) for name, make in made.MAKERS.items()}
     some = {claim.scenes: scenes[claim.scenes].some(few) for claim in claims.CLAIMS}
-    untrained = [_weights(policy, some) for policy in attention.untrained()]
+    untrained = attention.untrained(some)
     found: dict[str, Any] = {"scenes": {name: {"scenes": len(s), "episodes": len(np.unique(s.episode))}
                                         for name, s in scenes.items()}}  # fmt: skip
     for subject in asked:
         policy = subject.load()
-        of = _weights(policy, scenes)
-        shuffled = [_weights(one, some) for one in attention.shuffled(subject)]
+        of = attention.all_weights(policy, scenes)
+        shuffled = attention.shuffled(subject, some)
         one: dict[str, Any] = {
             claim.name: claims.find(claim, scenes, of, few=some, untrained=untrained, shuffled=shuffled)
             for claim in claims.CLAIMS
@@ -128,7 +128,9 @@ def driven(asked: list[policies.Subject], folder: Path, plan: Plan) -> dict[str,
     for subject in asked:
         policy = subject.load()
         both = subject.final or subject.step == 0
-        number = plan.final if subject.final else plan.ladder if subject.step else plan.untrained
+        number = plan.ladder if subject.step else plan.untrained
+        if subject.final:
+            number = plan.main if subject.training == "zoo" else plan.further
         rules: dict[str, Any] = {}
         for rule in RULES if both else RULES[:1]:
             seen = _seen(recorded(policy, folder / subject.folder, rule=rule, episodes=number))
@@ -160,10 +162,6 @@ def _zoo(asked: list[policies.Subject]) -> policies.Subject:
 
 def _seen(states: States) -> Seen:
     return Seen(states, Road(states.lanes))
-
-
-def _weights(policy: Any, scenes: Scenes) -> dict[str, np.ndarray]:
-    return {name: attention.weights(policy, one) for name, one in scenes.items()}
 
 
 def _means(rows: np.ndarray, scenes: made.Scenes) -> list[Any]:

@@ -9,8 +9,6 @@ import numpy as np
 from road import ARMS, EGO_WAY, Road
 from states import States
 
-import rlmech as rlm
-
 CLEAR_OF = 7.0  # m between centres: 2 m behind a vehicle 5 m long
 BOX = 11.0  # m from the middle to an entry
 
@@ -96,8 +94,5 @@ class Seen:
         spec = self.states.spec
         if spec.relative:
             values |= {name: values[name] - self.feature(name)[state, 0] for name in ("x", "y", "vx", "vy")}
-        return np.array([spec.features[i].normalised(values[name]) for i, name in enumerate(_names(spec))])
-
-
-def _names(spec: rlm.PolicySpec) -> tuple[str, ...]:
-    return spec.names("feature")
+        physical = [(feature, np.array([values[feature.name]])) for feature in spec.features]
+        return np.concatenate([feature.normalised(value) for feature, value in physical])
