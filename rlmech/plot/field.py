@@ -95,7 +95,7 @@ def _panel_title(result: xr.Dataset, panel: str) -> str:
     return f"{panel}: {short}" if short else panel
 
 
-def _traces(result: xr.Dataset, panel: str) -> list[go.BaseTraceType]:
+def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     rows, columns = _axes(result)
     across, down = result[columns].values, result[rows].values
     at = {"condition": panel} if panel != "difference" else {}
@@ -105,10 +105,13 @@ def _traces(result: xr.Dataset, panel: str) -> list[go.BaseTraceType]:
     discrete = result.attrs["kind"] == "action"
     hover = f"{columns} %{{x:.3~g}}<br>{rows} %{{y:.3~g}}<br>%{{text}}"
     text = [
-        [_word(value, names if discrete and at else [], reachable=bool(ok)) for value, ok in zip(line, oks, strict=True)]
+        [
+            _word(value, names if discrete and at else [], reachable=bool(ok))
+            for value, ok in zip(line, oks, strict=True)
+        ]
         for line, oks in zip(values, possible, strict=True)
     ]
-    traces: list[go.BaseTraceType] = [
+    traces: list[Any] = [
         go.Heatmap(
             z=values,
             x=across,
@@ -119,14 +122,10 @@ def _traces(result: xr.Dataset, panel: str) -> list[go.BaseTraceType]:
             **_colours(discrete=discrete, panel=panel, n=len(names)),
         )
     ]
-    if not discrete and np.isfinite(values).any() and np.nanmin(values) < 0 < np.nanmax(values):
+    if result.attrs["kind"] == "gap" and at and np.nanmin(values) < 0 < np.nanmax(values):
         line = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
-        traces.append(
-            go.Contour(
-                z=values, x=across, y=down, contours=line, line={"color": INK, "width": 1.5}, hoverinfo="skip",
-                showscale=False, showlegend=False,
-            )  # fmt: skip
-        )
+        style: dict[str, Any] = {"line": {"color": INK, "width": 1.5}, "showscale": False, "showlegend": False}
+        traces.append(go.Contour(z=values, x=across, y=down, contours=line, hoverinfo="skip", **style))
     veil = np.where(possible, np.nan, 1.0)
     traces.append(
         go.Heatmap(z=veil, x=across, y=down, colorscale=[[0, _VEIL], [1, _VEIL]], showscale=False, hoverinfo="skip")
@@ -170,23 +169,38 @@ def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str |
     figure.update_xaxes(title_text=_axis_title(result, columns), title_standoff=8, showgrid=False, zeroline=False)
     figure.update_yaxes(showgrid=False, zeroline=False, ticks="outside")
     figure.update_yaxes(title_text=_axis_title(result, rows), title_standoff=10, col=1, row=1)
+    if {rows, columns} == {"x", "y"}:  # as on the road: y points down in highway-env, and a metre is a metre
+        figure.update_yaxes(autorange="reversed" if rows == "y" else True, scaleanchor="x", constrain="domain")
+        figure.update_xaxes(autorange="reversed" if columns == "y" else True, constrain="domain")
     names: list[str] = list(result["action"].attrs.get("names", [])) if "action" in result else []
     keys = [(name, action_colour(one)) for one, name in enumerate(names)] if result.attrs["kind"] == "action" else []
     if not bool(result["reachable"].all()):
         keys.append(("not reachable", "#d8dde3"))
+    if any(isinstance(trace, go.Contour) for trace in figure.data):
+        line = {"color": INK, "width": 1.5}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name="equal scores", showlegend=True))
     for name, colour in keys:
         mark = {"size": 12, "symbol": "square", "color": colour}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=mark, name=name, showlegend=True))
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title or f"{result.attrs['measure']}, over the state of {whom}", "y": 0.985, "yanchor": "top"},
-        width=130 + _PANEL * n_panels,
+        title={"text": title or f"{_short(result)}, over the state of {whom}", "y": 0.985, "yanchor": "top"},
+        width=max(130 + _PANEL * n_panels, 620),
         height=_HEIGHT + 150,
         margin={"t": 74, "b": 92, "l": 70, "r": 90},
         plot_bgcolor=CELLS,
         legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0.0},
     )
     figure.update_annotations(font={"size": 12, "color": INK})
+
+
+def _short(result: xr.Dataset) -> str:
+    """What was measured, without the path of the module where it is a hook point."""
+    words = str(result.attrs["measure"])
+    if result.attrs["kind"] != "site":
+        return words
+    name, *rest = words.split(" ", 1)
+    return " ".join([".".join(name.split(".")[-2:]), *rest])
 
 
 def _axis_title(result: xr.Dataset, name: str) -> str:

@@ -165,6 +165,6 @@ def test_wrappers_see_the_edited_observation() -> None:
     assert scene.observation.shape == (15 * 7,)
     assert np.array_equal(scene.remove(row=1).observation, Scene.capture(flat.env).remove(row=1).observation.ravel())
     stacked = gym.wrappers.FrameStackObservation(flat, 2)
-    observation, _ = stacked.reset(seed=2)
+    stacked.reset(seed=2)
     with pytest.raises(SceneError, match="remembers"):
         Scene.capture(stacked).remove(1)
