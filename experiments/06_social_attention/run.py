@@ -30,6 +30,7 @@ from priority import RULES
 from road import Road
 from states import States, recorded
 from traffic import Seen
+from unusual import unusual
 
 Scenes = Mapping[str, made.Scenes]
 FEW = 250  # scenes of each kind for networks that are there for comparison
@@ -109,6 +110,8 @@ def attended(asked: list[policies.Subject], seen: Seen, *, few: int) -> dict[str
             for name, contrasts in CONTRASTS.items()
         }
         one["observed"] = observe(seen, attention.read(policy, seen.states.observations))
+        if subject.training == "zoo" and subject.final:
+            one["unusual"] = {name: unusual(policy, each, seen.states.observations) for name, each in scenes.items()}
         found[subject.name] = one
     return found
 
