@@ -185,7 +185,7 @@ def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str |
     figure.update_layout(
         template=TEMPLATE,
         title={"text": title or f"{_short(result)}, over the state of {whom}", "y": 0.985, "yanchor": "top"},
-        width=max(130 + _PANEL * n_panels, 620),
+        width=max(130 + _PANEL * n_panels, 720),
         height=_HEIGHT + 150,
         margin={"t": 74, "b": 92, "l": 70, "r": 90},
         plot_bgcolor=CELLS,

@@ -33,10 +33,10 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
     """A scene and its edited version as a dataset of one pair; see `Scene.pair`.
 
     Raises:
-        SceneError: The two are not of one capture, or not of one shape.
+        SceneError: The second was not made from the first by edits.
     """
     made = corrupt.edits[: len(clean.edits)]
-    if made != clean.edits or corrupt.base_rows != clean.base_rows:
+    if made != clean.edits or corrupt.moment is not clean.moment:
         raise SceneError(
             "The two scenes are not a scene and its edited version.",
             given=f"edits {[edit.what for edit in clean.edits]} and {[edit.what for edit in corrupt.edits]}",

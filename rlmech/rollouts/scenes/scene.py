@@ -63,6 +63,7 @@ class Scene(VehicleEdits, RoadEdits):
         features: Of observation-only edits: by vehicle number, the network's own value by feature number.
         base_rows: Observation row by vehicle number when captured, or last stepped: the rows that pairs keep.
         seen: The observation, where it is known; see `observation`.
+        moment: Which moment of an episode it is: the same for all edits of one scene, another after each step.
 
     Example:
         >>> import rlmech as rlm
@@ -79,6 +80,7 @@ class Scene(VehicleEdits, RoadEdits):
     features: Mapping[int, Mapping[int, float]] = field(default_factory=dict[int, Mapping[int, float]])
     base_rows: Mapping[int, int] = field(default_factory=dict[int, int])
     seen: Any = field(default=_UNKNOWN, repr=False)
+    moment: object = field(default_factory=object, repr=False)
 
     @classmethod
     def capture(cls, env: gym.Env[Any, Any] | World, *, observation: Any = None) -> Scene:
@@ -249,7 +251,8 @@ class Scene(VehicleEdits, RoadEdits):
         seen, reward, terminated, truncated, info = stage.step(action)
         over = bool(terminated or truncated)
         rows = dict(stage.in_sight) if has_rows(stage) else {}
-        return replace(self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows), float(reward), info
+        after = replace(self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object())
+        return after, float(reward), info
 
     def roll(self, policy: HookedPolicy, *, steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
         """Let a policy drive on from here, in a copy.

@@ -87,7 +87,13 @@ class VehicleEdits(Editable):
             stage.add(made)
             return number, obstructions(stage, number)
 
-        where = f"at ({x:.1f}, {y:.1f}) m" if x is not None and y is not None else f"on lane {lane}" if lane else ""
+        where = (
+            f"at ({x:.1f}, {y:.1f}) m"
+            if x is not None and y is not None
+            else f"on lane {lane}"
+            if lane is not None
+            else ""
+        )
         return self._changed("add", " ".join(part for part in (f"vehicle {number} added", where) if part), change)
 
     def move(

@@ -5,6 +5,7 @@ A lane is `(from, to, number)`, as highway-env names it. Exact: lanes are follow
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rlmech.errors import nearest
@@ -72,11 +73,11 @@ def further(stage: Stage, vehicle: Any, metres: float) -> tuple[LaneIndex, float
 
 
 def _next(network: Any, index: LaneIndex, route: list[Any]) -> LaneIndex | None:
-    roads = network.graph.get(index[1], {})
+    lane = network.get_lane(index)
+    roads = {to: lanes for to, lanes in network.graph.get(index[1], {}).items() if _leads_on(lane, lanes[0])}
     planned = [step[1] for step in route if step[0] == index[1] and step[1] in roads]
-    end = network.get_lane(index)
-    ahead = end.heading_at(end.length)
     if not planned:
+        ahead = lane.heading_at(lane.length)
         planned = sorted(roads, key=lambda to: abs(roads[to][0].local_angle(ahead, roads[to][0].length)))
     if not planned:
         return None
@@ -84,21 +85,37 @@ def _next(network: Any, index: LaneIndex, route: list[Any]) -> LaneIndex | None:
 
 
 def _before(network: Any, index: LaneIndex) -> LaneIndex | None:
-    before = [(start, roads[index[0]]) for start, roads in network.graph.items() if index[0] in roads]
+    lane = network.get_lane(index)
+    ways = [(start, roads[index[0]]) for start, roads in network.graph.items() if index[0] in roads]
+    before = [(start, lanes) for start, lanes in ways if _leads_on(lanes[0], lane)]
     if len(before) != 1:
         return None
     start, lanes = before[0]
     return start, index[0], min(index[2], len(lanes) - 1)
 
 
+def _leads_on(lane: Any, onward: Any) -> bool:
+    """Whether who leaves one lane can go on along another without turning back.
+
+    The outer nodes of an intersection join the road that leads out to the one that leads in, side by side.
+    """
+    return abs(float(onward.local_angle(lane.heading_at(lane.length), 0.0))) < math.pi / 2
+
+
 def goals(stage: Stage, index: LaneIndex) -> list[str]:
-    """The nodes that a route from a lane can lead to."""
-    graph, reached, waiting = stage.road.network.graph, list[str](), [index[1]]
+    """The nodes that a route from a lane can lead to, turning back nowhere, the nearest first."""
+    graph = stage.road.network.graph
+    reached, waiting = list[str](), [index[:2]]
+    seen = set(waiting)
     while waiting:
-        node = waiting.pop(0)
+        start, node = waiting.pop(0)
+        end = graph[start][node][0]
         if node not in reached:
             reached.append(node)
-            waiting += sorted(graph.get(node, {}))
+        for onward, lanes in sorted(graph.get(node, {}).items()):
+            if _leads_on(end, lanes[0]) and (node, onward) not in seen:
+                seen.add((node, onward))
+                waiting.append((node, onward))
     return reached
 
 

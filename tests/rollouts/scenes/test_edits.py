@@ -37,6 +37,8 @@ def test_moving_along_leads_through_the_turn_of_the_route(crossing: Scene) -> No
     turn = crossing.stage.road.network.get_lane(("ir0", "il1", 0)).length
     assert turned.lane.local_coordinates(turned.position)[0] == pytest.approx(40.0 - left - turn, abs=1e-9)
     assert abs(turned.lane.local_angle(turned.heading, 1.0)) < 1e-9
+    assert crossing.move("ego", along=200.0).edits[-1].reasons[0].startswith("off the road"), "it does not turn back"
+    assert "off the road" in reasons(crossing.move("ego", along=-100.0))
     back = crossing.move("ego", along=13.0).move("ego", along=-13.0).stage.ego
     assert back.position == pytest.approx(ego.position, abs=1e-9)
     assert back.heading == pytest.approx(ego.heading)
