@@ -68,6 +68,10 @@ if TYPE_CHECKING:
     from rlmech.interventions.sites import sliding_windows
     from rlmech.interventions.subspace import interchange_intervention
     from rlmech.plot.report import report
+    from rlmech.rollouts import when
+    from rlmech.rollouts.compare import compare_rollouts, dose_response
+    from rlmech.rollouts.comparison import compare_recordings, comparison_table, seeds_needed
+    from rlmech.rollouts.driving import Condition
     from rlmech.rollouts.env import make_env, spec_of
     from rlmech.rollouts.record import record
     from rlmech.rollouts.recording import Recording
@@ -76,6 +80,7 @@ __version__ = version("rlmech")
 
 _LAZY = {
     "Circuit": "rlmech.interventions.edges.circuit",
+    "Condition": "rlmech.rollouts.driving",
     "FactoredMatrix": "rlmech.circuits.factored_matrix",
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
@@ -93,11 +98,15 @@ _LAZY = {
     "centre_actions": "rlmech.circuits.action_attribution",
     "choose_units": "rlmech.interventions.edges.units",
     "circuit_statistics": "rlmech.circuits.statistics",
+    "compare_recordings": "rlmech.rollouts.comparison",
+    "compare_rollouts": "rlmech.rollouts.compare",
+    "comparison_table": "rlmech.rollouts.comparison",
     "component_graph": "rlmech.interventions.edges.component_graph",
     "composition_scores": "rlmech.circuits.composition",
     "deep_lift": "rlmech.circuits.captum_attribution",
     "direct_action_attribution": "rlmech.circuits.direct",
     "discover_circuit": "rlmech.interventions.edges.discover",
+    "dose_response": "rlmech.rollouts.compare",
     "edge_attribution": "rlmech.interventions.edges.edge_attribution",
     "edge_patching": "rlmech.interventions.edges.edge_patching",
     "exact_integrated_gradients": "rlmech.circuits.exact_gradients",
@@ -125,16 +134,18 @@ _LAZY = {
     "report": "rlmech.plot.report",
     "saliency": "rlmech.circuits.captum_attribution",
     "save_policy": "rlmech.adapters.native",
+    "seeds_needed": "rlmech.rollouts.comparison",
     "sliding_windows": "rlmech.interventions.sites",
     "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
     "steering_sweep": "rlmech.interventions.ablation",
 }
-_MODULES = {"plot", "testbed", "zoo"}
+_MODULES = {"plot": "rlmech.plot", "testbed": "rlmech.testbed", "when": "rlmech.rollouts.when", "zoo": "rlmech.zoo"}
 
 __all__ = [
     "ActivationCache",
     "Circuit",
+    "Condition",
     "Edit",
     "FactoredMatrix",
     "FeatureSpec",
@@ -159,11 +170,15 @@ __all__ = [
     "centre_actions",
     "choose_units",
     "circuit_statistics",
+    "compare_recordings",
+    "compare_rollouts",
+    "comparison_table",
     "component_graph",
     "composition_scores",
     "deep_lift",
     "direct_action_attribution",
     "discover_circuit",
+    "dose_response",
     "edge_attribution",
     "edge_patching",
     "exact_integrated_gradients",
@@ -195,6 +210,7 @@ __all__ = [
     "resample_ablation",
     "saliency",
     "save_policy",
+    "seeds_needed",
     "sliding_windows",
     "spec_of",
     "state_value",
@@ -202,6 +218,7 @@ __all__ = [
     "steering_sweep",
     "subspace_patch",
     "testbed",
+    "when",
     "zero_ablation",
     "zoo",
 ]
@@ -211,7 +228,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         value = getattr(import_module(_LAZY[name]), name)
     elif name in _MODULES:
-        value = import_module(f"rlmech.{name}")
+        value = import_module(_MODULES[name])
     else:
         raise AttributeError(f"module 'rlmech' has no attribute {name!r}")
     globals()[name] = value

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
-
 def compare_rollouts(
     policy: HookedPolicy,
     env: gym.Env,

@@ -1,8 +1,8 @@
 """From recordings of the same seeds under several conditions to a table of differences, with intervals and tests.
 
 A difference is that of one seed's episode from the baseline's, so that what the traffic does to both falls away. Means
-carry a BCa bootstrap interval over seeds, rates Wilson's; differences carry a BCa interval over seeds, an exact test, and
-Holm's correction for the number of conditions. Nothing here runs an episode.
+carry a BCa bootstrap interval over seeds, rates Wilson's; differences carry a BCa interval, an exact test and Holm's
+correction for the number of conditions. Nothing here runs an episode.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _along(recording: Recording, baseline: Recording, seeds: list[int], policy: 
     theirs = _actions(baseline)
     ours = _actions(recording)
     steps = recording.steps[["seed", "step", "edited", "action_changed"]].copy()
-    steps["crashed"] = recording.steps["crashed"] if "crashed" in recording.steps else False
+    steps["crashed"] = recording.steps.get("crashed", False)
     steps["agrees"] = ~steps["action_changed"] if policy is None else _agrees(recording, policy)
     rows: dict[int, dict[str, float]] = {}
     for seed, own in steps.groupby("seed"):
@@ -238,7 +238,7 @@ def _actions(recording: Recording) -> dict[int, Shaped[np.ndarray, "step ..."]]:
     return dict(zip(order, np.split(actions, starts[1:]), strict=True))
 
 
-def _first_difference(ours: Shaped[np.ndarray, "step ..."], theirs: Shaped[np.ndarray, "step ..."]) -> float:
+def _first_difference(ours: Shaped[np.ndarray, "ours ..."], theirs: Shaped[np.ndarray, "theirs ..."]) -> float:
     n = min(len(ours), len(theirs))
     differ = np.flatnonzero((ours[:n] != theirs[:n]).reshape(n, -1).any(1))
     return float(differ[0]) if len(differ) else np.nan

@@ -94,7 +94,8 @@ class Driver:
     names: Names = ()
 
     def __post_init__(self) -> None:
-        for edit in self.edits:  # an edit that does not fit is told before the first episode
+        given: tuple[Any, ...] = self.edits
+        for edit in given:  # an edit that does not fit is told before the first episode
             if isinstance(edit, Edit):
                 edit.bind(self.policy.point(edit.site.name))
             elif not (isinstance(edit, tuple) and len(edit) == 2 and isinstance(edit[0], str) and callable(edit[1])):

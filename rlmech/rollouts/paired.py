@@ -1,8 +1,8 @@
 """Differences paired by seed: exact tests that nothing changed, and how many seeds a precision takes.
 
-Under the hypothesis that a condition changes nothing, each seed's difference is as likely as its negative. Where all that
-differ differ by the same amount (crashed or not), that is the binomial test, McNemar's; else all 2^n signs are tried, or
-100,000 of them drawn, counting the observed ones among them, which keeps the level exact (Phipson and Smyth 2010,
+Under the hypothesis that a condition changes nothing, each seed's difference is as likely as its negative. Where all
+that differ differ by the same amount (crashed or not), that is the binomial test, McNemar's; else all 2^n signs are
+tried, or 100,000 of them drawn, the observed ones among them, which keeps the level exact (Phipson and Smyth 2010,
 *Permutation P-values Should Never Be Zero*). Tests of several conditions are corrected by Holm's method.
 """
 

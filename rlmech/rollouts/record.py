@@ -7,6 +7,7 @@ nothing is observed twice, and one thread does the arithmetic. Cost: the environ
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,7 +269,7 @@ def _manifests(
         with torch.no_grad():
             activations = driver.look(observation).activations
         policy = driver.policy
-        manifests[name] = {
+        manifest = {
             "format": store.FORMAT,
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             **driver.describe(),
@@ -280,6 +281,7 @@ def _manifests(
             "frames": frames,
             "lanes": lanes_of(env),
         }
+        manifests[name] = json.loads(json.dumps(manifest))  # as it will be read back
     return manifests
 
 

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from jaxtyping import Float, Shaped, UInt8
 
 from rlmech.errors import RecordingError, nearest
@@ -102,10 +104,10 @@ class Recording:
     def steps(self) -> pd.DataFrame:
         """One row a decision: episode, seed, step, action (where discrete), reward, terminated, truncated.
 
-        `edited` tells whether edits were at work, `action_changed` whether the unedited policy would have done something
-        else in that very state. Of highway-env's environments also the distance to the nearest vehicle in m and the
-        shortest time to a collision in s (`distance`, `ttc`) when the decision was made, and what the action led to:
-        crashed, speed in m/s and, where there is a goal, arrived.
+        `edited` tells whether edits were at work, `action_changed` whether the unedited policy would have done
+        something else in that very state. Of highway-env's environments also the distance to the nearest vehicle in m
+        and the shortest time to a collision in s (`distance`, `ttc`) when the decision was made, and what the action
+        led to: crashed, speed in m/s and, where there is a goal, arrived.
         """
         return self._table("steps").to_pandas()
 
@@ -228,7 +230,7 @@ class Recording:
                 )
         return self._view(self._index[self._index["seed"].isin(wanted)], self._filter, self._hits)
 
-    def where(self, expression: pa.compute.Expression | None = None, **conditions: Any) -> Recording:
+    def where(self, expression: pc.Expression | None = None, **conditions: Any) -> Recording:
         """The steps that meet all of some conditions, as a recording of those rows.
 
         Args:
@@ -256,11 +258,14 @@ class Recording:
         Args:
             n_steps: Steps in a piece, at most, unless one episode has more.
         """
-        piece = np.asarray((self._index["length"].cumsum() - 1) // n_steps)
-        for number in np.unique(piece):
-            yield self._view(self._index[piece == number], self._filter, self._hits)
+        ends, first = np.cumsum(self._index["length"].to_numpy()), 0
+        while first < len(ends):
+            before = ends[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + n_steps, side="right")))
+            yield self._view(self._index.iloc[first:last], self._filter, self._hits)
+            first = last
 
-    def dataset(self, table: str = "steps") -> pa.dataset.Dataset:
+    def dataset(self, table: str = "steps") -> ds.Dataset:
         """A table as an Arrow dataset, for DuckDB, polars or Arrow itself; nothing is read yet.
 
         Args:
@@ -268,8 +273,8 @@ class Recording:
                 episodes, at all steps.
         """
         files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards()]
-        found = pa.dataset.dataset(files, format="parquet")
-        chosen = pa.compute.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
+        found = ds.dataset(files, format="parquet")
+        chosen = pc.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
         if self._filter is not None and table == "steps":
             chosen &= self._filter.expression
         return found.filter(chosen)
@@ -316,7 +321,7 @@ class Recording:
     def _columns(self) -> list[str]:
         if not self._shards:
             return []
-        return pa.parquet.read_schema(self._shards[0].path / "steps.parquet").names
+        return pq.read_schema(self._shards[0].path / "steps.parquet").names
 
     def _used_shards(self) -> list[Shard]:
         return [self._shards[number] for number in np.unique(self._index["shard"])]
@@ -340,12 +345,14 @@ class Recording:
         for shard, rows in self._rows():
             table = shard.table(name)
             if name != "steps":
-                table = table.filter(pa.compute.is_in(table["episode"], pa.array(self._index["episode"].to_numpy())))
+                table = table.filter(pc.field("episode").isin(pa.array(self._index["episode"].to_numpy())))
             elif isinstance(rows, slice):
                 table = table.slice(rows.start, rows.stop - rows.start)
             else:
                 table = table.take(rows)
             tables.append(table)
+        if not tables and self._shards:
+            return self._shards[0].table(name).slice(0, 0)
         return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
     def _array(self, name: str) -> np.ndarray:
@@ -354,7 +361,14 @@ class Recording:
             parts = [self._shards[i].array(name, np.asarray(e) - self._shards[i].first) for i, e in own]  # type: ignore[index]
         else:
             parts = [shard.array(name, rows) for shard, rows in self._rows()]
-        return np.concatenate(parts) if parts else np.empty(0)
+        if not parts and not self._shards:
+            raise RecordingError(
+                "The recording has no finished episode.",
+                given=self.path,
+                expected="at least one",
+                fix="record again to the same path: what is missing is redone",
+            )
+        return np.concatenate(parts) if parts else self._shards[0].array(name, slice(0, 0))
 
     def _by_key(self, name: str) -> np.ndarray | dict[str, np.ndarray]:
         keys: list[str] = self.manifest["observation_keys"] if name in (OBSERVATION, FINAL) else []

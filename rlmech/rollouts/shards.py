@@ -94,7 +94,7 @@ class Shard:
             RecordingError: The file is damaged.
         """
         try:
-            return pq.read_table(self.path / f"{name}.parquet", columns=columns, partitioning=None)
+            return pq.read_table(self.path / f"{name}.parquet", columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise damaged(self.path, error) from error
 
@@ -176,7 +176,7 @@ class Writer:
             self._merge(self._run_to(max(self._small)), whole=True)
 
     def abandon(self) -> None:
-        """Clean up after an interruption: half-written shards go, and all of the recording where nothing is finished."""
+        """Clean up after an interruption: half-written shards go, and the recording where nothing is finished."""
         for partial in self._folder.glob(".*"):
             shutil.rmtree(partial, ignore_errors=True)
         if not self.finished:

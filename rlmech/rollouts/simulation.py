@@ -1,8 +1,8 @@
 """Episodes of several drivers from one seed, each stretch of road simulated once.
 
-An episode follows from its seed and its actions. So as long as drivers do the same, they share one simulation; where they
-part, the environment is copied and each group goes on in its own. Bit for bit the same episodes as one after the other:
-checked on the first seed that parts drivers, and given up, with the reason, where a copy goes on differently.
+An episode follows from its seed and its actions. So as long as drivers do the same, they share one simulation; where
+they part, the environment is copied and each group goes on in its own. Bit for bit the same episodes as one after the
+other: checked on the first seed that parts drivers, and given up, with the reason, where a copy goes on differently.
 Cost: the distinct stretches, a forward pass or two for each driver and step, a millisecond for each copy.
 """
 
@@ -84,7 +84,7 @@ class Simulator:
         self.world, self.drivers, self.frames = World(env), dict(drivers), frames
         self.sharing = "no: frames are drawn" if frames else "unknown"
         self.n_simulated = 0
-        self._parted = ""
+        self._parted: tuple[str, ...] = ()
 
     def run(self, number: int, seed: int) -> dict[str, Episodes]:
         """The episode of one seed for every driver."""
@@ -104,7 +104,7 @@ class Simulator:
         return {name: trace.episode(number) for name, trace in self._traces(seed, list(self.drivers)).items()}
 
     def _checked(self, number: int, seed: int) -> dict[str, Episodes]:
-        """Share, and where drivers part for the first time run one that went on in a copy once more by itself."""
+        """Share, and where drivers part for the first time run two that parted once more, each by itself."""
         try:
             shared = self._together(number, seed)
         except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
@@ -114,8 +114,8 @@ class Simulator:
             return self._apart(number, seed)
         if self.sharing == "unknown":  # nobody parted yet
             return shared
-        name = self._parted
-        if not _equal(shared[name], self._traces(seed, [name])[name].episode(number)):
+        alone = {name: self._traces(seed, [name])[name].episode(number) for name in self._parted}
+        if not all(_equal(shared[name], episode) for name, episode in alone.items()):
             self.sharing = "no: a copy of the environment goes on differently"
             return self._apart(number, seed)
         self.sharing = "yes"
@@ -132,13 +132,14 @@ class Simulator:
     def _advance(self, branch: _Branch, traces: Mapping[str, _Trace]) -> list[_Branch]:
         """One decision of all drivers of a branch: the branches that it goes on in."""
         picture = [_picture(branch.world.env)] if self.frames else []
-        looks: dict[int, Look] = {}
+        looks: dict[tuple[int, str], Look] = {}
         groups: dict[bytes, list[str]] = {}
         for name in branch.names:
             trace, driver = traces[name], self.drivers[name]
-            if id(driver.policy) not in looks:
-                looks[id(driver.policy)] = driver.look(branch.observation)
-            decision = trace.drive.decide(branch.observation, branch.world.vehicles, looks[id(driver.policy)])
+            asked = id(driver.policy), repr(driver.names)
+            if asked not in looks:
+                looks[asked] = driver.look(branch.observation)
+            decision = trace.drive.decide(branch.observation, branch.world.vehicles, looks[asked])
             trace.decisions.append(decision)
             trace.scenes.append(branch.world.vehicles)
             trace.frames += picture
@@ -155,7 +156,7 @@ class Simulator:
         if len(groups) == 1:
             return [world]
         if self.sharing == "unknown":
-            self.sharing, self._parted = "copying", groups[1][0]
+            self.sharing, self._parted = "copying", (groups[0][0], groups[-1][0])
         return [world, *(world.fork() for _ in groups[1:])]
 
     def _step(self, world: World, observation: Any, names: list[str], traces: Mapping[str, _Trace]) -> _Branch | None:

@@ -66,6 +66,7 @@ class When:
     description: str
 
     def __call__(self, moment: Moment) -> bool:
+        """Whether it holds in a moment."""
         return bool(self.test(moment))
 
     def __str__(self) -> str:
@@ -138,17 +139,13 @@ def when_of(given: When | Callable[[Moment], bool] | int | Iterable[int] | None)
     """
     if given is None or isinstance(given, When):
         return given
-    if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        return at_steps(int(given))
     if isinstance(given, range) and given.step == 1:
         return from_step(given.start, until=given.stop)
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        steps = list(given)
-        if steps and all(isinstance(step, int | np.integer) for step in steps):
-            return at_steps(*(int(step) for step in steps))
-        given = steps  # type: ignore[assignment]
     if callable(given):
         return When(given, getattr(given, "__name__", repr(given)))
+    steps: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    if steps and all(isinstance(step, int | np.integer) and not isinstance(step, bool) for step in steps):
+        return at_steps(*(int(step) for step in steps))
     raise ConfigError(
         "That is no condition on a moment.",
         given=f"when={given!r}",

@@ -1,7 +1,7 @@
 """Episodes in many processes: on this machine through joblib, on a cluster through Ray or Dask.
 
-Each task is a few seeds; what it returns goes to the one process that writes, in whatever order tasks finish. Tasks of a
-worker that died are given to another. A worker builds its environment and policy once. Cost: a second or two for the
+Each task is a few seeds; what it returns goes to the one process that writes, in whatever order tasks finish. Tasks of
+a worker that died are given to another. A worker builds its environment and policy once. Cost: a second or two for the
 start of each process, about a millisecond a task.
 """
 
@@ -120,7 +120,9 @@ def _through_joblib(
         _import_backend("distributed", "dask")
     with parallel_config(name, n_jobs=workers):
         calls = [delayed(_work)(job, task, seeds) for task, seeds in tasks.items()]
-        yield from Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")(calls)
+        options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
+        done: Any = Parallel(**options)(calls)
+        yield from done
 
 
 def _through_ray(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -21,8 +22,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError, SiteError
 from rlmech.nets import EgoAttentionNetwork
-from rlmech.rollouts import Recording, make_env, record
-from rlmech.rollouts import recording as store
+from rlmech.rollouts import Recording, make_env, record, shards
 from rlmech.rollouts.episode import run_episode, summary
 
 CROSSING = {"simulation_frequency": 5, "duration": 4}
@@ -136,6 +136,9 @@ def test_edits_act_at_every_step(cartpole: rlm.HookedPolicy) -> None:
     assert np.all(edited.scores == 0)
     assert set(edited.actions) == {0}
     assert edited.manifest["edits"] == [str(edit)]
+    assert edited.steps["edited"].all()
+    changed = edited.steps["action_changed"].to_numpy()
+    assert np.array_equal(changed, edited.actions != cartpole.predict(edited.observations)[0])
     assert not np.all(record(cartpole, env, seeds=range(2), progress=False).scores == 0)
 
 
@@ -228,15 +231,15 @@ def test_an_existing_path_is_refused_and_left_alone(cartpole: rlm.HookedPolicy, 
 def test_a_full_disk_keeps_the_finished_episodes(
     cartpole: rlm.HookedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, path = pd.DataFrame.to_parquet, tmp_path / "full"
+    write, path = shards.pq.write_table, tmp_path / "full"
 
-    def until_full(frame: pd.DataFrame, target: Path, **kwargs: Any) -> None:
-        if "episode" in frame and 2 in set(frame["episode"]):
+    def until_full(table: pa.Table, target: Path, **kwargs: Any) -> None:
+        if 2 in table["episode"].to_pylist():
             Path(target).write_bytes(b"PAR1 half of it")
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(frame, target, **kwargs)
+        write(table, target, **kwargs)
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", until_full)
+    monkeypatch.setattr(shards.pq, "write_table", until_full)
     with pytest.raises(RecordingError, match=r"Episode 2 could not be written") as caught:
         record(cartpole, make_env("CartPole-v1"), seeds=range(5), path=path, progress=False)
     assert "No space left" in caught.value.given
@@ -244,7 +247,10 @@ def test_a_full_disk_keeps_the_finished_episodes(
     left = Recording.load(path)
     assert list(left.episodes["seed"]) == [0, 1]
     assert left.missing_seeds == [2, 3, 4]
-    assert sorted(p.name for p in (path / "episodes").iterdir()) == ["000000", "000001"]
+    assert sorted(p.name for p in (path / "shards").iterdir()) == ["00000000", "00000001"]
+    record(cartpole, make_env("CartPole-v1"), seeds=range(5), path=path, progress=False)
+    whole = record(cartpole, make_env("CartPole-v1"), seeds=range(5), progress=False)
+    assert Recording.load(path).equals(whole), "what was not finished is redone, as if nothing had happened"
 
 
 def test_a_full_disk_at_the_first_episode_leaves_nothing(
@@ -253,7 +259,7 @@ def test_a_full_disk_at_the_first_episode_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    monkeypatch.setattr(shards.pq, "write_table", full)
     with pytest.raises(RecordingError, match="make room"):
         record(cartpole, make_env("CartPole-v1"), seeds=[0], path=tmp_path / "full", progress=False)
     assert not (tmp_path / "full").exists()
@@ -274,19 +280,53 @@ def test_a_disk_too_full_for_the_manifest_leaves_nothing(
 def test_an_interrupted_recording_keeps_the_finished_episodes(
     cartpole: rlm.HookedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = store.append
+    write = shards.Writer.add
 
-    def until_interrupted(path: Path, number: int, **parts: Any) -> None:
-        if number == 3:
-            (path / "episodes" / ".000003.1").mkdir()
+    def until_interrupted(writer: shards.Writer, part: shards.Episodes) -> None:
+        if part.numbers == [3]:
+            (writer.path / "shards" / ".00000003.1").mkdir()
             raise KeyboardInterrupt
-        write(path, number, **parts)
+        write(writer, part)
 
-    monkeypatch.setattr(store, "append", until_interrupted)
+    monkeypatch.setattr(shards.Writer, "add", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         record(cartpole, make_env("CartPole-v1"), seeds=range(9), path=tmp_path / "cut", progress=False)
     assert list(Recording.load(tmp_path / "cut").episodes["seed"]) == [0, 1, 2]
-    assert len(list((tmp_path / "cut" / "episodes").iterdir())) == 3
+    assert len(list((tmp_path / "cut" / "shards").iterdir())) == 3
+
+
+def test_a_recording_goes_on_where_it_stopped_and_takes_more_seeds(cartpole: rlm.HookedPolicy, tmp_path: Path) -> None:
+    env, path = make_env("CartPole-v1"), tmp_path / "growing"
+    record(cartpole, env, seeds=[3, 1], path=path, progress=False)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.parquet")}
+    again = record(cartpole, env, seeds=[1, 3], path=path, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.parquet")} == before, "nothing is run twice"
+    assert list(again.episodes["seed"]) == [3, 1]
+    more = record(cartpole, env, seeds=[3, 8], path=path, progress=False)
+    assert list(more.episodes["seed"]) == [3, 8]
+    assert Recording.load(path).equals(record(cartpole, env, seeds=[3, 1, 8], progress=False))
+
+
+def test_a_recording_made_otherwise_is_not_gone_on_with(cartpole: rlm.HookedPolicy, tmp_path: Path) -> None:
+    env, path = make_env("CartPole-v1"), tmp_path / "mine"
+    _, reference = cartpole.run_with_cache(torch.rand(5, 4))
+    _, other = cartpole.run_with_cache(torch.rand(5, 4))
+    site = rlm.Site("1.hook_out", neuron=3)
+    record(cartpole, env, seeds=[0], edits=[rlm.mean_ablation(site, reference=reference)], path=path, progress=False)
+    for differs, kwargs in {
+        "edits": {"edits": []},
+        "edits_digest": {"edits": [rlm.mean_ablation(site, reference=other)]},
+        "when": {"edits": [rlm.mean_ablation(site, reference=reference)], "when": 3},
+        "activations": {"edits": [rlm.mean_ablation(site, reference=reference)], "names": "hook_obs"},
+    }.items():
+        with pytest.raises(RecordingError, match="another recording at this path") as caught:
+            record(cartpole, env, seeds=[1], path=path, progress=False, **kwargs)  # type: ignore[arg-type]
+        assert f"differs in {differs}" in caught.value.given or f", {differs}" in caught.value.given
+    function = ("1.hook_out", lambda tensor, hook: tensor)
+    record(cartpole, env, seeds=[0], edits=[function], path=tmp_path / "function", progress=False)
+    with pytest.raises(RecordingError, match="another recording at this path") as caught:
+        record(cartpole, env, seeds=[1], edits=[function], path=tmp_path / "function", progress=False)
+    assert "its edits are functions" in caught.value.given
 
 
 @pytest.mark.slow
@@ -299,7 +339,7 @@ rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(100000), names="*", 
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 120
-    while len(list(path.glob("episodes/[0-9]*"))) < 5:
+    while len(list(path.glob("shards/[0-9]*"))) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
@@ -347,6 +387,12 @@ def test_an_unknown_seed_is_refused(crossings: Recording) -> None:
         crossings.episode(77)
 
 
+def test_another_policys_recording_is_told(crossings: Recording, driver: rlm.HookedPolicy, cartpole: Any) -> None:
+    crossings.check_policy(driver)
+    with pytest.raises(RecordingError, match="of another policy"):
+        crossings.check_policy(cartpole)
+
+
 def test_damage_is_told(crossings: Recording, tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="no recording at this path"):
         Recording.load(tmp_path)
@@ -357,7 +403,32 @@ def test_damage_is_told(crossings: Recording, tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="does not read that recording"):
         Recording.load(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(crossings.manifest))
-    (tmp_path / "episodes" / "000000").mkdir(parents=True)
-    (tmp_path / "episodes" / "000000" / store.ARRAYS).write_bytes(b"half")
+    (tmp_path / "shards" / "00000000").mkdir(parents=True)
+    with pytest.raises(RecordingError, match="is damaged"):
+        Recording.load(tmp_path)
+    shutil.rmtree(tmp_path / "shards")
+    shutil.copytree(crossings.path / "shards", tmp_path / "shards")
+    next(tmp_path.rglob(shards.ARRAYS)).write_bytes(b"half")
     with pytest.raises(RecordingError, match="is damaged"):
         _ = Recording.load(tmp_path).scores
+
+
+class Weather(gym.Env[np.ndarray, int]):
+    """Draws from a generator of its own, whatever the seed."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (4,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.random.default_rng().random(4, dtype=np.float32), {}
+
+
+class Deaf(Weather):
+    def reset(self) -> tuple[np.ndarray, dict[str, Any]]:  # type: ignore[override]
+        return np.zeros(4, np.float32), {}
+
+
+@pytest.mark.parametrize("env", [Weather(), Deaf()], ids=["ignores it", "takes none"])
+def test_an_environment_that_does_not_take_a_seed_is_refused(cartpole: rlm.HookedPolicy, env: Any) -> None:
+    with pytest.raises(EnvironmentFitError, match="does not take a seed") as caught:
+        record(cartpole, env, seeds=[1], progress=False)
+    assert "self.np_random" in caught.value.fix
