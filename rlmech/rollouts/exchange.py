@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Shaped
 
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.rollouts import recording as store
-from rlmech.rollouts.env import make_env
 from rlmech.rollouts.measures import VEHICLE_COLUMNS
+from rlmech.rollouts.origin import environment_of, spaces_of
 from rlmech.rollouts.recording import Recording
 from rlmech.rollouts.shards import FINAL, Episodes, Writer
 from rlmech.spec import PolicySpec
@@ -82,9 +82,8 @@ def to_minari(
     minari = _minari()
     _check_whole(recording)
     folder = _folder(minari, dataset_id, root)
-    observed, acted = _spaces(recording)
-    env = recording.manifest["env"]
-    spec = make_env(env["id"], config=env["config"] or None).spec if _known(env["id"]) else None
+    env = environment_of(recording)
+    observed, acted = spaces_of(recording, env)
     metadata = {
         "dataset_id": dataset_id,
         "minari_version": minari.__version__,
@@ -95,7 +94,7 @@ def to_minari(
     try:
         folder.mkdir(parents=True)
         storage = minari.dataset.minari_storage.MinariStorage.new(
-            folder, observation_space=observed, action_space=acted, env_spec=spec, jpeg_encoding=False
+            folder, observation_space=observed, action_space=acted, env_spec=env and env.spec, jpeg_encoding=False
         )
         storage.update_metadata(metadata | ({"description": description} if description else {}))
         storage.update_episodes(_buffer(minari, episode) for episode in _recorded(recording))
@@ -189,53 +188,6 @@ def _buffer(minari: Any, episode: _Episode) -> Any:
         truncations=episode.truncations,
         infos=episode.infos,
     )
-
-
-def _spaces(recording: Recording) -> tuple[spaces.Space, spaces.Space]:
-    """The environment's spaces where they are what was recorded; else the widest of the recorded shape and type."""
-    first = next(recording.parts(n_steps=1))
-    observation: Any = first.observations
-    env_id, config = recording.manifest["env"]["id"], recording.manifest["env"]["config"]
-    if _known(env_id):
-        env = make_env(env_id, config=config or None)
-        sample: Any = {k: o[0] for k, o in observation.items()} if isinstance(observation, dict) else observation[0]
-        if _holds(env.observation_space, sample) and _holds(env.action_space, first.actions[0]):
-            return env.observation_space, env.action_space
-    if isinstance(observation, dict):
-        return spaces.Dict({key: _widest(o) for key, o in observation.items()}), _acted(recording, first)
-    return _widest(observation), _acted(recording, first)
-
-
-def _acted(recording: Recording, first: Recording) -> spaces.Space:
-    if first.actions.ndim > 1:
-        return _widest(first.actions)
-    n_actions = first.scores.shape[1] if recording.manifest["policy"] else int(recording.actions.max()) + 1
-    return spaces.Discrete(n_actions)
-
-
-def _widest(values: Shaped[np.ndarray, "step ..."]) -> spaces.Box:
-    kind = values.dtype.kind
-    low, high = (-np.inf, np.inf) if kind == "f" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
-    return spaces.Box(low, high, values.shape[1:], values.dtype.type)  # type: ignore[arg-type]
-
-
-def _holds(space: spaces.Space, sample: Any) -> bool:
-    """Whether a space is of this structure, shape and type; the simulator's values may leave their stated ranges."""
-    if isinstance(space, spaces.Dict) and isinstance(sample, dict):
-        return space.keys() == sample.keys() and all(_holds(space[key], sample[key]) for key in sample)
-    if isinstance(space, spaces.Discrete):
-        return np.ndim(sample) == 0 and np.asarray(sample).dtype.kind in "iu"
-    return isinstance(space, spaces.Box) and (space.shape, space.dtype) == (np.shape(sample), np.asarray(sample).dtype)
-
-
-def _known(env_id: str | None) -> bool:
-    if env_id is None:
-        return False
-    try:
-        make_env(env_id)
-    except ConfigError:
-        return False
-    return True
 
 
 def _check_whole(recording: Recording) -> None:

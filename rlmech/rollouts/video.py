@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from jaxtyping import UInt8
 
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.files import moved_into_place
-from rlmech.rollouts.env import make_env
+from rlmech.rollouts.origin import environment_of
 from rlmech.rollouts.recording import Recording
 
 Picture = UInt8[np.ndarray, "height width channel"]
@@ -84,26 +83,17 @@ def _pictures(recording: Recording) -> Iterator[Picture]:
 
 
 def _true_speed(recording: Recording) -> float:
-    env: dict[str, Any] = recording.manifest["env"]
-    rate = env["config"].get("policy_frequency") or _render_fps(env["id"])
+    rate = recording.manifest["env"]["config"].get("policy_frequency")
+    if rate is None and (env := environment_of(recording)) is not None:
+        rate = env.metadata.get("render_fps")
     if rate is None:
         raise ConfigError(
             "It is not known how long a decision lasts.",
-            given=f"environment {env['id']!r}, with neither a policy_frequency nor a render_fps",
+            given=f"environment {recording.manifest['env']['id']!r}, with neither a policy_frequency nor a render_fps",
             expected="a speed",
             fix="give fps=..., pictures a second",
         )
     return float(rate)
-
-
-def _render_fps(env_id: str | None) -> float | None:
-    if env_id is None:
-        return None
-    try:
-        env: gym.Env = make_env(env_id)
-    except ConfigError:
-        return None
-    return env.metadata.get("render_fps")
 
 
 def _save_mp4(path: Path, pictures: Iterator[Picture], times: list[float]) -> None:
