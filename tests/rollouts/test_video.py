@@ -56,6 +56,7 @@ def alike(shown: np.ndarray, recorded: np.ndarray) -> bool:
     return bool((far.argmin(1) == np.arange(len(shown))).all() and np.diag(far).max() < 6)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves ffmpeg's pipes
 def test_an_mp4_has_every_picture_of_the_episode_at_true_speed(recording: Recording, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     path = save_video(recording, tmp_path / "film.mp4", seed=4)
