@@ -34,6 +34,7 @@ class Claim:
         points: The effect as a difference of attention weights, for single heads; None where it needs all of them.
         control: The effect where the claim says that there is none, in the same scenes; None where it names no place.
         beside: The same effect in other scenes, which tells what kind it is but not whether the claim holds.
+        fold: What is taken of each scene, from `[scene, condition, head]`; the conditions themselves by default.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Claim:
     points: Effect | None = None
     control: Effect | None = None
     beside: str | None = None
+    fold: Effect = np.asarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,23 +89,22 @@ def specialisation(weights: np.ndarray) -> np.ndarray:
     return np.mean([np.abs(shares[..., a] - shares[..., b]).sum(1) / 2 for a, b in pairs], axis=0)
 
 
-def near_and_far(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attention at 0 to 10 m from the intersection and at 30 to 50 m, heads together."""
-    mean = weights.mean(2)
+def near_and_far(table: np.ndarray) -> np.ndarray:
+    """Of each scene, attention at 0 to 10 m from the intersection and at 30 to 50 m, where there was room."""
     near, far = ([made.ALONG.index(s) for s in places] for places in (made.NEAR, made.FAR))
-    return mean[:, near].mean(1), mean[:, far].mean(1)
+    return np.stack([np.nanmean(table[:, near], axis=1), np.nanmean(table[:, far], axis=1)], axis=1)
 
 
 def nearer(weights: np.ndarray) -> np.ndarray:
     """Attention near the intersection, as a multiple of that far from it."""
-    near, far = near_and_far(weights)
-    return near / far
+    mean = weights.mean(2)
+    return mean[:, 0] / mean[:, 1]
 
 
 def nearer_points(weights: np.ndarray) -> np.ndarray:
     """The same as a difference."""
-    near, far = near_and_far(weights)
-    return near - far
+    mean = weights.mean(2)
+    return mean[:, 0] - mean[:, 1]
 
 
 def revealed(weights: np.ndarray) -> np.ndarray:
@@ -131,9 +132,9 @@ def to_ego(weights: np.ndarray) -> np.ndarray:
 
 
 def to_ego_others_away(weights: np.ndarray) -> np.ndarray:
-    """The same with as many others moved away."""
+    """The same with as many others moved away, in the states where there are as many."""
     mean = weights.mean(2)
-    return mean[:, 2] - mean[:, 0]
+    return mean[:, 3] - mean[:, 2]
 
 
 CLAIMS = (
@@ -144,6 +145,7 @@ CLAIMS = (
     Claim(
         name="approach", says="attention rises as a vehicle approaches", scenes="approach", effect=nearer,
         unit="attention near / far", none=1.0, enough=1.25, points=nearer_points, beside="leaving",
+        fold=near_and_far,
     ),
     Claim(
         name="intent", says="attention falls when heading reveals intent", scenes="intent",
@@ -176,12 +178,14 @@ def find(
         untrained: Weights of untrained networks on the few.
         shuffled: Weights of networks with the policy's weights in another order on the few.
     """
-    scene, weights = scenes[claim.scenes], of[claim.scenes]
+    scene, weights = scenes[claim.scenes], claim.fold(of[claim.scenes])
     effect, draws = _measured(claim.effect, weights, scene.episode)
     found = Estimate.of(effect, draws)
     others = {"untrained": untrained, "shuffled": shuffled}
     chance = {
-        name: tuple(_measured(claim.effect, w[claim.scenes], few[claim.scenes].episode)[0] for w in networks)
+        name: tuple(
+            _measured(claim.effect, claim.fold(w[claim.scenes]), few[claim.scenes].episode)[0] for w in networks
+        )
         for name, networks in others.items()
     }
     over = {name: _beyond(found, values) for name, values in chance.items()}
@@ -191,7 +195,7 @@ def find(
         control, over["control"] = Estimate.of(value, other), Estimate.of(effect - value, draws - other)
     beside = None
     if claim.beside is not None:
-        beside = Estimate.of(*_measured(claim.effect, of[claim.beside], scenes[claim.beside].episode))
+        beside = Estimate.of(*_measured(claim.effect, claim.fold(of[claim.beside]), scenes[claim.beside].episode))
     parts = [weights, *(weights[:, :, [head]] for head in range(weights.shape[2]))] if claim.points else []
     return Finding(
         effect=found,

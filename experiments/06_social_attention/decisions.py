@@ -9,7 +9,7 @@ from scenes import Scenes
 
 CONTRASTS = {
     "intent": {"out of the way": (1, 0), "in the way": (3, 2)},  # revealed, less undecided
-    "clear": {"way clear": (1, 0), "others away": (2, 0)},
+    "clear": {"way clear": (1, 0), "others away": (3, 2)},
 }
 
 

@@ -121,7 +121,7 @@ def approach(numbers: Numbers) -> Figure:
         axis.plot(ALONG, nothing["curves"]["approach"][0], color=MUTED, linestyle=":", label="untrained, on its way in")
         axis.set_xlabel("from the intersection [m]")
         axis.set_title(f"{name}: {one['approach']['verdict']}")
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("attention to the vehicle,\nmean of heads")
     axes[0].legend()
     return figure
@@ -138,7 +138,7 @@ def intent(numbers: Numbers) -> Figure:
 def clear(numbers: Numbers) -> Figure:
     """Attention to the ego as it was, with the way clear, and with others moved away instead."""
     return _before_and_after(
-        numbers, "clear", {"who could cross": (0, 1), "as many others": (0, 2)},
+        numbers, "clear", {"who could cross": (0, 1), "as many others": (2, 3)},
         ticks=("as it was", "moved\nfar away"), label="attention to the ego,\nmean of heads",
     )  # fmt: skip
 
@@ -157,8 +157,8 @@ def _before_and_after(
             axis.errorbar([0, 1], value[at], yerr=reach, marker="o", color=colour, label=what, capsize=3)
         axis.set_xticks([0, 1], ticks)
         axis.set_xlim(-0.3, 1.3)
-        axis.set_ylim(bottom=0)
         axis.set_title(f"{policy}: {one[name]['verdict']}")
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel(label)
     axes[0].legend()
     return figure
@@ -193,13 +193,14 @@ def crashes(numbers: Numbers) -> Figure:
     for number, (training, colour) in enumerate(TRAININGS.items()):
         mine = [(name, one) for name, one in numbers["driving"].items() if name.split(" at ")[0] == training]
         steps = np.array([float(name.split(" at ")[1].rstrip("k")) + 0.4 * number for name, _ in mine])
-        for rule, line in (("horizontal", "-"), ("vertical", ":")):
+        for rule, line, filled in (("horizontal", "-", colour), ("vertical", "", "white")):
             found = [(step, one[rule]["crashed"]) for step, (_, one) in zip(steps, mine, strict=True) if rule in one]
             value, low, high = (np.array([rate[part] for _, rate in found]) for part in ("value", "low", "high"))
-            label = training if rule == "horizontal" else None
-            axis.errorbar([s for s, _ in found], value, yerr=[value - low, high - value], color=colour, label=label,
-                          marker="o", markersize=4, linestyle=line, linewidth=1.5, capsize=2)  # fmt: skip
-    axis.set_xlabel("trained for [thousand steps]; dotted: with the right of way")
+            at = np.array([step for step, _ in found]) + (1.2 if rule == "vertical" else 0.0)
+            axis.errorbar(at, value, yerr=[value - low, high - value], color=colour, marker="o", markersize=5,
+                          label=training if line else None, markerfacecolor=filled, linestyle=line, linewidth=1.5,
+                          capsize=2)  # fmt: skip
+    axis.set_xlabel("trained for [thousand steps]; open: with the right of way")
     axis.set_ylabel("crash rate")
     axis.set_ylim(bottom=0)
     axis.legend()

@@ -195,7 +195,7 @@ def clear(seen: Seen) -> Scenes:
 
     The others are on their way out or more than 30 m from their entry, and not on the ego's own way.
     """
-    maker = _Maker(seen, ("as it was", "way clear", "others away"))
+    maker = _Maker(seen, ("as it was", "way clear", "as it was, with others", "others away"))
     entries = np.stack(list(seen.to_entry.values()))
     own = seen.road.way(*EGO_WAY)
     for state in _deciding(seen):
@@ -210,7 +210,7 @@ def clear(seen: Seen) -> Scenes:
         others = _nearest(seen, state, seen.there[state] & ~could_cross & ~on_own)[: len(threats)]
         away = _placed(seen, state, others, [*_far_out(seen), *_far_back(seen)])
         if away is not None and len(others) == len(threats):
-            made.append((2, away, 0))
+            made += [(2, {}, 0), (3, away, 0)]
         maker.add(state, str(len(threats)), made)
     return maker.made()
 

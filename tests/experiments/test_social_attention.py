@@ -149,7 +149,7 @@ def test_with_the_way_clear_nobody_could_cross_and_nobody_is_missing(
     could_cross = (near | after.inside).any(1)
     assert could_cross[as_it_was].all()
     assert not could_cross[cleared].any()
-    assert could_cross[scenes.condition == 2].all()
+    assert could_cross[scenes.condition == 3].all()
 
 
 def test_a_part_of_the_scenes_is_a_part_of_the_table(made: dict[str, Any]):
@@ -233,13 +233,14 @@ def test_heads_alike_are_not_specialised_and_heads_apart_wholly(modules: dict[st
 def test_effects_are_what_their_names_say(modules: dict[str, ModuleType]):
     claims, scenes = modules["claims"], modules["scenes"]
     falling = np.array([0.4 if s in scenes.NEAR else 0.1 for s in scenes.ALONG])[None, :, None]
-    assert claims.nearer(falling) == pytest.approx([4])
-    assert claims.nearer_points(falling) == pytest.approx([0.3])
+    falling[:, 0] = np.nan  # no room there
+    assert claims.nearer(claims.near_and_far(falling)) == pytest.approx([4])
+    assert claims.nearer_points(claims.near_and_far(falling)) == pytest.approx([0.3])
     four = np.array([0.6, 0.2, 0.5, 0.4])[None, :, None]
     assert claims.revealed(four) == pytest.approx([3])
     assert claims.revealed_in_the_way(four) == pytest.approx([1.25])
-    assert claims.to_ego(np.array([0.1, 0.5, 0.2])[None, :, None]) == pytest.approx([0.4])
-    assert claims.to_ego_others_away(np.array([0.1, 0.5, 0.2])[None, :, None]) == pytest.approx([0.1])
+    assert claims.to_ego(np.array([0.1, 0.5, 0.3, 0.4])[None, :, None]) == pytest.approx([0.4])
+    assert claims.to_ego_others_away(np.array([0.1, 0.5, 0.3, 0.4])[None, :, None]) == pytest.approx([0.1])
 
 
 @pytest.mark.parametrize(
