@@ -127,6 +127,8 @@ def test_priority_decides_who_yields() -> None:
     slowest = {}
     for name, lanes in {"horizontal": [], "vertical": [("o2", "ir2"), ("ir2", "il0")]}.items():
         after = scene.set_priority(lanes, 9) if lanes else scene
+        ego = after.stage.ego
+        assert ego.lane is after.stage.road.network.get_lane(ego.lane_index)
         for _ in range(2):
             after = after.step(0)
         added = [edit.vehicle for edit in scene.edits if edit.kind == "add"]

@@ -10,6 +10,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.rollouts.scenes import Scene, SceneError, scene_field
+from rlmech.rollouts.scenes.probe import Probe
 
 OVER = {"speed": [6.0, 9.0], "along": [-6.0, 0.0, 6.0]}
 
@@ -40,6 +41,15 @@ def test_every_cell_is_the_edited_scene_and_the_difference_is_that_of_the_edit(
     assert np.allclose(found.difference, found.value.sel(condition="after") - found.value.sel(condition="before"))
     assert np.abs(found.difference).max() > 1e-3
     assert found["speed"].attrs["units"] == "m/s"
+
+
+def test_looking_at_a_state_leaves_no_trace(scene: Scene) -> None:
+    probe = Probe(scene)
+    for number in (0, 2):
+        there = probe.look(number, {"along": 30.0, "speed": 1.0, "heading": 0.3}, judge=True)
+        assert not np.array_equal(there.observation, scene.observation)
+        assert probe.state(number) == Probe(scene).state(number)
+        assert np.array_equal(probe.look(number, {}).observation, scene.observation)
 
 
 def test_attention_toward_a_vehicle_follows_it_to_its_row(scene: Scene, ego_attention: rlm.HookedPolicy) -> None:

@@ -65,11 +65,19 @@ def test_an_unedited_scene_shows_what_was_given_and_goes_on_as_the_episode_does(
 
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
 def test_an_edit_that_changes_nothing_shows_the_same(order: str) -> None:
-    for steps in range(6):  # vehicles come and leave right after they were observed
-        world, observation = started(intersection(order=order, vehicles_count=6), seed=11, steps=min(steps, 5))
-        scene = Scene.capture(world)
-        assert np.array_equal(scene.move("ego", along=0.0).observation, observation)
-        assert np.array_equal(scene.set_speed(row=1, by=0.0).observation, observation)
+    """Also where vehicles left right after they were observed, or came."""
+    scene = Scene.replay(intersection(order=order, vehicles_count=6), seed=11).set_spawn_rate(1.0)
+    leaving = scene.number(row=max(scene.rows.values()))
+    scene = scene.move(leaving, lane=("il1", "o1", 0), at=76.0).remove(row=min(set(scene.rows.values()) - {0}))
+    came = 0
+    for step in range(4):
+        scene = scene.step(0)
+        came += len(scene.stage.numbers) - len(scene.stage.in_sight)
+        if step == 0:
+            assert scene.vehicles.set_index("vehicle").on_road[leaving] == np.False_
+        assert np.array_equal(scene.move("ego", along=0.0).observation, scene.observation)
+        assert np.array_equal(scene.set_speed("ego", by=0.0).observation, scene.observation)
+    assert came > 0
 
 
 @pytest.mark.parametrize(
