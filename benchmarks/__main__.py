@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import affine, forward, startup, sweeps, tables
+from benchmarks import affine, episodes, forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine")
+SUITES = ("forward", "startup", "sweeps", "affine", "episodes")
 
 
 def main() -> None:
@@ -46,6 +46,12 @@ def main() -> None:
     if "affine" in arguments.suites:
         rows = list(affine.measure(rounds=max(5, arguments.rounds // 4)))
         _finish("affine", rows, tables.plain_table(rows), arguments.out)
+    if "episodes" in arguments.suites:
+        for name, suite in episodes.SUITE.items():
+            rows = list(suite(rounds=max(3, arguments.rounds // 4) if name == "episodes_workers" else arguments.rounds))
+            _finish(name, rows, tables.plain_table(rows), arguments.out)
+        rows = list(episodes.large_store())
+        _finish("episodes_store", rows, tables.plain_table(rows), arguments.out)
 
 
 def _finish(name: str, rows: list[dict[str, object]], table: str, where: Path) -> None:

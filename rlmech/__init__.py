@@ -73,8 +73,10 @@ if TYPE_CHECKING:
     from rlmech.rollouts.comparison import compare_recordings, comparison_table, seeds_needed
     from rlmech.rollouts.driving import Condition
     from rlmech.rollouts.env import make_env, spec_of
+    from rlmech.rollouts.exchange import from_minari, to_minari
     from rlmech.rollouts.record import record
     from rlmech.rollouts.recording import Recording
+    from rlmech.rollouts.video import save_video
 
 __version__ = version("rlmech")
 
@@ -110,6 +112,7 @@ _LAZY = {
     "edge_attribution": "rlmech.interventions.edges.edge_attribution",
     "edge_patching": "rlmech.interventions.edges.edge_patching",
     "exact_integrated_gradients": "rlmech.circuits.exact_gradients",
+    "from_minari": "rlmech.rollouts.exchange",
     "integrated_gradients": "rlmech.circuits.captum_attribution",
     "interchange_intervention": "rlmech.interventions.subspace",
     "key_feature_effects": "rlmech.circuits.pattern_effects",
@@ -134,11 +137,13 @@ _LAZY = {
     "report": "rlmech.plot.report",
     "saliency": "rlmech.circuits.captum_attribution",
     "save_policy": "rlmech.adapters.native",
+    "save_video": "rlmech.rollouts.video",
     "seeds_needed": "rlmech.rollouts.comparison",
     "sliding_windows": "rlmech.interventions.sites",
     "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
     "steering_sweep": "rlmech.interventions.ablation",
+    "to_minari": "rlmech.rollouts.exchange",
 }
 _MODULES = {"plot": "rlmech.plot", "testbed": "rlmech.testbed", "when": "rlmech.rollouts.when", "zoo": "rlmech.zoo"}
 
@@ -182,6 +187,7 @@ __all__ = [
     "edge_attribution",
     "edge_patching",
     "exact_integrated_gradients",
+    "from_minari",
     "integrated_gradients",
     "interchange_intervention",
     "key_feature_effects",
@@ -210,6 +216,7 @@ __all__ = [
     "resample_ablation",
     "saliency",
     "save_policy",
+    "save_video",
     "seeds_needed",
     "sliding_windows",
     "spec_of",
@@ -218,6 +225,7 @@ __all__ = [
     "steering_sweep",
     "subspace_patch",
     "testbed",
+    "to_minari",
     "when",
     "zero_ablation",
     "zoo",

@@ -134,13 +134,18 @@ class Driver:
             "when": None if self.when is None else str(self.when),
         }
 
-    def look(self, observation: Any) -> Look:
+    @property
+    def unedited_names(self) -> Names:
+        """Hook points whose values are kept of the unedited policy: none where edits are always at work."""
+        return () if self.edits and self.when is None else self.names
+
+    def look(self, observation: Any, names: Names) -> Look:
         """What the policy, with whatever hooks are attached to it now, makes of one observation."""
         batch = _batched(observation)
-        if self.names is not None and not callable(self.names) and len(self.names) == 0:
+        if names is not None and not callable(names) and len(names) == 0:
             scores, activations = self.policy(batch), {}
         else:
-            scores, activations = self.policy.run_with_cache(batch, self.names)
+            scores, activations = self.policy.run_with_cache(batch, names)
         action = choose_actions(scores, self.policy.output_kind, self.policy.action_space, deterministic=True)[0]
         return Look(scores, activations, action if np.ndim(action) else int(action))
 
@@ -175,7 +180,7 @@ class Drive:
         look = unedited
         if edited:
             with self.driver.policy.hooks(fwd_hooks=self._hooks):
-                look = self.driver.look(observation)
+                look = self.driver.look(observation, self.driver.names)
         self._previous, self._step = look.action, self._step + 1
         return Decision(
             action=look.action,

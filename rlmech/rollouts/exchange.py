@@ -26,7 +26,7 @@ from rlmech.rollouts import recording as store
 from rlmech.rollouts.measures import VEHICLE_COLUMNS
 from rlmech.rollouts.origin import environment_of, spaces_of
 from rlmech.rollouts.recording import Recording
-from rlmech.rollouts.shards import FINAL, Episodes, Writer
+from rlmech.rollouts.shards import FINAL, Episodes, Writer, vehicle_table
 from rlmech.spec import PolicySpec
 
 Observations = Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
@@ -269,15 +269,9 @@ def _episodes(number: int, episode: _Episode) -> Episodes:
     return Episodes(
         episodes=pa.Table.from_pylist([head | summary]),
         steps=pa.table(columns),
-        vehicles=_no_vehicles(),
+        vehicles=vehicle_table([], episode=0, seed=0),
         arrays=arrays,
     )
-
-
-def _no_vehicles() -> pa.Table:
-    numbers = {name: pa.array([], pa.int64()) for name in ("episode", "seed", "step")}
-    kinds = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
-    return pa.table(numbers | {name: pa.array([], kinds[column.dtype]) for name, column in VEHICLE_COLUMNS.items()})
 
 
 def _seeds(dataset: Any) -> tuple[list[int], bool]:

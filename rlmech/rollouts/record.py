@@ -267,7 +267,7 @@ def _manifests(
     manifests: dict[str, dict[str, Any]] = {}
     for name, driver in drivers.items():
         with torch.no_grad():
-            activations = driver.look(observation).activations
+            activations = driver.look(observation, driver.names).activations
         policy = driver.policy
         manifest = {
             "format": store.FORMAT,

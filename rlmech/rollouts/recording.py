@@ -39,6 +39,7 @@ FORMAT = "rlmech.recording/2"
 MANIFEST = "manifest.json"
 OBSERVATION, ACTION, SCORES, FRAMES = "observation", "action", "scores", "frames"
 ACTIVATION = "activation/"
+_INDEX = ("episode", "seed", "length", "shard", "start")
 Rows = slice | np.ndarray
 
 
@@ -448,17 +449,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _index(shards: list[Shard]) -> pd.DataFrame:
     """One row an episode, with its shard and where its rows begin there."""
-    tables: list[pd.DataFrame] = []
-    for number, shard in enumerate(shards):
-        table = shard.table("episodes").to_pandas()
-        table["shard"] = number
-        table["start"] = table["length"].cumsum() - table["length"]
-        tables.append(table)
-    if not tables:
-        return pd.DataFrame(
-            {name: pd.Series(dtype="int64") for name in ("episode", "seed", "length", "shard", "start")}
-        )
-    return pd.concat(tables, ignore_index=True)
+    if not shards:
+        return pd.DataFrame({name: pd.Series(dtype="int64") for name in _INDEX})
+    tables = [shard.table("episodes") for shard in shards]
+    index = pa.concat_tables(tables, promote_options="default").to_pandas()
+    index["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    ends = index.groupby("shard")["length"].cumsum()
+    return index.assign(start=ends - index["length"])
 
 
 def _same(ours: Any, theirs: Any) -> bool:

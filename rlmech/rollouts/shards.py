@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rlmech.errors import RecordingError
+from rlmech.rollouts.measures import VEHICLE_COLUMNS
 
 SHARDS = "shards"
 TABLES = ("episodes", "steps", "vehicles")
@@ -34,6 +35,7 @@ ARRAYS = "arrays.safetensors"
 FINAL = "final_observation"
 MOST_EPISODES = 512
 MOST_BYTES = 64 * 2**20
+_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
 _NAME = re.compile(r"(\d{8})(?:-(\d{8}))?$")
 
 
@@ -94,7 +96,8 @@ class Shard:
             RecordingError: The file is damaged.
         """
         try:
-            return pq.read_table(self.path / f"{name}.parquet", columns=columns)
+            with pq.ParquetFile(self.path / f"{name}.parquet") as file:
+                return file.read(columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise damaged(self.path, error) from error
 
@@ -235,6 +238,21 @@ class Writer:
 def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table; a value that a row lacks is null."""
     return pa.Table.from_pylist([{name: _plain(value) for name, value in row.items()} for row in rows])
+
+
+def vehicle_table(scenes: Sequence[Sequence[tuple[Any, ...]]], *, episode: int, seed: int) -> pa.Table:
+    """The vehicles of an episode's scenes as a table, with the same columns whether there are any or not.
+
+    Args:
+        scenes: For each observation, a row of `VEHICLE_COLUMNS` a vehicle.
+        episode: The episode's number.
+        seed: Its seed.
+    """
+    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(VEHICLE_COLUMNS)
+    step = np.repeat(np.arange(len(scenes)), np.array([len(scene) for scene in scenes], dtype=int))
+    columns = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
+    own = zip(VEHICLE_COLUMNS.items(), values, strict=True)
+    return pa.table(columns | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
 
 
 def damaged(path: Path, error: Exception) -> RecordingError:

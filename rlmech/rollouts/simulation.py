@@ -20,11 +20,9 @@ import torch
 from rlmech.rollouts import recording as store
 from rlmech.rollouts.driving import Decision, Drive, Driver, Look
 from rlmech.rollouts.episode import Step, step_of, summary
-from rlmech.rollouts.measures import VEHICLE_COLUMNS, scene_summary
-from rlmech.rollouts.shards import FINAL, Episodes, table_of
+from rlmech.rollouts.measures import scene_summary
+from rlmech.rollouts.shards import FINAL, Episodes, table_of, vehicle_table
 from rlmech.rollouts.traffic import World
-
-_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
 
 
 @dataclass(slots=True)
@@ -53,7 +51,7 @@ class _Trace:
         return Episodes(
             episodes=table_of([head | summary(self.steps)]),
             steps=table_of([head | _row(t, *row) for t, row in enumerate(rows)]),
-            vehicles=_vehicle_table(self.scenes, **head),
+            vehicles=vehicle_table(self.scenes, **head),
             arrays=arrays,
         )
 
@@ -136,9 +134,9 @@ class Simulator:
         groups: dict[bytes, list[str]] = {}
         for name in branch.names:
             trace, driver = traces[name], self.drivers[name]
-            asked = id(driver.policy), repr(driver.names)
+            asked = id(driver.policy), repr(driver.unedited_names)
             if asked not in looks:
-                looks[asked] = driver.look(branch.observation)
+                looks[asked] = driver.look(branch.observation, driver.unedited_names)
             decision = trace.drive.decide(branch.observation, branch.world.vehicles, looks[asked])
             trace.decisions.append(decision)
             trace.scenes.append(branch.world.vehicles)
@@ -184,14 +182,6 @@ def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]]) -
         "truncated": step.truncated,
         **step.outcome,
     }
-
-
-def _vehicle_table(scenes: list[list[tuple[Any, ...]]], *, episode: int, seed: int) -> pa.Table:
-    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(VEHICLE_COLUMNS)
-    step = np.repeat(np.arange(len(scenes)), [len(scene) for scene in scenes])
-    columns = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
-    own = zip(VEHICLE_COLUMNS.items(), values, strict=True)
-    return pa.table(columns | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
 
 
 def _stacked(name: str, observations: list[Any]) -> dict[str, np.ndarray]:

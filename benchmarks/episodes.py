@@ -1,0 +1,243 @@
+"""Episodes: what recording and intervening cost beside the environment's own stepping, workers, and large recordings.
+
+`driving`: the same episode is stepped bare with the actions known, driven by the policy in a plain loop, recorded, and
+recorded with an edit and every activation kept; CPU time of one thread, interleaved, a seed a round. `sharing`: nine
+conditions together against one after the other. `workers`: wall time of one process, two, and two of a local Ray
+cluster, once their pools are warm. `store`: a recording of a million steps, opened and filtered in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import rlmech as rlm
+from rlmech.rollouts import recording as store
+from rlmech.rollouts.driving import Driver
+from rlmech.rollouts.shards import FINAL, Episodes, Writer
+from rlmech.rollouts.simulation import Simulator
+
+POLICY, ENV = "zoo:intersection-ego-attention", "intersection-v2"
+N_STEPS, STEPS_AN_EPISODE, EPISODES_A_SHARD = 1_000_000, 10, 500
+
+
+def _edit(policy: rlm.HookedPolicy, head: int) -> rlm.Edit:
+    (path,) = policy.attention
+    return rlm.zero_ablation(rlm.Site(f"{path}.hook_z", head=head))
+
+
+def driving(*, rounds: int) -> Iterator[dict[str, object]]:
+    """Shares of the environment's own stepping, and what recording adds to a plain loop."""
+    policy = rlm.load(POLICY)
+    drivers = {
+        "recorded": Driver(policy=policy, names="*.hook_pattern"),
+        "edited, all activations kept, recorded": Driver(policy=policy, edits=(_edit(policy, 1),), names=None),
+    }
+    simulators = {name: Simulator(rlm.make_env(ENV), {"": driver}) for name, driver in drivers.items()}
+    bare = rlm.make_env(ENV)
+    with tempfile.TemporaryDirectory() as folder:
+        writers: dict[str, Writer] = {}
+        for i, name in enumerate(drivers):
+            store.create(Path(folder) / str(i), {})
+            writers[name] = Writer(Path(folder) / str(i))
+        seconds: dict[str, list[float]] = {}
+        for seed in range(-1, rounds):  # the first round warms up
+            found = _round(policy, bare, simulators, writers, seed % 1000)
+            if seed >= 0:
+                for name, value in found.items():
+                    seconds.setdefault(name, []).append(value)
+    yield _quotient(
+        "recorded / plain loop of the same policy", seconds["recorded"], seconds["plain loop"], aim="<= 1.03"
+    )
+    for name in drivers:
+        yield _quotient(f"bare stepping / {name}", seconds[f"bare, {name}"], seconds[name], aim=">= 0.95")
+
+
+def _round(
+    policy: Any, bare: Any, simulators: dict[str, Simulator], writers: dict[str, Writer], seed: int
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in simulators if seed % 2 else reversed(simulators):
+        start = time.thread_time()
+        episode = simulators[name].run(seed, seed)[""]
+        writers[name].add(episode)
+        found[name] = time.thread_time() - start
+        actions = episode.arrays["action"].tolist()
+        start = time.thread_time()
+        bare.reset(seed=seed)
+        for action in actions:
+            bare.step(action)
+        found[f"bare, {name}"] = time.thread_time() - start
+    start = time.thread_time()
+    observation, done = bare.reset(seed=seed)[0], False
+    while not done:
+        observation, _, terminated, truncated, _ = bare.step(int(policy.predict(observation)[0]))
+        done = terminated or truncated
+    found["plain loop"] = time.thread_time() - start
+    return found
+
+
+def sharing(*, rounds: int) -> Iterator[dict[str, object]]:
+    """Nine conditions that share their simulation, against the same nine one after the other."""
+    policy = rlm.load(POLICY)
+    drivers = {f"head {h} {k}": Driver(policy=policy, edits=(e,)) for h in range(4) for k, e in _ablations(policy, h)}
+    drivers["baseline"] = Driver(policy=policy)
+    together, apart = Simulator(rlm.make_env(ENV), drivers), Simulator(rlm.make_env(ENV), drivers)
+    together.run(0, 1000)
+    apart.sharing = "no: measured apart"
+    before, seconds = together.n_simulated, {"together": list[float](), "apart": list[float]()}
+    for seed in range(rounds):
+        for name, simulator in (("together", together), ("apart", apart))[:: 1 if seed % 2 else -1]:
+            start = time.thread_time()
+            simulator.run(seed, seed)
+            seconds[name].append(time.thread_time() - start)
+    yield _quotient("nine conditions together / one after the other", seconds["together"], seconds["apart"], aim="")
+    share = (together.n_simulated - before) / apart.n_simulated
+    yield {
+        "measured": "environment steps simulated, together / apart",
+        "median": share,
+        "quartiles": "",
+        "aim": "",
+        "n": rounds,
+    }
+
+
+def _ablations(policy: rlm.HookedPolicy, head: int) -> Iterator[tuple[str, rlm.Edit]]:
+    (path,) = policy.attention
+    _, reference = policy.run_with_cache(np.random.default_rng(0).random((64, 15, 7), dtype=np.float32), "*.hook_z")
+    yield "zero", _edit(policy, head)
+    yield "mean", rlm.mean_ablation(rlm.Site(f"{path}.hook_z", head=head), reference=reference)
+
+
+def workers(*, rounds: int, n_seeds: int = 32) -> Iterator[dict[str, object]]:
+    """Wall time of the same episodes in one process, in two, and in two of a local Ray cluster."""
+    policy, env = rlm.load(POLICY), rlm.make_env(ENV)
+    ways: dict[str, dict[str, Any]] = {"one": {"workers": 1}, "two": {"workers": 2}}
+    try:
+        import ray
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ways["ray"] = {"workers": 2, "backend": "ray"}
+    except ImportError:
+        print("ray is not installed and is skipped")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):  # the first warms the pools
+        for name, options in ways.items():
+            start = time.perf_counter()
+            rlm.record(policy, env, seeds=range(n_seeds if turn else 4), progress=False, **options)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    yield _quotient("one process / two", seconds["one"], seconds["two"], aim=">= 1.8")
+    if "ray" in ways:
+        yield _quotient("two of Ray / two processes", seconds["ray"], seconds["two"], aim="<= 1.15")
+
+
+def large_store() -> Iterator[dict[str, object]]:
+    """A recording of a million steps: bytes, seconds to open and to filter, and the memory that takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "million"
+        start = time.perf_counter()
+        _write_million(path)
+        written = time.perf_counter() - start
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        measured = json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(path)], text=True))
+    yield {"measured": "steps", "value": N_STEPS, "aim": ""}
+    yield {"measured": "bytes on disk", "value": size, "aim": ""}
+    yield {"measured": "seconds to write", "value": written, "aim": ""}
+    for name, aim in (("open", "< 1"), ("filter", "< 2"), ("read what was filtered", ""), ("DuckDB counts", "")):
+        yield {
+            "measured": f"seconds to {name}" if "DuckDB" not in name else f"seconds until {name}",
+            "value": measured[name],
+            "aim": aim,
+        }
+    yield {"measured": "rows that the filter found", "value": measured["rows"], "aim": ""}
+    yield {"measured": "MB of memory that all of this took", "value": measured["megabytes"], "aim": ""}
+
+
+_READ = """
+import json, resource, sys, time
+import rlmech, pandas, pyarrow.dataset, duckdb
+from rlmech.rollouts.recording import Recording
+before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
+def timed(name, call):
+    start = time.perf_counter(); value = call(); found[name] = time.perf_counter() - start
+    return value
+recording = timed("open", lambda: Recording.load(sys.argv[1]))
+chosen = timed("filter", lambda: recording.where(action_changed=True, ttc_below=2.0))
+rows = timed("read what was filtered", lambda: (chosen.steps, chosen.scores))
+steps = recording.dataset()
+timed("DuckDB counts", lambda: duckdb.sql("select action, count(*) from steps group by action").fetchall())
+found["rows"], found["megabytes"] = len(rows[0]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(json.dumps(found))
+"""
+
+
+def _write_million(path: Path) -> None:
+    manifest = {
+        "format": store.FORMAT,
+        "policy": {"fingerprint": "made", "output_kind": "q_values"},
+        "observation_keys": [],
+    }
+    manifest |= {"env": {"id": ENV}, "seeds": [], "activations": {}, "frames": False, "edits": [], "when": None}
+    store.create(path, manifest)
+    writer, rng = Writer(path), np.random.default_rng(0)
+    for first in range(0, N_STEPS // STEPS_AN_EPISODE, EPISODES_A_SHARD):
+        writer.add(_shard(first, rng))
+
+
+def _shard(first: int, rng: np.random.Generator) -> Episodes:
+    n = EPISODES_A_SHARD * STEPS_AN_EPISODE
+    numbers = np.arange(first, first + EPISODES_A_SHARD)
+    episode, step = np.repeat(numbers, STEPS_AN_EPISODE), np.tile(np.arange(STEPS_AN_EPISODE), EPISODES_A_SHARD)
+    head = {"episode": episode, "seed": episode, "step": step}
+    steps = head | {
+        "action": rng.integers(0, 3, n),
+        "edited": np.ones(n, bool),
+        "action_changed": rng.random(n) < 0.2,
+        **{name: rng.gamma(2, 3, n) for name in ("distance", "ttc", "reward", "speed")},
+        **{name: rng.random(n) < 0.1 for name in ("terminated", "truncated", "crashed", "arrived")},
+    }
+    vehicles = {name: np.repeat(value, 8) for name, value in head.items()}
+    vehicles |= {name: rng.normal(size=8 * n) for name in ("x", "y", "heading", "speed", "ttc")}
+    summary = {"episode": numbers, "seed": numbers, "return": rng.normal(size=len(numbers))}
+    arrays = {
+        store.OBSERVATION: rng.random((n, 15, 7), dtype=np.float32),
+        store.SCORES: rng.random((n, 3), dtype=np.float32),
+        store.ACTION: steps["action"],
+        FINAL: rng.random((EPISODES_A_SHARD, 15, 7), dtype=np.float32),
+    }
+    return Episodes(
+        episodes=pa.table(summary | {"length": np.full(len(numbers), STEPS_AN_EPISODE)}),
+        steps=pa.table(steps),
+        vehicles=pa.table(vehicles),
+        arrays=arrays,
+    )
+
+
+def _quotient(what: str, ours: list[float], theirs: list[float], *, aim: str) -> dict[str, object]:
+    quotients = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = quantiles(quotients, n=4, method="inclusive") if len(quotients) > 1 else (quotients[0],) * 3
+    return {
+        "measured": what,
+        "median": median(quotients),
+        "quartiles": f"{low:.3f} {high:.3f}",
+        "aim": aim,
+        "n": len(quotients),
+    }
+
+
+SUITE: dict[str, Callable[..., Iterator[dict[str, object]]]] = {
+    "episodes_driving": driving,
+    "episodes_sharing": sharing,
+    "episodes_workers": workers,
+}
