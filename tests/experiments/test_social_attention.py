@@ -168,11 +168,12 @@ def test_the_rule_is_turned_round_and_not_seen(modules: dict[str, ModuleType], p
     np.testing.assert_array_equal(first["horizontal"], first["vertical"])
     np.testing.assert_array_equal(first["horizontal"], rlm.make_env("intersection-v2").reset(seed=200_000)[0])
     np.testing.assert_array_equal(first["horizontal"], seen.states.observations[0])
-    found = {
-        rule: [env.unwrapped.road.network.get_lane((f"ir{arm}", f"il{(arm + 2) % 4}", 0)).priority for arm in range(4)]
-        for rule, env in envs.items()
-    }
-    assert found == {"horizontal": [1, 3, 1, 3], "vertical": [3, 1, 3, 1]}
+    priorities = {"horizontal": ([1, 3, 1, 3], [0, 2, 0, 2]), "vertical": ([3, 1, 3, 1], [2, 0, 2, 0])}
+    for rule, env in envs.items():
+        base: Any = env.unwrapped
+        for way, expected in zip((2, 1), priorities[rule], strict=True):  # straight on, to the left
+            lanes = [base.road.network.get_lane((f"ir{arm}", f"il{(arm + way) % 4}", 0)) for arm in range(4)]
+            assert [lane.priority for lane in lanes] == expected
 
 
 def test_episodes_under_one_rule_differ_in_nothing(modules: dict[str, ModuleType], policy: rlm.HookedPolicy, seen: Any):
