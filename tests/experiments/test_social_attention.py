@@ -186,6 +186,26 @@ def test_episodes_under_one_rule_differ_in_nothing(modules: dict[str, ModuleType
     assert turned.verdict == "does not hold"
 
 
+def test_braking_less_with_the_right_of_way_is_a_fall_of_slower(
+    modules: dict[str, ModuleType], policy: rlm.HookedPolicy, seen: Any
+):
+    read = modules["attention"].read(policy, seen.states.observations)
+    slower, faster = (seen.states.spec.index("action", name) for name in ("SLOWER", "FASTER"))
+    rules = {
+        rule: (
+            modules["traffic"].Seen(replace(seen.states, actions=np.full(len(read.scores), action)), seen.road),
+            read,
+        )
+        for rule, action in (("horizontal", slower), ("vertical", faster))
+    }
+    turned = modules["right_of_way"].compare(rules, untrained=None)
+    assert (turned.slower.value, turned.matched.value, turned.agreement.value) == (-1, -1, 0)
+    assert turned.verdict == "holds"
+    other = modules["right_of_way"].compare(rules, untrained=rules)
+    assert other.over["untrained"].value == 0
+    assert other.verdict == "cannot be told", "the control does the same"
+
+
 def test_attention_adds_up_and_is_the_forward_passs(
     modules: dict[str, ModuleType], policy: rlm.HookedPolicy, seen: Any
 ):
@@ -252,6 +272,7 @@ def test_effects_are_what_their_names_say(modules: dict[str, ModuleType]):
         ((0.3, 0.2, 0.4), (-0.1, -0.2, -0.05), "does not hold"),
         ((0.3, 0.05, 0.4), (0.1, 0.05, 0.2), "cannot be told"),
         ((0.05, 0.0, 0.09), (0.1, 0.05, 0.2), "does not hold"),
+        ((0.08, 0.02, 0.15), (0.1, 0.05, 0.2), "cannot be told"),
     ],
 )
 def test_a_claim_holds_only_beyond_enough_and_beyond_its_controls(
