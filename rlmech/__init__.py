@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from rlmech.rollouts.exchange import from_minari, to_minari
     from rlmech.rollouts.record import record
     from rlmech.rollouts.recording import Recording
+    from rlmech.rollouts.scenes import Scene, SceneEdit
+    from rlmech.rollouts.scenes.field import scene_field
+    from rlmech.rollouts.scenes.smallest_change import smallest_change
     from rlmech.rollouts.video import save_video
 
 __version__ = version("rlmech")
@@ -87,6 +90,8 @@ _LAZY = {
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
     "Recording": "rlmech.rollouts.recording",
+    "Scene": "rlmech.rollouts.scenes",
+    "SceneEdit": "rlmech.rollouts.scenes",
     "ablation_sweep": "rlmech.interventions.ablation",
     "action_flip": "rlmech.interventions.metrics",
     "action_gap": "rlmech.interventions.metrics",
@@ -138,8 +143,10 @@ _LAZY = {
     "saliency": "rlmech.circuits.captum_attribution",
     "save_policy": "rlmech.adapters.native",
     "save_video": "rlmech.rollouts.video",
+    "scene_field": "rlmech.rollouts.scenes.field",
     "seeds_needed": "rlmech.rollouts.comparison",
     "sliding_windows": "rlmech.interventions.sites",
+    "smallest_change": "rlmech.rollouts.scenes.smallest_change",
     "spec_of": "rlmech.rollouts.env",
     "state_value": "rlmech.interventions.metrics",
     "steering_sweep": "rlmech.interventions.ablation",
@@ -161,6 +168,8 @@ __all__ = [
     "PolicySpec",
     "Recording",
     "RlmechError",
+    "Scene",
+    "SceneEdit",
     "Site",
     "ablation_sweep",
     "action_flip",
@@ -217,8 +226,10 @@ __all__ = [
     "saliency",
     "save_policy",
     "save_video",
+    "scene_field",
     "seeds_needed",
     "sliding_windows",
+    "smallest_change",
     "spec_of",
     "state_value",
     "steer",

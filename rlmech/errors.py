@@ -91,6 +91,10 @@ class RecordingError(RlmechError, ValueError):
     """A recording that exists already, is incomplete, or cannot be read."""
 
 
+class SceneError(RlmechError, ValueError):
+    """A scene that cannot be captured, an edit that does not fit it, or an observation that it does not have."""
+
+
 class WorkerError(RlmechError, RuntimeError):
     """Workers that died again and again."""
 

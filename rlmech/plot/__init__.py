@@ -7,6 +7,7 @@ show in a notebook, and `report` puts them into one self-contained HTML page.
 from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
 from rlmech.plot.circuit_graph import circuit_graph
 from rlmech.plot.episode import q_values, scores
+from rlmech.plot.field import field
 from rlmech.plot.heatmap import circuit, heatmap, sweep
 from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, report
 from rlmech.plot.scene import scene
@@ -25,6 +26,7 @@ __all__ = [
     "circuit",
     "circuit_graph",
     "episodes",
+    "field",
     "heatmap",
     "q_values",
     "recorded_pattern",

@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Shaped
 
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.rollouts import recording as store
-from rlmech.rollouts.measures import VEHICLE_COLUMNS
 from rlmech.rollouts.origin import environment_of, spaces_of
 from rlmech.rollouts.recording import Recording
 from rlmech.rollouts.shards import FINAL, Episodes, Writer, vehicle_table

@@ -20,8 +20,8 @@ from rlmech.interventions.metrics import (
     policy_kl,
     state_value,
 )
-from rlmech.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
 from rlmech.spec import PolicySpec
+from rlmech.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
 
 SPEC = PolicySpec(actions=("SLOWER", "IDLE", "FASTER"))
 Q = SimpleNamespace(output_kind="q_values", spec=SPEC)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes.stage import Stage
 from rlmech.rollouts.scenes.ways import Lane, further, goals, lane_index, plan
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes.stage import EGO, Stage
 
 if TYPE_CHECKING:

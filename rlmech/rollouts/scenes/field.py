@@ -18,9 +18,9 @@ import xarray as xr
 from jaxtyping import Float
 
 from rlmech.core.edit import Site
+from rlmech.errors import SceneError
 from rlmech.rollouts.env import check_fit
 from rlmech.rollouts.scenes.editable import Named
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.probe import (
     CHUNK,
     UNITS,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes.rows import n_rows
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from rlmech.errors import nearest
+from rlmech.errors import SceneError, nearest
 from rlmech.rollouts.scenes.changes import check_numbers, drive, place
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.pair import aligned_rows
 from rlmech.rollouts.scenes.reachable import obstructions
 from rlmech.rollouts.scenes.rows import has_rows, own_rows

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlmech.errors import nearest
+from rlmech.errors import SceneError, nearest
 from rlmech.rollouts.scenes import changes
 from rlmech.rollouts.scenes.editable import OBSERVED_ONLY, Editable, Named, Outcome, SceneEdit, worded
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.rows import has_rows
 from rlmech.rollouts.scenes.stage import Stage
 from rlmech.rollouts.scenes.ways import Lane, LaneIndex, lane_index

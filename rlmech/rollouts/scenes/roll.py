@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit

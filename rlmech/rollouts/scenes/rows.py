@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float32
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes.stage import EGO, Stage
 
 Rows = Mapping[int, int]

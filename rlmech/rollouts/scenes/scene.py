@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from rlmech.errors import SceneError
 from rlmech.rollouts.env import check_fit, spec_of
 from rlmech.rollouts.scenes.editable import Change, SceneEdit
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.pair import aligned_rows, scene_pair
 from rlmech.rollouts.scenes.road_edits import RoadEdits
 from rlmech.rollouts.scenes.roll import Roll, roll

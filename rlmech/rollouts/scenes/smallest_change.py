@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.errors import SceneError
 from rlmech.rollouts.env import check_fit
 from rlmech.rollouts.scenes.changes import check_numbers
 from rlmech.rollouts.scenes.editable import Named
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.probe import (
     UNITS,
     Probe,

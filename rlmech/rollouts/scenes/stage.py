@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.traffic import World
 
 EGO = 0

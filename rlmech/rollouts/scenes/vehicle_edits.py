@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes import changes
 from rlmech.rollouts.scenes.editable import Editable, Named, Outcome, worded
-from rlmech.rollouts.scenes.errors import SceneError
 from rlmech.rollouts.scenes.reachable import largest_change_of_speed, obstructions
 from rlmech.rollouts.scenes.stage import Stage
 from rlmech.rollouts.scenes.ways import Lane, goals, plan

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError
 from rlmech.rollouts.scenes.rows import n_rows, observe_rows
 from rlmech.rollouts.scenes.stage import EGO, Stage
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlmech.errors import nearest
-from rlmech.rollouts.scenes.errors import SceneError
+from rlmech.errors import SceneError, nearest
 from rlmech.rollouts.scenes.stage import Stage
 
 LaneIndex = tuple[str, str, int]

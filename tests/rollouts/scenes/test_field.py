@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import rlmech as rlm
-from rlmech.rollouts.scenes import Scene, SceneError, scene_field
+from rlmech.errors import SceneError
+from rlmech.rollouts.scenes import Scene, scene_field
 from rlmech.rollouts.scenes.probe import Probe
 
 OVER = {"speed": [6.0, 9.0], "along": [-6.0, 0.0, 6.0]}

@@ -10,8 +10,8 @@ import gymnasium as gym
 import pytest
 
 import rlmech as rlm
-from rlmech.errors import EnvironmentFitError
-from rlmech.rollouts.scenes import Scene, SceneError
+from rlmech.errors import EnvironmentFitError, SceneError
+from rlmech.rollouts.scenes import Scene
 from tests.rollouts.scenes.conftest import intersection
 
 

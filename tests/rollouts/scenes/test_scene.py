@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rlmech as rlm
-from rlmech.rollouts.scenes import Scene, SceneError
+from rlmech.errors import SceneError
+from rlmech.rollouts.scenes import Scene
 from rlmech.rollouts.traffic import World
 from tests.rollouts.scenes.conftest import intersection
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import rlmech as rlm
+from rlmech.errors import SceneError
 from rlmech.rollouts.env import spec_of
-from rlmech.rollouts.scenes import Scene, SceneError, smallest_change
+from rlmech.rollouts.scenes import Scene, smallest_change
 from rlmech.rollouts.scenes.smallest_change import TOLERANCES
 
 
