@@ -3,7 +3,8 @@
 `driving`: the same episode is stepped bare with the actions known, driven by the policy in a plain loop, recorded, and
 recorded with an edit and every activation kept; CPU time of one thread, interleaved, a seed a round. `sharing`: nine
 conditions together against one after the other. `workers`: wall time of one process, two, and two of a local Ray
-cluster, once their pools are warm. `store`: a recording of a million steps, opened and filtered in a process of its own.
+cluster, once their pools are warm. `store`: a recording of a million steps, opened and filtered in a process of its
+own.
 """
 
 from __future__ import annotations
