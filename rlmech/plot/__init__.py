@@ -1,4 +1,4 @@
-"""Results as figures: heat maps, attention, the road, episodes, and one page that holds them all.
+"""Results as figures: heat maps, attention, the road, episodes, comparisons, and one page that holds them all.
 
 Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
 show in a notebook, and `report` puts them into one self-contained HTML page.
@@ -6,11 +6,13 @@ show in a notebook, and `report` puts them into one self-contained HTML page.
 
 from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
 from rlmech.plot.circuit_graph import circuit_graph
+from rlmech.plot.comparison import comparison, dose_response
 from rlmech.plot.episode import q_values, scores
 from rlmech.plot.field import field
 from rlmech.plot.heatmap import circuit, heatmap, sweep
 from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, report
 from rlmech.plot.scene import scene
+from rlmech.plot.side_by_side import side_by_side
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
 
@@ -25,6 +27,8 @@ __all__ = [
     "attention",
     "circuit",
     "circuit_graph",
+    "comparison",
+    "dose_response",
     "episodes",
     "field",
     "heatmap",
@@ -33,5 +37,6 @@ __all__ = [
     "report",
     "scene",
     "scores",
+    "side_by_side",
     "sweep",
 ]

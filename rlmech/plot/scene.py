@@ -86,6 +86,7 @@ def scene(
     step: int,
     pattern: xr.DataArray | None = None,
     title: str = "",
+    way: np.ndarray | None = None,
 ) -> SvgFigure:
     """Draw the road at one step of a recording.
 
@@ -96,6 +97,8 @@ def scene(
         pattern: The policy's attention in that state, `[head key]`, or `[head query key]` with one query; position
             along `key` is the observation row. None draws no attention.
         title: One line above the road.
+        way: Positions `[point, xy]` in m that the window lies around, so that two episodes can be drawn alike; by
+            default the ego's in this episode.
 
     Returns:
         The drawing; hovering a vehicle tells its row, its speed and the weights that it gets.
@@ -111,7 +114,7 @@ def scene(
         _Lane(points=np.asarray(lane["points"], dtype=float), width=float(lane["width"]))
         for lane in recording.manifest.get("lanes", [])
     ]
-    window = _window(_way(recording, episode), ego, lanes)
+    window = _window(ego_way(recording, episode) if way is None else way, ego, lanes)
     content = _road(lanes)
     if weights is not None:
         content += _attention(ego, vehicles, weights)
@@ -173,8 +176,8 @@ def _vehicles(recording: Recording, episode: int, step: int) -> list[_Vehicle]:
     return vehicles
 
 
-def _way(recording: Recording, episode: int) -> np.ndarray:
-    """The ego's positions in an episode, `[step, xy]`."""
+def ego_way(recording: Recording, episode: int) -> np.ndarray:
+    """The ego's positions in an episode, `[step, xy]`, in m."""
     table: Any = recording.vehicles
     own = table[(table["episode"] == episode) & (table["row"] == 0)]
     return np.asarray(own[["x", "y"]], dtype=float)
