@@ -70,7 +70,9 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
         >>> policy, env = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4)), rlm.make_env("CartPole-v1")
         >>> push = rlm.steer("hook_q_values", torch.tensor([1.0, 0.0]), 100.0)
         >>> drives = {"untouched": [], "pushed": [push]}
-        >>> both = {name: rlm.record(policy, env, seeds=[7], edits=edits, progress=False) for name, edits in drives.items()}
+        >>> both = {
+        ...     name: rlm.record(policy, env, seeds=[7], edits=edits, progress=False) for name, edits in drives.items()
+        ... }
         >>> len(rlm.plot.side_by_side(both, seed=7).frames) == max(len(one.steps) for one in both.values())
         True
     """
@@ -83,13 +85,7 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
         )
     first, second = (_side(name, recording.episode(seed)) for name, recording in recordings.items())
     parted = _first_difference(first.actions, second.actions)
-    marks = {
-        len(side) - 1: f"step {len(side) - 1}: {side.name} ends, {_ending(side)}"
-        for side in (first, second)
-        if len(first) != len(second)
-    }
-    if parted is not None:
-        marks[parted] = f"step {parted}: first difference, {first.action(parted)} → {second.action(parted)}"
+    marks = _marks(first, second, parted)
     group = f"seed {seed}: {first.name} | {second.name}"
     frames = tuple(
         Frame(
@@ -123,10 +119,22 @@ def _first_difference(ours: np.ndarray, theirs: np.ndarray) -> int | None:
     return int(differ[0]) if len(differ) else None
 
 
+def _marks(first: _Side, second: _Side, parted: int | None) -> dict[int, str]:
+    """Why one would jump to a step: they part, or one of them ends."""
+    said: dict[int, list[str]] = {}
+    if parted is not None:
+        said[parted] = [f"first difference, {first.action(parted)} | {second.action(parted)}"]
+    for side in (first, second):
+        said.setdefault(len(side) - 1, []).append(f"{side.name} ends ({_ending(side)})")
+    return {step: f"step {step}: {'; '.join(parts)}" for step, parts in sorted(said.items())}
+
+
 def _ending(side: _Side) -> str:
     row: dict[str, Any] = side.recording.episodes.to_dict("records")[0]
     how = [name for name in ("crashed", "arrived") if bool(row.get(name, False))]
-    return f"{' and '.join(how) or 'over'}, return {float(row['return']):.2f}"
+    if not how:
+        how = ["time was up" if bool(side.recording.steps["truncated"].iloc[-1]) else "terminated"]
+    return f"{' and '.join(how)}, return {float(row['return']):.2f}"
 
 
 def _both(first: _Side, second: _Side, step: int) -> SvgFigure:
@@ -134,7 +142,8 @@ def _both(first: _Side, second: _Side, step: int) -> SvgFigure:
     drawn = [_half(side, _window(first, second), step) for side in (first, second)]
     width, height = 2 * PIXELS + _GAP, max(height for _, height in drawn)
     placed = "".join(
-        tag("g", content, transform=f"translate({place * (PIXELS + _GAP):.0f} 0)") for place, (content, _) in enumerate(drawn)
+        tag("g", content, transform=f"translate({place * (PIXELS + _GAP):.0f} 0)")
+        for place, (content, _) in enumerate(drawn)
     )
     return SvgFigure(
         svg=tag(
@@ -183,7 +192,7 @@ def _height(drawing: SvgFigure) -> float:
 
 def _headline(side: _Side, step: int) -> str:
     if step >= len(side):
-        return f"{side.name}: over after {len(side)} steps, {_ending(side)}"
+        return f"{side.name}: over after {len(side)} decisions: {_ending(side)}"
     return f"{side.name}: takes {side.action(step)}"
 
 
@@ -234,6 +243,8 @@ def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE, height=260, hovermode="x unified", margin={"t": 40, "b": 48, "l": 56, "r": 16}
     )
-    figure.update_xaxes(title_text="step (colour of a marker: the action taken)", range=[-0.6, max(len(first), len(second)) - 0.2])
+    figure.update_xaxes(
+        title_text="step (colour of a marker: the action taken)", range=[-0.6, max(len(first), len(second)) - 0.2]
+    )
     figure.update_yaxes(title_text="return so far", zeroline=False)
     return figure

@@ -1,0 +1,135 @@
+"""The strongest ablations driven through whole episodes, beside the same episodes untouched.
+
+Sites are those whose mean ablation changes most actions offline. Each drives the first few seeds of the recording; shown
+is the episode whose return changes most under the ablation whose mean does, which is said on the page: it is not a
+typical one. Cost: those episodes, which share simulation until they part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from rlmech.core.edit import Edit, Site, mean_ablation
+from rlmech.core.policy import HookedPolicy
+from rlmech.interventions.ablation import ablation_sweep
+from rlmech.interventions.metrics import action_flip
+from rlmech.rollouts.compare import compare_rollouts
+from rlmech.rollouts.comparison import BASELINE
+from rlmech.rollouts.record import record
+from rlmech.rollouts.recording import Recording
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+MOST_HEADS = 4  # that drive: each costs as many episodes again, less what is shared
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driven:
+    """Ablations that drove, and the episode to show.
+
+    Attributes:
+        result: What `compare_rollouts` returned, a condition an ablation.
+        sites: The site of each condition.
+        condition: The condition of the episode shown; empty where no ablation ever changed an action.
+        seed: Its seed; None likewise.
+        edited: The episode as driven under that condition, with the attention recorded; None likewise.
+    """
+
+    result: xr.Dataset
+    sites: dict[str, Site]
+    condition: str
+    seed: int | None
+    edited: Recording | None
+
+
+def drive(
+    policy: HookedPolicy,
+    env: gym.Env[Any, Any],
+    recording: Recording,
+    *,
+    block: str | None,
+    n_seeds: int,
+    names: list[str],
+    workers: int = 1,
+    progress: bool = True,
+) -> Driven | None:
+    """Drive the recording's first seeds with heads (without attention: a neuron) at their mean.
+
+    Args:
+        policy: The policy.
+        env: The environment of the recording.
+        recording: Its episodes untouched; the means are taken over their states.
+        block: Path of the attention block, or None.
+        n_seeds: How many seeds to drive.
+        names: Hook points to record of the episode shown.
+        workers: Processes.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The comparison and the episode to show; None for a policy that has neither heads nor neurons.
+    """
+    sites = strongest(policy, recording, block)
+    if not sites:
+        return None
+    conditions = ablations(policy, recording, sites)
+    seeds = [int(seed) for seed in recording.episodes["seed"]][:n_seeds]
+    result = compare_rollouts(policy, env, conditions=conditions, seeds=seeds, workers=workers, progress=progress)
+    condition, seed = most_changed(result)
+    edited = None
+    if seed is not None:
+        edited = record(policy, env, seeds=[seed], edits=conditions[condition], names=names, progress=False)
+    return Driven(result=result, sites=sites, condition=condition, seed=seed, edited=edited)
+
+
+def strongest(policy: HookedPolicy, recording: Recording, block: str | None) -> dict[str, Site]:
+    """The sites whose mean ablation changes most actions in the recorded states, by name: heads, or else one neuron."""
+    if block is not None:
+        sites, most = policy.sites(policy.attention[block].names["z"], over=("head",)), MOST_HEADS
+    else:
+        layers = [
+            name
+            for name, point in policy.hook_dict.items()
+            if point.kind == "activation" and point.axes == ("batch", "neuron")
+        ]
+        sites, most = (policy.sites(layers[-1], over=("neuron",)), 1) if layers else ([], 0)
+    if not sites:
+        return {}
+    effect = ablation_sweep(policy, recording.observations, sites=sites, kind="mean", metric=action_flip())["effect"]
+    first = np.argsort(-effect.values, kind="stable")[:most]
+    return {_named(sites[place]): sites[place] for place in sorted(int(place) for place in first)}
+
+
+def ablations(policy: HookedPolicy, recording: Recording, sites: dict[str, Site]) -> dict[str, list[Edit]]:
+    """Each site at its mean over the recorded states."""
+    with torch.no_grad():
+        _, cache = policy.run_with_cache(recording.observations, sorted({site.name for site in sites.values()}))
+    return {name: [mean_ablation(site, reference=cache)] for name, site in sites.items()}
+
+
+def most_changed(result: xr.Dataset) -> tuple[str, int | None]:
+    """The condition that moves the mean return most, and there the seed whose return changes most.
+
+    Among equals the seed that parts first. Where no condition ever takes another action there is none.
+    """
+    parts = result["divergence"].notnull()
+    moved = [str(name) for name in result["condition"].values if bool(parts.sel(condition=name).any())]
+    if not moved:
+        return "", None
+    condition = max(moved, key=lambda name: abs(float(result["delta_return"].sel(condition=name))))
+    change = np.abs((result["return"].sel(condition=condition) - result["return"].sel(condition=BASELINE)).values)
+    step = result["divergence"].sel(condition=condition).values
+    candidates = np.flatnonzero(np.isfinite(step))
+    best = min(candidates, key=lambda place: (-change[place], step[place]))
+    return condition, int(result["seed"].values[best])
+
+
+def _named(site: Site) -> str:
+    return ", ".join(f"{axis} {position}" for axis, position in site.selection)
