@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 import rlmech as rlm
+from rlmech.rollouts import manifest as manifests
 from rlmech.rollouts import recording as store
 from rlmech.rollouts.driving import Driver
 from rlmech.rollouts.shards import FINAL, Episodes, Writer
@@ -49,7 +50,7 @@ def driving(*, rounds: int) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         writers: dict[str, Writer] = {}
         for i, name in enumerate(drivers):
-            store.create(Path(folder) / str(i), {})
+            manifests.create(Path(folder) / str(i), {})
             writers[name] = Writer(Path(folder) / str(i))
         seconds: dict[str, list[float]] = {}
         for seed in range(-1, rounds):  # the first round warms up
@@ -185,12 +186,12 @@ print(json.dumps(found))
 
 def _write_million(path: Path) -> None:
     manifest = {
-        "format": store.FORMAT,
+        "format": manifests.FORMAT,
         "policy": {"fingerprint": "made", "output_kind": "q_values"},
         "observation_keys": [],
     }
     manifest |= {"env": {"id": ENV}, "seeds": [], "activations": {}, "frames": False, "edits": [], "when": None}
-    store.create(path, manifest)
+    manifests.create(path, manifest)
     writer, rng = Writer(path), np.random.default_rng(0)
     for first in range(0, N_STEPS // STEPS_AN_EPISODE, EPISODES_A_SHARD):
         writer.add(_shard(first, rng))

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
+from rlmech.rollouts import manifest as manifests
 from rlmech.rollouts import recording as store
 from rlmech.rollouts.origin import environment_of, spaces_of
 from rlmech.rollouts.recording import Recording
@@ -130,7 +131,7 @@ def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
     seeds, numbered = _seeds(opened)
     folder = store.TemporaryFolder() if path is None else None
     path = folder.path / "recording" if folder else Path(path or "")
-    store.create(path, _manifest(opened, seeds, numbered=numbered))
+    manifests.create(path, _manifest(opened, seeds, numbered=numbered))
     writer = Writer(path)
     try:
         for number, episode in enumerate(_collected(opened, seeds)):
@@ -289,7 +290,7 @@ def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> dict[str, An
     config = ours.get("env", {}).get("config") or (env.kwargs.get("config", {}) if env else {})
     space = dataset.spec.observation_space
     manifest = {
-        "format": store.FORMAT,
+        "format": manifests.FORMAT,
         "versions": {"rlmech": importlib.metadata.version("rlmech"), "minari": dataset.spec.minari_version},
         "policy": {},
         "edits": [],

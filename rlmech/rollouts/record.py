@@ -21,6 +21,7 @@ from rlmech.progress import progress_bar
 from rlmech.rollouts import recording as store
 from rlmech.rollouts.driving import Condition, Driver, Hook, Names
 from rlmech.rollouts.env import check_fit, spec_of
+from rlmech.rollouts.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
 from rlmech.rollouts.recording import Recording
 from rlmech.rollouts.shards import Writer
 from rlmech.rollouts.simulation import Simulator
@@ -198,14 +199,14 @@ class _Log:
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
         seeds = list(manifest["seeds"])
-        if (path / store.MANIFEST).exists():
-            there = store.read_manifest(path)
+        if (path / MANIFEST).exists():
+            there = read_manifest(path)
             _check_same(path, there, manifest)
             seeds = there["seeds"] + [seed for seed in seeds if seed not in set(there["seeds"])]
             if seeds != there["seeds"]:
-                store.write_manifest(path, {**there, "seeds": seeds})
+                write_manifest(path, {**there, "seeds": seeds})
         else:
-            store.create(path, manifest)
+            create(path, manifest)
         self.number_of = {seed: number for number, seed in enumerate(seeds)}
         self.writer = Writer(path)
 
@@ -270,7 +271,7 @@ def _manifests(
             activations = driver.look(observation, driver.names).activations
         policy = driver.policy
         manifest = {
-            "format": store.FORMAT,
+            "format": FORMAT,
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),

@@ -10,10 +10,9 @@ tables to Arrow, DuckDB or polars. Nothing is pickled.
 
 from __future__ import annotations
 
-import json
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -29,14 +28,13 @@ from jaxtyping import Float, Shaped, UInt8
 
 from rlmech.errors import RecordingError, nearest
 from rlmech.rollouts.filters import Filter, filter_of
-from rlmech.rollouts.shards import FINAL, SHARDS, Shard, damaged, shards_in, unwritable
+from rlmech.rollouts.manifest import read_manifest
+from rlmech.rollouts.shards import FINAL, Shard, shards_in
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
-FORMAT = "rlmech.recording/2"
-MANIFEST = "manifest.json"
 OBSERVATION, ACTION, SCORES, FRAMES = "observation", "action", "scores", "frames"
 ACTIVATION = "activation/"
 _INDEX = ("episode", "seed", "length", "shard", "start")
@@ -386,65 +384,6 @@ class TemporaryFolder:
     def __init__(self) -> None:
         self.path = Path(mkdtemp(prefix="rlmech-recording-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def create(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Make a recording's directory, with its manifest and no episode.
-
-    Raises:
-        RecordingError: The path is taken, or cannot be written to.
-    """
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise RecordingError(
-            "There is something at the recording's path already.",
-            given=path,
-            expected="a path that does not exist, or a recording to go on with",
-            fix="choose another path",
-        ) from None
-    except OSError as error:
-        raise unwritable("The recording", path, error) from error
-    try:
-        (path / SHARDS).mkdir()
-        write_manifest(path, manifest)
-    except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
-        raise unwritable("The recording", path, error) from error
-
-
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Set a recording's manifest: wholly, or not at all."""
-    partial = path / f".{MANIFEST}"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path / MANIFEST)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A recording's manifest.
-
-    Raises:
-        RecordingError: There is none, or it is damaged or of another format.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RecordingError(
-            "There is no recording at this path.",
-            given=path,
-            expected=f"a directory with a {MANIFEST}",
-            fix="check the path; rlm.record(..., path=...) makes one",
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RecordingError(
-            "This version of rlmech does not read that recording.",
-            given=f"format {manifest.get('format') if isinstance(manifest, dict) else None!r}",
-            expected=f"format {FORMAT!r}",
-            fix="record again, or open it with the version that made it",
-        )
-    return manifest
 
 
 def _index(shards: list[Shard]) -> pd.DataFrame:

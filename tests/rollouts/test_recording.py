@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlmech.errors import RecordingError
+from rlmech.rollouts import manifest as manifests
 from rlmech.rollouts import recording as store
 from rlmech.rollouts import shards
 from rlmech.rollouts.recording import Recording
 from rlmech.rollouts.shards import FINAL, Episodes, Writer, joined, table_of
 
 MANIFEST = {
-    "format": store.FORMAT,
+    "format": manifests.FORMAT,
     "versions": {},
     "policy": {"fingerprint": "f", "output_kind": "q_values"},
     "edits": [],
@@ -60,7 +61,7 @@ def episode(number: int, *, length: int, seed: int) -> Episodes:
 def recorded(path: Path, lengths: list[int], order: list[int] | None = None) -> Recording:
     """A recording whose episodes were finished in some order."""
     seeds = [100 + i for i in range(len(lengths))]
-    store.create(path, MANIFEST | {"seeds": seeds})
+    manifests.create(path, MANIFEST | {"seeds": seeds})
     writer = Writer(path)
     for number in order or range(len(lengths)):
         writer.add(episode(number, length=lengths[number], seed=seeds[number]))
@@ -112,7 +113,7 @@ def test_many_bytes_fill_a_shard_as_many_episodes_do(tmp_path: Path, monkeypatch
 
 def test_a_kill_between_merging_and_clearing_up_shows_every_episode_once(tmp_path: Path) -> None:
     whole = recorded(tmp_path / "whole", [2, 3, 4])
-    store.create(tmp_path / "killed", whole.manifest)
+    manifests.create(tmp_path / "killed", whole.manifest)
     writer = Writer(tmp_path / "killed")
     parts = [episode(i, length=n, seed=100 + i) for i, n in enumerate([2, 3, 4])]
     for part in parts:
@@ -199,7 +200,7 @@ def test_a_selection_without_a_condition_is_refused(long: Recording) -> None:
 
 
 def test_missing_values_meet_no_condition(tmp_path: Path) -> None:
-    store.create(tmp_path / "r", MANIFEST | {"seeds": [7]})
+    manifests.create(tmp_path / "r", MANIFEST | {"seeds": [7]})
     part = episode(0, length=3, seed=7)
     ttc = pa.array([np.nan, None, 1.0], pa.float64())
     gaps = part.steps.set_column(part.steps.column_names.index("ttc"), "ttc", ttc)
@@ -210,7 +211,7 @@ def test_missing_values_meet_no_condition(tmp_path: Path) -> None:
 
 
 def test_a_recording_without_a_finished_episode_says_so(tmp_path: Path) -> None:
-    store.create(tmp_path / "r", MANIFEST | {"seeds": [7]})
+    manifests.create(tmp_path / "r", MANIFEST | {"seeds": [7]})
     empty = Recording.load(tmp_path / "r")
     assert len(empty) == 0
     assert empty.missing_seeds == [7]
