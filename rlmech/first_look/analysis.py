@@ -1,7 +1,8 @@
 """A first look at any policy: record it, take away whom it attends to most, patch, ablate, read its circuits.
 
 The pairs are observation edits: in the corrupt observation the row of one vehicle is absent, all zeros, while the
-simulator knows nothing of it. Kept are the pairs in which that changes the action. Cost: the episodes, mostly.
+simulator knows nothing of it. Kept are the pairs in which that changes the action. Intervals resample whole episodes,
+since states of one resemble each other. Cost: the episodes, mostly.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
+from rlmech.first_look.driven import Driven, drive
 from rlmech.interventions.ablation import ablation_sweep
 from rlmech.interventions.metrics import action_flip, action_gap
 from rlmech.interventions.patching import activation_patching
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 FEWEST_PAIRS = 8
+N_DRIVEN = 10
 HEAD_PARTS = ("k", "v", "mask", "pattern", "z")
 ABLATIONS: tuple[Literal["mean", "resample", "zero"], ...] = ("mean", "resample", "zero")
 Say = Callable[[str], None]
@@ -70,6 +73,7 @@ class FirstLook:
         patching: Sweeps by name: `heads`, `vehicles`, `values`; or `features`, for policies without attention.
         ablation: Sweeps of the heads (or layers) by kind of ablation: how often the action changes.
         circuits: `qk` and `ov`.
+        driven: Ablations that drove, beside the same episodes untouched.
     """
 
     policy: HookedPolicy
@@ -79,6 +83,7 @@ class FirstLook:
     patching: dict[str, xr.Dataset]
     ablation: dict[str, xr.Dataset]
     circuits: dict[str, xr.Dataset]
+    driven: Driven | None = None
 
 
 def first_look(
@@ -86,6 +91,7 @@ def first_look(
     env: gym.Env[Any, Any],
     *,
     seeds: Iterable[int] = range(20),
+    n_driven: int = N_DRIVEN,
     path: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
@@ -97,13 +103,14 @@ def first_look(
         policy: The policy.
         env: An environment that fits it.
         seeds: Seeds of the episodes.
+        n_driven: On how many of them, from the first, ablations drive; 0: none do.
         path: Where to keep the recording; None for a temporary place.
         workers: Processes to record in.
         progress: Whether to draw a progress bar while recording.
         say: Told what is being done, before each part.
 
     Returns:
-        Recording, pairs, sweeps and circuits.
+        Recording, pairs, sweeps, circuits and driven ablations.
 
     Raises:
         EnvironmentFitError: The environment does not fit the policy.
@@ -117,11 +124,16 @@ def first_look(
         say("making clean/corrupt pairs")
         pairs = take_away(policy, recording)
     say("patching")
-    patching = {} if pairs is None else _patch(policy, pairs, block)
+    patching = {} if pairs is None else _patch(policy, recording, pairs, block)
     say("ablating")
     ablation = _ablate(policy, recording, block)
     say("reading circuits")
     circuits = _circuits(policy, recording, block)
+    driven = None
+    if n_driven:
+        say("driving with parts ablated")
+        shared: dict[str, Any] = {"workers": workers, "progress": progress}
+        driven = drive(policy, env, recording, block=block, n_seeds=n_driven, names=names, **shared)
     return FirstLook(
         policy=policy,
         recording=recording,
@@ -130,6 +142,7 @@ def first_look(
         patching=patching,
         ablation=ablation,
         circuits=circuits,
+        driven=driven,
     )
 
 
@@ -202,12 +215,26 @@ def _has_entities(policy: HookedPolicy) -> bool:
     return policy.spec.presence is not None and policy.hook_dict["hook_obs"].axes == ("batch", "entity", "feature")
 
 
-def _patch(policy: HookedPolicy, pairs: Pairs, block: str | None) -> dict[str, xr.Dataset]:
+def clusters(recording: Recording, rows: Int[np.ndarray, " row"] | None = None) -> Int[np.ndarray, " row"] | None:
+    """The episode of each step, or of some; None where they are all of one, which tells nothing of how others vary."""
+    episodes = recording.steps["episode"].to_numpy()
+    chosen = episodes if rows is None else episodes[rows]
+    return chosen if len(np.unique(chosen)) > 1 else None
+
+
+def _patch(policy: HookedPolicy, recording: Recording, pairs: Pairs, block: str | None) -> dict[str, xr.Dataset]:
     """Denoise what reads the scene (is it enough?), and noise the vehicle's own path (is it needed?)."""
+    episodes = clusters(recording, pairs.rows)
 
     def sweep(sites: Sequence[Site], direction: Literal["denoise", "noise"]) -> xr.Dataset:
         return activation_patching(
-            policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=sites, metric=action_gap(), direction=direction
+            policy,
+            clean=pairs.clean,
+            corrupt=pairs.corrupt,
+            sites=sites,
+            metric=action_gap(),
+            direction=direction,
+            clusters=episodes,
         )
 
     if block is None:
@@ -240,9 +267,11 @@ def _ablate(policy: HookedPolicy, recording: Recording, block: str | None) -> di
         sites = [Site(name) for name, point in policy.hook_dict.items() if point.kind in kinds]
     else:
         sites = policy.sites(policy.attention[block].names["z"], over=("head",))
-    observations = recording.observations
+    observations, episodes = recording.observations, clusters(recording)
     return {
-        f"{kind} ablation": ablation_sweep(policy, observations, sites=sites, kind=kind, metric=action_flip())
+        f"{kind} ablation": ablation_sweep(
+            policy, observations, sites=sites, kind=kind, metric=action_flip(), clusters=episodes
+        )
         for kind in ABLATIONS
     }
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, vehicle_embedding
+from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, clusters, vehicle_embedding
+from rlmech.first_look.driven_page import driven_section
 from rlmech.first_look.summary import summary
 from rlmech.plot import (
     Panel,
@@ -35,13 +36,13 @@ def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
     """
     found = summary(look)
     env_id, n = look.recording.manifest["env"]["id"], found["n_episodes"]
-    sections = [_episodes(look), *_pairs(look), *_interventions(look), *_circuits(look)]
+    sections = [_episodes(look), *driven_section(look), *_pairs(look), *_interventions(look), *_circuits(look)]
     return report(
         sections,
         path,
         title=f"A first look at {_name(source)}",
         subtitle=f"{n} recorded episodes of {env_id}, driven by the policy's best action; what it attends to, "
-        "which parts carry its decisions, and what its weights say.",
+        "what it does when a part is taken from it, which parts carry its decisions, and what its weights say.",
         facts=_facts(look, found, source),
         setup=_setup(look, source),
     )
@@ -56,6 +57,7 @@ def _setup(look: FirstLook, source: str) -> str:
     seeds = manifest["seeds"]
     names = list(manifest["activations"])
     run = range(seeds[0], seeds[-1] + 1)
+    episodes = "" if clusters(look.recording) is None else '\nepisodes = recording.steps["episode"].to_numpy()'
     return f"""import torch
 import xarray as xr
 
@@ -63,7 +65,7 @@ import rlmech as rlm
 
 policy = rlm.load({source!r})
 env = rlm.make_env({manifest["env"]["id"]!r}, config=policy.spec.env_config)
-recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}, names={names})
+recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}, names={names}){episodes}
 """
 
 
@@ -162,14 +164,16 @@ def _pairs_text(pairs: Pairs) -> str:
 def _interventions(look: FirstLook) -> list[Section]:
     panels: list[Panel] = []
     embedding = vehicle_embedding(look.policy, look.block) if look.block is not None else None
-    code = {"vehicles": _patch_code("noise", f'{embedding!r}, over=("entity",)')}
+    episodes = None if look.pairs is None else clusters(look.recording, look.pairs.rows)
+    together = "" if episodes is None else " clusters=episodes[pairs.rows],"
+    code = {"vehicles": _patch_code("noise", f'{embedding!r}, over=("entity",)', together)}
     if look.block is not None:
         names = look.policy.attention[look.block].names
         hooks = [names[part] for part in HEAD_PARTS if part in names]
-        code["heads"] = _patch_code("denoise", f'{hooks}, over=("head",)')
-        code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")')
+        code["heads"] = _patch_code("denoise", f'{hooks}, over=("head",)', together)
+        code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")', together)
     else:
-        code["features"] = _patch_code("denoise", '"hook_obs", over=("entity", "feature")')
+        code["features"] = _patch_code("denoise", '"hook_obs", over=("entity", "feature")', together)
     for name, result in look.patching.items():
         title, meaning = _PATCHING[name]
         panels.append(Panel(title=title, meaning=meaning, figure=sweep(result), code=code[name]))
@@ -185,9 +189,12 @@ def _interventions(look: FirstLook) -> list[Section]:
                 title=f"Ablating each {what}: how often does the action change?",
                 meaning=f"Share of all recorded states in which the action changes when the {what}'s output is "
                 "replaced by its mean over them, by its value in another state, or by zero. Offline: what it does to "
-                "an episode is another question, and zero is a value that the network never meets.",
+                "an episode is another question, and zero is a value that the network never meets. Intervals resample "
+                "whole episodes.",
                 figure=sweep(look.ablation),
-                code=_ABLATION_CODE.format(site=site),
+                code=_ABLATION_CODE.format(
+                    site=site, together="" if clusters(look.recording) is None else ", clusters=episodes"
+                ),
             )
         )
     return [Section(title="Which parts carry the decision", panels=tuple(panels))] if panels else []
@@ -243,10 +250,10 @@ def _over_vehicles(result: xr.Dataset, vehicles: list[str]) -> xr.DataArray:
     return form.weighted(result["n_states"].sel(entity=vehicles)).mean("entity")
 
 
-def _patch_code(direction: str, site: str) -> str:
+def _patch_code(direction: str, site: str, together: str) -> str:
     return f"""result = rlm.activation_patching(
     policy, clean=clean, corrupt=corrupt, sites=policy.sites({site}),
-    metric=rlm.action_gap(), direction={direction!r},
+    metric=rlm.action_gap(), direction={direction!r},{together}
 )
 rlm.plot.sweep(result)"""
 
@@ -291,7 +298,7 @@ clean, corrupt = pairs.clean, pairs.corrupt"""
 _ABLATION_CODE = """sites = policy.sites({site})
 rlm.plot.sweep({{
     f"{{kind}} ablation": rlm.ablation_sweep(
-        policy, recording.observations, sites=sites, kind=kind, metric=rlm.action_flip()
+        policy, recording.observations, sites=sites, kind=kind, metric=rlm.action_flip(){together}
     )
     for kind in ("mean", "resample", "zero")
 }})"""

@@ -15,7 +15,7 @@ def summary(look: FirstLook) -> dict[str, Any]:
 
     Returns:
         Episode means with standard errors, counts of pairs, and for each site of the sweeps its effect with the 95 %
-        interval; plain Python values.
+        interval; of ablations that drove, the differences from the baseline; plain Python values.
     """
     table: Any = look.recording.episodes
     found: dict[str, Any] = {
@@ -38,7 +38,33 @@ def summary(look: FirstLook) -> dict[str, Any]:
         }
     found["patching"] = {name: rows(result) for name, result in look.patching.items()}
     found["ablation"] = {name: rows(result) for name, result in look.ablation.items()}
+    if look.driven is not None:
+        found["driven"] = {
+            "n_seeds": look.driven.result.sizes["seed"],
+            "shown": {"condition": look.driven.condition, "seed": look.driven.seed},
+            "conditions": conditions(look.driven.result),
+        }
     return found
+
+
+def conditions(result: xr.Dataset) -> list[dict[str, Any]]:
+    """A comparison's conditions as plain values: means, differences from the baseline, intervals, p-values.
+
+    Args:
+        result: What `compare_rollouts` returned.
+    """
+    columns = [str(name) for name, values in result.data_vars.items() if values.dims == ("condition",)]
+    along = [name for name in ("edited", "agreement") if name in result]
+    table: list[dict[str, Any]] = []
+    for name in result["condition"].values.tolist():
+        one = result.sel(condition=name)
+        row: dict[str, Any] = {"condition": name, "edits": str(one["edits"].item())}
+        row |= {"control_of": str(one["control_of"].item())} if "control_of" in one.coords else {}
+        row |= {column: _plain(one[column].values[()]) for column in columns}
+        row |= {column: _plain(one[column].mean().values[()]) for column in along}
+        row["episodes_changed"] = _plain(one["divergence"].notnull().mean().values[()])
+        table.append(row)
+    return table
 
 
 def rows(result: xr.Dataset) -> list[dict[str, Any]]:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import rlmech as rlm
 from rlmech.errors import ObservationError
 from rlmech.first_look import FirstLook, first_look, summary, take_away, write_page
+from rlmech.first_look.driven import most_changed
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.rollouts import make_env, record, spec_of
 
@@ -97,6 +100,8 @@ def test_the_summary_is_plain_and_counts_right(look: FirstLook):
     assert found["n_steps"] == len(look.recording.steps)
     assert found["return"]["mean"] == pytest.approx(float(look.recording.episodes["return"].mean()))
     assert len(found["patching"]["vehicles"]) == 14
+    assert [row["condition"] for row in found["driven"]["conditions"]] == ["baseline", "head 0", "head 1"]
+    assert found["driven"]["conditions"][0]["delta_return"] == 0
 
 
 def test_the_page_has_every_figure_with_its_code(look: FirstLook, tmp_path: Path):
@@ -104,7 +109,77 @@ def test_the_page_has_every_figure_with_its_code(look: FirstLook, tmp_path: Path
     for title in ("The road, the scores", "Whom each head", "Patching each head", "Ablating each head", "QK:", "OV:"):
         assert f"<h3>{title}" in page
     assert page.count("<article") == page.count("The code that makes this")
-    assert page.count('<template class="frame"') == len(look.recording.steps)
+    assert look.driven is not None
+    assert look.driven.edited is not None
+    own = look.recording.episode(look.driven.seed).steps
+    both = max(len(own), len(look.driven.edited.steps))
+    assert page.count('<template class="frame"') == len(look.recording.steps) + both
+
+
+def test_the_driven_baseline_is_the_recording_untouched(look: FirstLook):
+    assert look.driven is not None
+    untouched = look.driven.result["return"].sel(condition="baseline").values
+    assert untouched.tolist() == look.recording.episodes["return"].tolist()
+
+
+def test_the_episode_shown_is_the_one_compared(look: FirstLook):
+    driven = look.driven
+    assert driven is not None
+    assert driven.edited is not None
+    compared = driven.result["return"].sel(condition=driven.condition, seed=driven.seed)
+    assert float(driven.edited.episodes["return"].iloc[0]) == float(compared)
+    ours, theirs = driven.edited.actions, look.recording.episode(driven.seed).actions
+    step = int(driven.result["divergence"].sel(condition=driven.condition, seed=driven.seed))
+    assert ours[:step].tolist() == theirs[:step].tolist()
+    assert ours[step] != theirs[step]
+
+
+def outcomes(returns: list[list[float]], divergence: list[list[float]]) -> xr.Dataset:
+    names = ["baseline", *(f"head {i}" for i in range(len(returns) - 1))]
+    values = np.array(returns)
+    return xr.Dataset(
+        {
+            "return": (("condition", "seed"), values),
+            "delta_return": ("condition", (values - values[0]).mean(1)),
+            "divergence": (("condition", "seed"), np.array(divergence)),
+        },
+        coords={"condition": names, "seed": list(range(10, 10 + values.shape[1]))},
+    )
+
+
+def test_shown_is_the_seed_that_changes_most_under_the_head_that_matters_most():
+    nan = float("nan")
+    result = outcomes([[5, 5, 5], [5, 9, 4], [4, 1, 5]], [[nan] * 3, [nan, 2, 3], [6, 7, nan]])
+    assert most_changed(result) == ("head 1", 11)
+
+
+def test_among_equal_changes_the_one_that_parts_first_is_shown():
+    nan = float("nan")
+    assert most_changed(outcomes([[5, 5], [4, 4]], [[nan] * 2, [6, 2]])) == ("head 0", 11)
+
+
+def test_no_episode_is_shown_where_no_action_ever_changes(look: FirstLook, tmp_path: Path):
+    nan = float("nan")
+    assert most_changed(outcomes([[5, 5], [5, 5]], [[nan] * 2, [nan] * 2])) == ("", None)
+    assert look.driven is not None
+    idle = replace(look, driven=replace(look.driven, condition="", seed=None, edited=None))
+    page = write_page(idle, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
+    assert "The same episode twice" not in page
+    assert "In none of these 2 episodes did an ablation change an action" in page
+
+
+def test_the_page_says_that_the_episode_is_no_typical_one_and_how_many_seeds_it_takes(look: FirstLook, tmp_path: Path):
+    page = write_page(look, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
+    assert look.driven is not None
+    assert f"<h3>The same episode twice: untouched, and with {look.driven.condition} ablated" in page
+    assert "It is not a typical episode" in page
+    assert "The mean difference of return is" in page
+    assert "first difference" in page
+
+
+def test_intervals_resample_episodes(look: FirstLook):
+    assert "clusters" in look.ablation["mean ablation"].attrs["interval"]
+    assert "clusters" in look.patching["heads"].attrs["interval"]
 
 
 @pytest.mark.slow
@@ -134,6 +209,9 @@ def test_a_policy_without_attention_gets_a_page_too(tmp_path: Path):
     page = write_page(look, tmp_path / "index.html", source="mlp.zip").read_text(encoding="utf-8")
     assert "<h3>Ablating each layer" in page
     assert "<h3>QK" not in page
+    assert look.driven is not None
+    assert [site.name for site in look.driven.sites.values()] == ["2.hook_out"]
+    assert "neuron" in page
 
 
 def test_a_policy_without_entities_gets_episodes_and_ablations(tmp_path: Path):
@@ -141,8 +219,9 @@ def test_a_policy_without_entities_gets_episodes_and_ablations(tmp_path: Path):
     policy = rlm.HookedPolicy(
         torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.rand(2, 4)
     )
-    look = first_look(policy, env, seeds=[0, 1], progress=False)
+    look = first_look(policy, env, seeds=[0, 1], n_driven=0, progress=False)
     assert look.pairs is None
+    assert look.driven is None
     page = write_page(look, tmp_path / "index.html", source="cartpole.zip").read_text(encoding="utf-8")
     assert "<h3>Ablating each layer" in page
     with pytest.raises(ObservationError, match="No vehicle can be taken away"):
