@@ -45,7 +45,7 @@ def against(rows: list[dict[str, Any]]) -> go.Figure:
         figure.update_yaxes(title=effect, row=i, col=1)
     figure.add_vline(x=0, line={"color": MUTED, "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType]
     figure.add_vline(x=0, line={"color": MUTED, "width": 1}, row=2, col=2)  # pyright: ignore[reportArgumentType]
-    return _styled(figure, width=1080, height=820)
+    return _styled(figure, width=900, height=760)
 
 
 def felt(rows: list[dict[str, Any]]) -> go.Figure:

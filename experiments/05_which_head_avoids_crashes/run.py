@@ -21,6 +21,7 @@ from drive import POLICY, driven
 
 import rlmech as rlm
 
+N_SHOWN = 2  # episodes of each condition that disagrees
 DELTAS = ("return", "crashed", "arrived", "length", "speed")
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     chosen = disagreeing(rows)
     numbers["episodes"] = [looked_at(policy, result, name, edits[name], where) for name in chosen]
     page = rlm.report(
-        [shown(result, rows), scenes(result, where, chosen)],
+        [shown(result, rows), scenes(policy, result, edits, where, chosen)],
         given.out / "index.html",
         title="Which head avoids crashes?",
         facts=[("policy", POLICY), ("seeds", str(result.sizes["seed"])), ("conditions", str(len(rows)))],
@@ -142,7 +143,7 @@ def needed(result: xr.Dataset) -> dict[str, int]:
 
 
 def disagreeing(rows: list[dict[str, Any]]) -> list[str]:
-    """The condition that flips most for how little it crashes, and the one that crashes most for how little it flips."""
+    """The condition that flips most for how little it crashes, and the other way round."""
     flips, crashes = (np.argsort(np.argsort([row[n][0] for row in rows])) for n in ("offline_flip", "delta_crashed"))
     order = np.argsort(flips - crashes)
     return [rows[order[-1]]["condition"], rows[order[0]]["condition"]]
@@ -202,27 +203,34 @@ def shown(result: xr.Dataset, rows: list[dict[str, Any]]) -> rlm.plot.Section:
     )
 
 
-def scenes(result: xr.Dataset, where: Path, chosen: list[str]) -> rlm.plot.Section:
-    """Where the two drives of a seed part, for the conditions that disagree most."""
+def scenes(
+    policy: rlm.HookedPolicy,
+    result: xr.Dataset,
+    edits: dict[str, list[rlm.Edit]],
+    where: Path,
+    chosen: list[str],
+) -> rlm.plot.Section:
+    """Where two drives of a seed part for the car, and what came of it, for the conditions that disagree most."""
     panels: list[rlm.plot.Panel] = []
+    actions = policy.spec.actions
     for name in chosen:
-        one, base = result.sel(condition=name), result.sel(condition="baseline")
-        differ = np.flatnonzero((one["crashed"].values != base["crashed"].values) & one["divergence"].notnull().values)
-        for i in differ[:2]:
-            seed, step = int(result["seed"].values[i]), int(one["divergence"].values[i])
-            recording = recorded(where, "baseline", result).episode(seed)
-            number = int(recording.episodes["episode"].iloc[0])
-            outcome = " and ".join(
-                f"{what} {'crashes' if crashed else 'does not crash'}"
-                for what, crashed in (
-                    ("the unedited policy", base["crashed"].values[i]),
-                    (name, one["crashed"].values[i]),
-                )
-            )
-            figure = rlm.plot.scene(recording, episode=number, step=step, title=f"{name}, seed {seed}, step {step}")
-            panels.append(
-                rlm.plot.Panel(title=f"{name}, seed {seed}", meaning=f"Here they part: {outcome}.", figure=figure)
-            )
+        ours, theirs = recorded(where, name, result), recorded(where, "baseline", result)
+        crashed = {c: result["crashed"].sel(condition=c).to_series() > 0 for c in (name, "baseline")}
+        differ = crashed[name] != crashed["baseline"]
+        for seed in differ.index[differ][:N_SHOWN]:
+            one = ours.episode(int(seed))
+            felt = decisions(policy, one, edits[name]).query("felt").iloc[0]
+            told = f"unedited {actions[felt['plain']]}, edited {actions[felt['edited']]}"
+            end = one if crashed[name][seed] else theirs.episode(int(seed))
+            who = name if crashed[name][seed] else "the unedited policy"
+            titles = {
+                f"{name}, seed {seed}: here they part": (one, int(felt["step"]), told),
+                f"{name}, seed {seed}: {who} crashes": (end, int(end.vehicles["step"].max()), "the other does not"),
+            }
+            for title, (recording, step, meaning) in titles.items():
+                number = int(recording.episodes["episode"].iloc[0])
+                figure = rlm.plot.scene(recording, episode=number, step=step, title=f"step {step}")
+                panels.append(rlm.plot.Panel(title=title, meaning=f"{meaning[0].upper()}{meaning[1:]}.", figure=figure))
     return rlm.plot.Section(title="Where they disagree", panels=tuple(panels))
 
 

@@ -219,7 +219,7 @@ class Writer:
         try:
             partial.mkdir()
             for name in TABLES:
-                pq.write_table(getattr(part, name), partial / f"{name}.parquet")
+                pq.write_table(getattr(part, name), partial / f"{name}.parquet", compression="zstd")
             save_file({name: np.ascontiguousarray(array) for name, array in part.arrays.items()}, partial / ARRAYS)
             return partial.rename(self._folder / _name(first, last))
         except (OSError, SafetensorError, pa.ArrowException) as error:
