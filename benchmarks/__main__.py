@@ -50,7 +50,7 @@ def main() -> None:
         for name, suite in episodes.SUITE.items():
             rows = list(suite(rounds=max(3, arguments.rounds // 4) if name == "episodes_workers" else arguments.rounds))
             _finish(name, rows, tables.plain_table(rows), arguments.out)
-        rows = list(episodes.large_store())
+        rows = [*episodes.large_store(), *episodes.writing()]
         _finish("episodes_store", rows, tables.plain_table(rows), arguments.out)
 
 

@@ -10,6 +10,7 @@ own.
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,24 @@ def workers(*, rounds: int, n_seeds: int = 32) -> Iterator[dict[str, object]]:
     yield _quotient("one process / two", seconds["one"], seconds["two"], aim=">= 1.8")
     if "ray" in ways:
         yield _quotient("two of Ray / two processes", seconds["ray"], seconds["two"], aim="<= 1.15")
+
+
+def writing(*, n_episodes: int = 1500) -> Iterator[dict[str, object]]:
+    """What the one process that writes can take: episodes a second, merging included, and bytes that come to it."""
+    policy = rlm.load(POLICY)
+    simulator = Simulator(rlm.make_env(ENV), {"": Driver(policy=policy)})
+    made = [simulator.run(seed, seed)[""] for seed in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        manifests.create(Path(folder) / "r", {})
+        writer = Writer(Path(folder) / "r")
+        start = time.thread_time()
+        for number in range(n_episodes):
+            writer.add(made[number % len(made)].numbered(number))
+        writer.close()
+        rate = n_episodes / (time.thread_time() - start)
+    yield {"measured": "episodes that one process writes a second", "value": rate, "aim": ""}
+    size = sum(len(pickle.dumps(episode)) for episode in made) / len(made)
+    yield {"measured": "bytes that an episode sends to it", "value": size, "aim": ""}
 
 
 def large_store() -> Iterator[dict[str, object]]:

@@ -63,7 +63,7 @@ def look_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def look_tables(found: Mapping[str, Any]) -> list[Table]:
-    """The summary of a first look in tables: episode means, then each sweep's five largest effects."""
+    """The summary of a first look in tables: episode means, each sweep's five largest effects, ablations that drove."""
     means = [
         (name, found[name]["mean"], found[name]["se"])
         for name in ("return", "crashed", "arrived", "length", "speed")
@@ -83,7 +83,24 @@ def look_tables(found: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = [(("per episode", "mean", "s.e."), means)]
     if effects:
         tables.append((("sweep", "hook point", "where", "effect", "95 % interval"), effects))
+    if "driven" in found:
+        tables.append(_driven(found["driven"]))
     return tables
+
+
+def _driven(driven: Mapping[str, Any]) -> Table:
+    """Differences of whole episodes under each ablation."""
+    outcomes = [name for name in ("return", "crashed", "length") if f"delta_{name}" in driven["conditions"][0]]
+    cells: list[Sequence[object]] = []
+    for row in driven["conditions"]:
+        if row["condition"] != "baseline":
+            differences = (
+                f"{written(row[f'delta_{name}'])} ({written(row[f'delta_{name}_low'])} … "
+                f"{written(row[f'delta_{name}_high'])})"
+                for name in outcomes
+            )
+            cells.append((row["condition"], *differences))
+    return (f"ablated for {driven['n_seeds']} episodes", *(f"Δ {name}" for name in outcomes)), cells
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 FEWEST_PAIRS = 8
-N_DRIVEN = 10
+N_DRIVEN = 8
 HEAD_PARTS = ("k", "v", "mask", "pattern", "z")
 ABLATIONS: tuple[Literal["mean", "resample", "zero"], ...] = ("mean", "resample", "zero")
 Say = Callable[[str], None]

@@ -1,8 +1,8 @@
 """The strongest ablations driven through whole episodes, beside the same episodes untouched.
 
-Sites are those whose mean ablation changes most actions offline. Each drives the first few seeds of the recording. Shown
-is the episode whose return changes most under the ablation whose mean does, and the page says so: it is not a typical
-one. Cost: those episodes, which share simulation until they part.
+Sites are those whose mean ablation changes most actions offline; each drives the first few seeds of the recording. The
+episode shown is the one whose return changes most under the ablation whose mean does; the page says that it is not a
+typical one. Cost: those episodes, which share simulation until they part.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 from rlmech.first_look.analysis import FirstLook
 from rlmech.first_look.driven import Driven
 from rlmech.plot import Panel, Section, comparison, side_by_side
+from rlmech.plot.style import MINUS
 from rlmech.rollouts.comparison import BASELINE, seeds_needed
 
 UNTOUCHED = "untouched"
@@ -24,9 +25,10 @@ def driven_section(look: FirstLook) -> list[Section]:
     return [
         Section(
             title="What it does when a part is taken from it",
-            text="Here an ablation is at work at every step of whole episodes, in the same traffic as without: what "
-            "differs, the ablation did. A mean ablation puts the mean over all recorded states in the place of what "
-            f"the {_part(look)} gives, whatever the scene.",
+            text="Here an ablation is at work at every step of whole episodes, from the same seeds as without: until an "
+            "action differs the two are the same to the last bit, and what differs then, the ablation did. A mean "
+            f"ablation puts the mean over all recorded states in the place of what the {_part(look)} gives, whatever "
+            "the scene.",
             panels=tuple(panels),
         )
     ]
@@ -58,7 +60,7 @@ def _what_changed(driven: Driven) -> str:
         if name in here:
             before, after = (float(here[name].sel(condition=one)) for one in (BASELINE, driven.condition))
             unit = {"length": " decisions", "speed": " m/s"}.get(name, "")
-            said.append(f"{name} {before:.{digits}f} → {after:.{digits}f}{unit}")
+            said.append(f"{name} {before:.{digits}f} → {after:.{digits}f}{unit}".replace("-", MINUS))
     for name in ("crashed", "arrived"):
         if name in here:
             before, after = (
@@ -82,7 +84,7 @@ def _how_chosen(look: FirstLook, driven: Driven) -> str:
 def _mean(driven: Driven, condition: str) -> str:
     one = driven.result.sel(condition=condition)
     mean, low, high = (float(one[f"delta_return{end}"]) for end in ("", "_low", "_high"))
-    return f"The mean difference of return is {mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "\u2212")
+    return f"The mean difference of return is {mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", MINUS)
 
 
 def _n_unchanged(result: Any, condition: str) -> str:
@@ -92,13 +94,13 @@ def _n_unchanged(result: Any, condition: str) -> str:
 
 def _forest(look: FirstLook, driven: Driven) -> Panel:
     result, n = driven.result, driven.result.sizes["seed"]
+    one = next(iter(driven.sites))
     chosen = (
         f"The {len(driven.sites)} {_part(look)}s whose mean ablation changes most actions offline"
         if len(driven.sites) > 1
-        else f"{next(iter(driven.sites))} of {next(iter(driven.sites.values())).name}, whose mean ablation changes most "
-        "actions offline of its layer"
+        else f"Of {driven.sites[one].name} {one}, whose mean ablation changes most actions offline"
     )
-    meaning = f"{chosen}, ablated one at a time on seeds {_range(result['seed'].values)}. {_precision(driven)}"
+    meaning = f"{chosen}, each ablated on seeds {_range(result['seed'].values)}. {_precision(driven)}"
     if driven.edited is None:
         meaning += f" In none of these {n} episodes did an ablation change an action."
     code = _FOREST_CODE.format(n=n)

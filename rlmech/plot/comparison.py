@@ -68,7 +68,9 @@ def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, ti
         )
     _label_panels(figure, [_heading(result, variable) for variable in chosen])
     names = [_row_name(result, name) for name in order]
-    figure.update_yaxes(range=[len(order) - 0.4, -0.6], tickvals=list(range(len(order))), ticktext=names, zeroline=False)
+    figure.update_yaxes(
+        range=[len(order) - 0.4, -0.6], tickvals=list(range(len(order))), ticktext=names, zeroline=False
+    )
     figure.update_layout(
         template=TEMPLATE,
         title_text=title,
@@ -271,12 +273,11 @@ def _unit(result: xr.Dataset, variable: str) -> str:
 
 
 def _heading(result: xr.Dataset, variable: str) -> str:
-    """A panel's title: the variable, and the baseline's mean of it with its interval and unit."""
+    """A panel's title: the variable, and the baseline's mean of it with its unit."""
     one = result.sel(condition=BASELINE)
-    mean, low, high = (f"{float(one[f'mean_{variable}{end}']):.2f}" for end in ("", "_low", "_high"))
-    of = f"baseline {mean} [{low}, {high}]".replace("-", MINUS)
+    mean = f"{float(one[f'mean_{variable}']):.2f}".replace("-", MINUS)
     unit = {"share of episodes": "of episodes", "return": ""}.get(_unit(result, variable), _unit(result, variable))
-    return f"<b>{variable}</b><br><span style='font-size:11px;color:{MUTED}'>{of} {unit}</span>"
+    return f"<b>{variable}</b><br><span style='font-size:11px;color:{MUTED}'>baseline {mean} {unit}</span>"
 
 
 def _label_panels(figure: go.Figure, headings: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from rlmech.plot.attention import recorded_pattern, recorded_patterns
 from rlmech.plot.episode import SCORES, action_names, scores
 from rlmech.plot.report import Frame, Steps
 from rlmech.plot.scene import PIXELS, ego_way, scene
-from rlmech.plot.style import CRASHED, FONT, INK, MUTED, POSITIVE, TEMPLATE, action_colour
+from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
 
 if TYPE_CHECKING:
@@ -130,11 +130,15 @@ def _marks(first: _Side, second: _Side, parted: int | None) -> dict[int, str]:
 
 
 def _ending(side: _Side) -> str:
-    row: dict[str, Any] = side.recording.episodes.to_dict("records")[0]
+    row: Any = side.recording.episodes.to_dict("records")[0]
     how = [name for name in ("crashed", "arrived") if bool(row.get(name, False))]
     if not how:
         how = ["time was up" if bool(side.recording.steps["truncated"].iloc[-1]) else "terminated"]
-    return f"{' and '.join(how)}, return {float(row['return']):.2f}"
+    return f"{' and '.join(how)}, return {_number(row['return'])}"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.2f}".replace("-", MINUS)
 
 
 def _both(first: _Side, second: _Side, step: int) -> SvgFigure:
@@ -198,7 +202,7 @@ def _headline(side: _Side, step: int) -> str:
 
 def _so_far(side: _Side, step: int) -> list[str]:
     """What has come of it before a step's action."""
-    said = [f"return so far  {side.rewards[:step].sum():.2f}"]
+    said = [f"return so far  {_number(side.rewards[:step].sum())}"]
     table: Any = side.recording.vehicles
     if len(table):
         ego = table[(table["step"] == step) & (table["row"] == 0)].to_dict("records")[0]
@@ -226,7 +230,7 @@ def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
                     "size": 11,
                     "line": {"color": "#ffffff", "width": 2},
                 },
-                text=[side.action(step) for step in steps],
+                text=[side.action(step) for step in range(len(side))],
                 hovertemplate="%{text}: %{y:.2f}<extra>" + side.name + "</extra>",
             )
         )
