@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import rlmech as rlm
 from rlmech import cli
+from rlmech.cli.ablations import conditions
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.rollouts import make_env, spec_of
 
-COMMANDS = ("demo", "train", "inspect", "record", "patch", "ablate", "circuits", "view", "report")
+COMMANDS = ("demo", "train", "inspect", "record", "compare", "patch", "ablate", "circuits", "view", "report")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,98 @@ def test_record_writes_a_recording_with_attention(recorded: str):
     assert list(recording.manifest["activations"]) == ["attention_layer.hook_pattern"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("head 0,1", {"head 0": (0,), "head 1": (1,)}),
+        ("head 0+1", {"head 0+1": (0, 1)}),
+        ("head", {"head 0": (0,), "head 1": (1,)}),
+        ("head 1, 0+1", {"head 1": (1,), "head 0+1": (0, 1)}),
+    ],
+)
+def test_a_comma_begins_a_condition_and_a_plus_joins_positions(
+    saved: str, typed: str, meant: dict[str, tuple[int, ...]]
+):
+    found = conditions(rlm.load(saved), typed, sites="auto")
+    z = "attention_layer.hook_z"
+    assert found == {name: [rlm.Site(z, head=list(heads))] for name, heads in meant.items()}
+
+
+def test_named_positions_and_whole_hook_points_can_be_ablated(saved: str):
+    policy = rlm.load(saved)
+    found = conditions(policy, "entity vehicle_1", sites="attention_layer.hook_v")
+    assert found == {"entity vehicle_1": [rlm.Site("attention_layer.hook_v", entity=["vehicle_1"])]}
+    assert conditions(policy, "all", sites="*.hook_z") == {"all": [rlm.Site("attention_layer.hook_z")]}
+
+
+def test_record_drives_with_a_head_at_its_mean_over_a_recording(
+    saved: str, recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "edited"
+    arguments = ("--ablate", "head 1", "--reference", recorded, "--episodes", "1", "--out", str(out))
+    found = result(capsys, "record", saved, *arguments)
+    policy = rlm.load(saved)
+    _, cache = policy.run_with_cache(rlm.Recording.load(recorded).observations, "*.hook_z")
+    edit = rlm.mean_ablation(rlm.Site("attention_layer.hook_z", head=1), reference=cache)
+    env = rlm.make_env("intersection-v2", config=policy.spec.env_config)
+    same = rlm.record(policy, env, seeds=[0], edits=[edit], progress=False)
+    np.testing.assert_array_equal(rlm.Recording.load(out).scores, same.scores)
+    assert len(found["edits"]) == 1
+
+
+@pytest.fixture(scope="module")
+def compared(saved: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared") / "heads"
+    assert run("compare", saved, "--ablate", "head 0,1", "--kind", "zero", "--seeds", "2", "--out", str(out)) == 0
+    return out
+
+
+def test_compare_gives_the_comparison_of_what_drove(saved: str, compared: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = (
+        "--ablate",
+        "head 0,1",
+        "--kind",
+        "zero",
+        "--seeds",
+        "2",
+        "--half-width",
+        "0.5",
+        "--out",
+        str(compared),
+    )
+    found = result(capsys, "compare", saved, *arguments)  # goes on from the recordings, which are all there
+    folders = {"baseline": "baseline", "head 0": "head_0", "head 1": "head_1"}
+    recordings = {name: rlm.Recording.load(compared / "recordings" / folder) for name, folder in folders.items()}
+    same = rlm.compare_recordings(recordings)
+    rows = {row["condition"]: row for row in found["conditions"]}
+    assert list(rows) == list(folders)
+    for name in ("delta_return", "delta_return_low", "mean_speed", "delta_crashed_p_holm"):
+        assert [row[name] for row in rows.values()] == pytest.approx(same[name].values.tolist())
+    for head in (0, 1):
+        edit = rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=[head]))
+        assert rows[f"head {head}"]["edits"] == str(edit)
+    assert found["n_seeds"] == 2
+    assert set(found["seeds_needed"]) == {"half_width", "baseline", "head 0", "head 1"}
+
+
+def test_compare_keeps_figure_table_and_recordings(compared: Path):
+    assert "Holm" in (compared / "comparison.html").read_text(encoding="utf-8")
+    table = pd.read_csv(compared / "comparison.csv")
+    assert table["condition"].tolist() == ["baseline", "head 0", "head 1"]
+    returns = rlm.Recording.load(compared / "recordings" / "head_0").episodes["return"]
+    assert table["mean_return"][1] == pytest.approx(float(returns.mean()))
+
+
+def test_compare_prints_differences_with_their_intervals(
+    saved: str, compared: Path, capsys: pytest.CaptureFixture[str]
+):
+    capsys.readouterr()
+    assert run("compare", saved, "--ablate", "head 0,1", "--kind", "zero", "--seeds", "2", "--out", str(compared)) == 0
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.strip().startswith("head 1"))
+    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", row)
+
+
 def test_patch_gives_what_activation_patching_gives(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
     from rlmech.first_look import take_away
 
@@ -175,7 +270,7 @@ def test_report_does_everything_for_any_policy(saved: str, tmp_path: Path, capsy
 def test_demo_does_the_main_job_and_prints_a_summary(
     saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cli, "ZOO_POLICY", saved)
+    monkeypatch.setattr(cli.look, "ZOO_POLICY", saved)
     assert run("demo", "--episodes", "2", "--out", str(tmp_path / "report")) == 0
     shown = capsys.readouterr()
     assert "patching: heads" in shown.out
@@ -201,8 +296,9 @@ def test_an_environment_that_does_not_fit_is_refused(saved: str, tmp_path: Path,
     assert "do not fit the policy" in line
 
 
-def test_a_recording_that_exists_is_not_overwritten(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
-    assert "already" in error(capsys, "record", saved, "--out", recorded, "--episodes", "1")
+def test_a_recording_made_otherwise_is_not_overwritten(saved: str, recorded: str, capsys: pytest.CaptureFixture[str]):
+    arguments = ("record", saved, "--out", recorded, "--episodes", "1", "--ablate", "head 0", "--kind", "zero")
+    assert "another recording" in error(capsys, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +310,9 @@ def test_a_recording_that_exists_is_not_overwritten(saved: str, recorded: str, c
         (["inspekt"], "No such command 'inspekt'"),
         (["train", "nothing.toml"], "given:"),
         (["view", "nothing"], "no recording"),
+        (["compare", "nothing.zip", "--seeds", "1"], "Invalid value for '--seeds'"),
+        (["compare", "nothing.zip", "--kind", "resample"], "Invalid value for '--kind'"),
+        (["compare", "nothing.zip", "--backend", "slurm"], "Invalid value for '--backend'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_says_how(
@@ -222,6 +321,32 @@ def test_a_wrong_command_line_is_one_line_that_says_how(
     line = error(capsys, *arguments)
     assert said in line
     assert "fix:" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "--ablate", "head 0,,1"], "what to ablate"),
+        (["compare", "--ablate", "head 9", "--kind", "zero", "--seeds", "2"], "9"),
+        (["compare", "--ablate", "entity 1"], "no axis 'entity'"),
+        (["compare", "--ablate", "head 7"], "7"),
+        (["compare", "--controls", "nothing", "--kind", "zero", "--seeds", "2"], "no control 'nothing'"),
+        (["compare", "--reference", "nowhere"], "no recording"),
+        (["record", "--ablate", "head"], "one condition"),
+    ],
+)
+def test_an_ablation_that_cannot_be_is_one_line_before_any_episode(
+    saved: str, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = error(capsys, arguments[0], saved, *arguments[1:], "--out", str(tmp_path / "new"))
+    assert said in line
+    assert "fix:" in line
+
+
+def test_a_policy_without_heads_asks_for_a_hook_point(capsys: pytest.CaptureFixture[str]):
+    line = error(capsys, "compare", "zoo:highway-dqn-mlp")
+    assert "no attention heads" in line
+    assert "--sites" in line
 
 
 def test_a_bug_is_not_disguised_as_a_users_error(monkeypatch: pytest.MonkeyPatch):

@@ -25,8 +25,8 @@ def driven_section(look: FirstLook) -> list[Section]:
     return [
         Section(
             title="What it does when a part is taken from it",
-            text="Here an ablation is at work at every step of whole episodes, from the same seeds as without: until an "
-            "action differs the two are the same to the last bit, and what differs then, the ablation did. A mean "
+            text="Here an ablation is at work at every step of whole episodes, from the same seeds as without: until "
+            "an action differs the two are the same to the last bit, and what differs then, the ablation did. A mean "
             f"ablation puts the mean over all recorded states in the place of what the {_part(look)} gives, whatever "
             "the scene.",
             panels=tuple(panels),

@@ -1,0 +1,106 @@
+"""`rlmech compare`: what ablations do to whole episodes, on the same seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlmech.cli.ablations import AblationKind, At, Which, conditions, edits, states
+from rlmech.cli.figure import write_figure
+from rlmech.cli.opening import make_env, open_policy
+from rlmech.cli.options import Config, EnvConfig, Json, Policy, Reference, Seed, WhichBackend, Workers
+from rlmech.console import plain, print_result
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def compare(
+    policy: Policy,
+    env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
+    ablate: Which = "head",
+    sites: At = "auto",
+    kind: AblationKind = "mean",
+    reference: Reference = None,
+    seeds: Annotated[int, typer.Option("--seeds", "--episodes", min=2, help="Number of seeds.")] = 100,
+    seed: Seed = 0,
+    controls: Annotated[str, typer.Option("--controls", help="Also random_site, random_direction, or both.")] = "",
+    half_width: Annotated[
+        float | None, typer.Option("--half-width", min=0, help="Say how many seeds this precision of return needs.")
+    ] = None,
+    workers: Workers = 1,
+    backend: WhichBackend = "processes",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of figure, table and recordings; an interrupted run goes on.")
+    ] = None,
+    config: Config = None,
+    env_config: EnvConfig = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Drive the same seeds with and without ablations."""
+    import rlmech as rlm
+
+    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    made, run = make_env(opened, env), range(seed, seed + seeds)
+    chosen = conditions(opened, ablate, sites=sites)
+    seen = None
+    if kind == "mean":
+        seen = states(opened, made, reference=reference, seeds=run, progress=not as_json)
+    result = rlm.compare_rollouts(
+        opened,
+        made,
+        conditions={name: edits(opened, own, kind=kind, observations=seen) for name, own in chosen.items()},
+        seeds=run,
+        controls=[one.strip() for one in controls.split(",") if one.strip()],  # type: ignore[misc]  # checked there
+        workers=workers,
+        backend=backend,
+        path=None if out is None else out / "recordings",
+        progress=not as_json,
+    )
+    _show(result, half_width=half_width, out=out, title=f"{policy}, {kind} ablation", as_json=as_json)
+
+
+def _show(result: xr.Dataset, *, half_width: float | None, out: Path | None, title: str, as_json: bool) -> None:
+    """Print the table, and write it with the figure."""
+    import rlmech as rlm
+    from rlmech.first_look.summary import conditions as rows
+
+    attrs = result.attrs
+    table = rlm.comparison_table(result)
+    found: dict[str, Any] = {"n_seeds": result.sizes["seed"], "conditions": rows(result), **plain(dict(attrs))}
+    lines = [
+        f"{result.sizes['seed']} seeds of {attrs['env']}: the baseline's means, and mean differences from it on the "
+        f"same seeds, {100 * attrs['confidence']:g} % interval; *: p < 0.05 after Holm's correction."
+    ]
+    if attrs["never_active"]:
+        lines.append(f"Never at work: {', '.join(attrs['never_active'])}.")
+    if half_width is not None:
+        needed = rlm.seeds_needed(result, "return", half_width=half_width)
+        found["seeds_needed"] = {"half_width": half_width, **plain(dict(needed.to_series().items()))}
+        said = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
+        lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(said)}.")
+    if out is not None:
+        found |= {name: str(path) for name, path in _write(result, out, title=title, meaning=lines[0]).items()}
+        lines.append(f"The figure is at {found['figure']}, the table at {found['table']}.")
+    cells = [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    print_result(
+        found,
+        as_json=as_json,
+        lines=lines,
+        tables=[(["condition", *table.columns], cells)],
+    )
+
+
+def _write(result: xr.Dataset, out: Path, *, title: str, meaning: str) -> dict[str, Path]:
+    """The figure as a page, and the numbers of every condition as a table."""
+    import pandas as pd
+
+    import rlmech as rlm
+    from rlmech.first_look.summary import conditions as rows
+
+    figure = write_figure(out / "comparison.html", title, meaning, rlm.plot.comparison(result))
+    table = out / "comparison.csv"
+    pd.DataFrame(rows(result)).to_csv(table, index=False)
+    return {"figure": figure, "table": table}

@@ -1,0 +1,76 @@
+"""`rlmech train` and `rlmech inspect`: a policy, made and described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlmech.cli.opening import open_policy
+from rlmech.cli.options import Config, EnvConfig, Json, Policy
+from rlmech.console import print_result
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file, e.g. experiments/00_train_the_zoo/highway_dqn_mlp.toml.")
+    ],
+    run: Annotated[Path | None, typer.Option("--run", help="The run's folder; runs/NAME by default.")] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Train, evaluate and write a card; resumes a run."""
+    from rlmech.training import train as run_training
+
+    written = run_training(config, run, progress=not as_json)
+    card = json.loads((written / "card.json").read_text(encoding="utf-8"))
+    lines = [card["about"], f"The run is at {written}, its card at {written / 'card.json'}."]
+    print_result({"run": str(written), "card": card}, as_json=as_json, lines=lines)
+
+
+def inspect(
+    policy: Policy,
+    config: Config = None,
+    env_config: EnvConfig = None,
+    env: Annotated[str | None, typer.Option("--env", help="Gymnasium id, for names and shapes.")] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """List a policy's hook points, axes and attention."""
+    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    points: list[dict[str, Any]] = [
+        {"name": name, "kind": point.kind, "axes": list(point.axes), "shape": list(point.shape)}
+        for name, point in opened.hook_dict.items()
+    ]
+    found: dict[str, Any] = {
+        "policy": policy,
+        "fingerprint": opened.fingerprint,
+        "engine": opened.engine,
+        "output_kind": opened.output_kind,
+        "n_parameters": sum(parameter.numel() for parameter in opened.module.parameters()),
+        "spec": opened.spec.to_json(),
+        "attention": {
+            path: {"n_heads": block.n_heads, "d_head": block.d_head, "d_model": block.d_model}
+            for path, block in opened.attention.items()
+        },
+        "hook_points": points,
+    }
+    heads = [f"{path or 'root'}: {one['n_heads']} heads x {one['d_head']}" for path, one in found["attention"].items()]
+    print_result(
+        found,
+        as_json=as_json,
+        lines=[
+            f"{policy}: {found['n_parameters']:,} parameters, gives {opened.output_kind}, engine {opened.engine}",
+            f"actions: {', '.join(opened.spec.actions) or 'not named'}",
+            f"attention: {'; '.join(heads) or 'none'}",
+        ],
+        tables=[
+            (
+                ("hook point", "kind", "axes", "shape"),
+                [
+                    (one["name"], one["kind"], " ".join(one["axes"]), " ".join(str(n or "·") for n in one["shape"]))
+                    for one in points
+                ],
+            )
+        ],
+    )
