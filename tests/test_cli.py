@@ -25,7 +25,7 @@ COMMANDS = ("demo", "train", "inspect", "record", "compare", "patch", "ablate", 
 def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained policy on disk, with its spec."""
     torch.manual_seed(3)
-    env = make_env("intersection-v2")
+    env = make_env("intersection-v2", config={"duration": 6})
     network = EgoAttentionNetwork(7, 3, d_model=16, n_heads=2, embedding=(16, 16), output=(16,))
     with torch.no_grad():
         for parameter in network.parameters():
@@ -274,6 +274,7 @@ def test_demo_does_the_main_job_and_prints_a_summary(
     assert run("demo", "--episodes", "2", "--out", str(tmp_path / "report")) == 0
     shown = capsys.readouterr()
     assert "patching: heads" in shown.out
+    assert "ablated for 2 episodes" in shown.out
     assert "ablation: mean ablation" in shown.out
     assert f"The page is at {tmp_path / 'report' / 'index.html'}" in shown.out
     assert "recording" in shown.err + shown.out
@@ -332,6 +333,7 @@ def test_a_wrong_command_line_is_one_line_that_says_how(
         (["compare", "--ablate", "head 7"], "7"),
         (["compare", "--controls", "nothing", "--kind", "zero", "--seeds", "2"], "no control 'nothing'"),
         (["compare", "--reference", "nowhere"], "no recording"),
+        (["compare", "--half-width", "0"], "No number of seeds"),
         (["record", "--ablate", "head"], "one condition"),
     ],
 )

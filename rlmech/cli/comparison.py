@@ -28,7 +28,7 @@ def compare(
     seed: Seed = 0,
     controls: Annotated[str, typer.Option("--controls", help="Also random_site, random_direction, or both.")] = "",
     half_width: Annotated[
-        float | None, typer.Option("--half-width", min=0, help="Say how many seeds this precision of return needs.")
+        float | None, typer.Option("--half-width", help="Say how many seeds this precision of return needs.")
     ] = None,
     workers: Workers = 1,
     backend: WhichBackend = "processes",
@@ -42,6 +42,7 @@ def compare(
     """Drive the same seeds with and without ablations."""
     import rlmech as rlm
 
+    _check_precision(half_width)
     opened = open_policy(policy, config=config, env_config=env_config, env=env)
     made, run = make_env(opened, env), range(seed, seed + seeds)
     chosen = conditions(opened, ablate, sites=sites)
@@ -59,10 +60,28 @@ def compare(
         path=None if out is None else out / "recordings",
         progress=not as_json,
     )
-    _show(result, half_width=half_width, out=out, title=f"{policy}, {kind} ablation", as_json=as_json)
+    said = "Each ablated part is at zero."
+    if seen is not None:
+        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
+        said = f"Each ablated part is at its mean over the {n} states of {reference or 'the first episodes, unedited'}."
+    _show(result, said, half_width=half_width, out=out, title=f"{policy}, {kind} ablation", as_json=as_json)
 
 
-def _show(result: xr.Dataset, *, half_width: float | None, out: Path | None, title: str, as_json: bool) -> None:
+def _check_precision(half_width: float | None) -> None:
+    from rlmech.errors import ConfigError
+
+    if half_width is not None and half_width <= 0:
+        raise ConfigError(
+            "No number of seeds gives that precision.",
+            given=f"--half-width {half_width:g}",
+            expected="a width above 0, in the unit of the return",
+            fix="e.g. --half-width 0.5",
+        )
+
+
+def _show(
+    result: xr.Dataset, said: str, *, half_width: float | None, out: Path | None, title: str, as_json: bool
+) -> None:
     """Print the table, and write it with the figure."""
     import rlmech as rlm
     from rlmech.first_look.summary import conditions as rows
@@ -72,15 +91,15 @@ def _show(result: xr.Dataset, *, half_width: float | None, out: Path | None, tit
     found: dict[str, Any] = {"n_seeds": result.sizes["seed"], "conditions": rows(result), **plain(dict(attrs))}
     lines = [
         f"{result.sizes['seed']} seeds of {attrs['env']}: the baseline's means, and mean differences from it on the "
-        f"same seeds, {100 * attrs['confidence']:g} % interval; *: p < 0.05 after Holm's correction."
+        f"same seeds, {100 * attrs['confidence']:g} % interval; *: p < 0.05 after Holm's correction. {said}"
     ]
     if attrs["never_active"]:
         lines.append(f"Never at work: {', '.join(attrs['never_active'])}.")
     if half_width is not None:
         needed = rlm.seeds_needed(result, "return", half_width=half_width)
         found["seeds_needed"] = {"half_width": half_width, **plain(dict(needed.to_series().items()))}
-        said = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
-        lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(said)}.")
+        each = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
+        lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(each)}.")
     if out is not None:
         found |= {name: str(path) for name, path in _write(result, out, title=title, meaning=lines[0]).items()}
         lines.append(f"The figure is at {found['figure']}, the table at {found['table']}.")

@@ -95,8 +95,11 @@ def _n_unchanged(result: Any, condition: str) -> str:
 def _forest(look: FirstLook, driven: Driven) -> Panel:
     result, n = driven.result, driven.result.sizes["seed"]
     one = next(iter(driven.sites))
+    n_heads = 0 if look.block is None else look.policy.attention[look.block].n_heads
     chosen = (
-        f"The {len(driven.sites)} {_part(look)}s whose mean ablation changes most actions offline"
+        f"The {n_heads} heads"
+        if len(driven.sites) == n_heads > 1
+        else f"The {len(driven.sites)} {_part(look)}s whose mean ablation changes most actions offline"
         if len(driven.sites) > 1
         else f"Of {driven.sites[one].name} {one}, whose mean ablation changes most actions offline"
     )

@@ -57,9 +57,9 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
         seed: The episode's seed.
 
     Returns:
-        For each step both roads, with attention where it was recorded, both scores, and what has come of it so far; for
-        the whole what has been returned so far, over steps. It opens at the first step at which another action was
-        taken, which is marked, as are the ends.
+        For each step both roads, with attention where it was recorded, both scores, and what has come of it so far,
+        then how both end; for the whole what has been returned so far, over steps. It opens at the first step at which
+        another action was taken, which is marked, as are the ends.
 
     Raises:
         ConfigError: Not two recordings.
@@ -73,7 +73,7 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
         >>> both = {
         ...     name: rlm.record(policy, env, seeds=[7], edits=edits, progress=False) for name, edits in drives.items()
         ... }
-        >>> len(rlm.plot.side_by_side(both, seed=7).frames) == max(len(one.steps) for one in both.values())
+        >>> len(rlm.plot.side_by_side(both, seed=7).frames) == 1 + max(len(one.steps) for one in both.values())
         True
     """
     if len(recordings) != 2:
@@ -86,16 +86,17 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
     first, second = (_side(name, recording.episode(seed)) for name, recording in recordings.items())
     parted = _first_difference(first.actions, second.actions)
     marks = _marks(first, second, parted)
+    n = max(len(first), len(second))
     group = f"seed {seed}: {first.name} | {second.name}"
     frames = tuple(
         Frame(
             group=group,
-            label=f"step {step}: {first.action(step)} | {second.action(step)}",
+            label="the end" if step == n else f"step {step}: {first.action(step)} | {second.action(step)}",
             mark=marks.get(step, ""),
             position=step,
             figures=(_both(first, second, step),),
         )
-        for step in range(max(len(first), len(second)))
+        for step in range(n + 1)
     )
     return Steps(frames=frames, overviews={group: _returned(first, second, parted)}, start=parted or 0)
 
@@ -177,7 +178,7 @@ def _half(side: _Side, way: np.ndarray | None, step: int) -> tuple[str, float]:
     content, top = text(_headline(side, step), x=0, y=26, font_size=22, font_weight="600", fill=INK), 44.0
     if way is not None:
         pattern = None if side.pattern is None or over else side.pattern.isel(step=step, query=0)
-        road = scene(side.recording, episode=side.episode, step=min(step, len(side)), pattern=pattern, way=way)
+        road = scene(side.recording, episode=side.episode, step=_scene_at(side, step), pattern=pattern, way=way)
         content += tag("g", road.svg, transform=f"translate(0 {top:.0f})")
         top += _height(road) + 24
     if not over:
@@ -185,9 +186,15 @@ def _half(side: _Side, way: np.ndarray | None, step: int) -> tuple[str, float]:
         taken = int(side.actions[step])
         bars = scores(side.recording.scores[step], names=side.names, taken=taken, label=SCORES.get(kind, "score"))
         content += tag("g", bars.svg, transform=f"translate(0 {top:.0f}) scale({_BARS})")
-    for line, said in enumerate(_so_far(side, min(step, len(side)))):
+    for line, said in enumerate(_so_far(side, _scene_at(side, step))):
         content += text(said, x=PIXELS * 0.62, y=top + 54 + 30 * line, font_size=19, fill=MUTED)
     return content, top + _BARS * (34 + 44 * len(side.names))
+
+
+def _scene_at(side: _Side, step: int) -> int:
+    """The scene of a step; of an episode that is over, its last."""
+    table = side.recording.vehicles
+    return min(step, int(table["step"].max()) if len(table) else len(side))
 
 
 def _height(drawing: SvgFigure) -> float:
@@ -248,7 +255,7 @@ def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
         template=TEMPLATE, height=260, hovermode="x unified", margin={"t": 40, "b": 48, "l": 56, "r": 16}
     )
     figure.update_xaxes(
-        title_text="step (colour of a marker: the action taken)", range=[-0.6, max(len(first), len(second)) - 0.2]
+        title_text="step (colour of a marker: the action taken)", range=[-0.6, max(len(first), len(second)) + 0.4]
     )
     figure.update_yaxes(title_text="return so far", zeroline=False)
     return figure

@@ -32,7 +32,10 @@ def parted(recording: Recording, edited: Recording) -> int:
 
 
 def test_it_goes_on_to_the_end_of_the_longer_episode(steps: Steps, recording: Recording, edited: Recording):
-    assert len(steps.frames) == max(len(recording.episode(1).steps), len(edited.steps))
+    assert len(steps.frames) == max(len(recording.episode(1).steps), len(edited.steps)) + 1
+    last = steps.frames[-1]
+    assert last.label == "the end"
+    assert last.figures[0].svg.count("over after") == 2
 
 
 def test_it_opens_at_the_first_difference_which_is_marked(steps: Steps, recording: Recording, edited: Recording):
@@ -60,7 +63,7 @@ def test_an_episode_that_is_over_says_so_and_shows_no_more_scores(recording: Rec
     short, long = sorted((recording.episode(1), edited), key=lambda one: len(one.steps))
     if len(short.steps) == len(long.steps):
         short = short.where(step_below=len(long.steps) - 1)
-    shown = side_by_side({"short": short, "long": long}, seed=1).frames[-1].figures[0].svg
+    shown = side_by_side({"short": short, "long": long}, seed=1).frames[-2].figures[0].svg
     assert "short: over after" in shown
     assert shown.count("◀ taken") == 1
 
