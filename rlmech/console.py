@@ -94,13 +94,14 @@ def _driven(driven: Mapping[str, Any]) -> Table:
     cells: list[Sequence[object]] = []
     for row in driven["conditions"]:
         if row["condition"] != "baseline":
-            differences = (
-                f"{written(row[f'delta_{name}'])} ({written(row[f'delta_{name}_low'])} … "
-                f"{written(row[f'delta_{name}_high'])})"
-                for name in outcomes
-            )
-            cells.append((row["condition"], *differences))
-    return (f"ablated for {driven['n_seeds']} episodes", *(f"Δ {name}" for name in outcomes)), cells
+            cells.append((row["condition"], *(_difference(row, f"delta_{name}") for name in outcomes)))
+    return (f"ablated on {driven['n_seeds']} seeds", *(f"Δ {name}" for name in outcomes)), cells
+
+
+def _difference(row: Mapping[str, Any], name: str) -> str:
+    """A difference with its interval, which one seed has none of."""
+    value, low, high = (written(row[name + end]) for end in ("", "_low", "_high"))
+    return f"{value} ({low} … {high})" if low else value
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:

@@ -274,7 +274,7 @@ def test_demo_does_the_main_job_and_prints_a_summary(
     assert run("demo", "--episodes", "2", "--out", str(tmp_path / "report")) == 0
     shown = capsys.readouterr()
     assert "patching: heads" in shown.out
-    assert "ablated for 2 episodes" in shown.out
+    assert "ablated on 2 seeds" in shown.out
     assert "ablation: mean ablation" in shown.out
     assert f"The page is at {tmp_path / 'report' / 'index.html'}" in shown.out
     assert "recording" in shown.err + shown.out

@@ -118,6 +118,7 @@ def first_look(
     """
     block = next(iter(policy.attention), None)
     names = [policy.attention[block].names["pattern"]] if block is not None else []
+    say("recording episodes")
     recording = record(policy, env, seeds=seeds, names=names, path=path, workers=workers, progress=progress)
     pairs = None
     if _has_entities(policy):

@@ -74,6 +74,10 @@ def _what_changed(driven: Driven) -> str:
 def _how_chosen(look: FirstLook, driven: Driven) -> str:
     result, n = driven.result, driven.result.sizes["seed"]
     among = f"of the {len(driven.sites)} {_part(look)}s driven, " if len(driven.sites) > 1 else ""
+    if n == 1:
+        return (
+            f"It is the only seed driven, which tells nothing of the mean; {among}{driven.condition} changes it most."
+        )
     return (
         f"It is not a typical episode: {among}{driven.condition} moves the mean return most, and of {n} seeds "
         f"this one's return changes most. {_mean(driven, driven.condition)} over the {n} seeds"
@@ -101,14 +105,15 @@ def _forest(look: FirstLook, driven: Driven) -> Panel:
         if len(driven.sites) == n_heads > 1
         else f"The {len(driven.sites)} {_part(look)}s whose mean ablation changes most actions offline"
         if len(driven.sites) > 1
-        else f"Of {driven.sites[one].name} {one}, whose mean ablation changes most actions offline"
+        else f"{one} of {driven.sites[one].name}, whose mean ablation changes most actions offline"
     )
-    meaning = f"{chosen}, each ablated on seeds {_range(result['seed'].values)}. {_precision(driven)}"
+    each = "each ablated" if len(driven.sites) > 1 else "ablated"
+    meaning = f"{chosen}, {each} on seed{'s' * (n > 1)} {_range(result['seed'].values)}. {_precision(driven)}"
     if driven.edited is None:
         meaning += f" In none of these {n} episodes did an ablation change an action."
     code = _FOREST_CODE.format(n=n)
     return Panel(
-        title=f"What each ablation does to the episodes of {n} seeds",
+        title=f"What each ablation does to the episodes of {n} seed{'s' * (n > 1)}",
         meaning=meaning,
         figure=comparison(result),
         code=code if driven.edited is not None else _conditions_code(look, driven) + code,
@@ -117,7 +122,9 @@ def _forest(look: FirstLook, driven: Driven) -> Panel:
 
 def _range(seeds: Any) -> str:
     listed = [int(seed) for seed in seeds]
-    return f"{listed[0]} to {listed[-1]}" if len(listed) > 1 else str(listed[0])
+    if len(listed) > 2 and listed == list(range(listed[0], listed[-1] + 1)):
+        return f"{listed[0]} to {listed[-1]}"
+    return ", ".join(map(str, listed))
 
 
 def _precision(driven: Driven) -> str:

@@ -74,7 +74,8 @@ def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[st
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
     for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
         if name in found:
-            facts.append((label, f"{found[name]['mean']:.2f} ± {found[name]['se']:.2f}"))
+            mean, error = found[name]["mean"], found[name]["se"]
+            facts.append((label, f"{mean:.2f} ± {error:.2f}" if np.isfinite(error) else f"{mean:.2f}, of one episode"))
     if look.pairs is not None:
         facts.append(("clean/corrupt pairs", f"{len(look.pairs.rows)} of {look.pairs.n_states} states"))
     facts.append(("parameters", f"{sum(p.numel() for p in look.policy.module.parameters()):,}"))

@@ -17,11 +17,13 @@ from rlmech.first_look.driven import most_changed
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.rollouts import make_env, record, spec_of
 
+SHORT = {"duration": 8}
+
 
 @pytest.fixture(scope="module")
 def policy() -> rlm.HookedPolicy:
     torch.manual_seed(3)
-    env = make_env("intersection-v2")
+    env = make_env("intersection-v2", config=SHORT)
     network = EgoAttentionNetwork(7, 3, d_model=16, n_heads=2, embedding=(16, 16), output=(16,))
     observations = [env.reset(seed=5)[0], *(env.step(2)[0] for _ in range(8))]
     with torch.no_grad():
@@ -33,7 +35,7 @@ def policy() -> rlm.HookedPolicy:
 
 @pytest.fixture(scope="module")
 def look(policy: rlm.HookedPolicy) -> FirstLook:
-    return first_look(policy, make_env("intersection-v2"), seeds=[0, 1], progress=False)
+    return first_look(policy, make_env("intersection-v2", config=SHORT), seeds=[0, 1], progress=False)
 
 
 def test_the_vehicle_taken_away_is_the_one_attended_to_most(look: FirstLook):
@@ -175,6 +177,23 @@ def test_the_page_says_that_the_episode_is_no_typical_one_and_how_many_seeds_it_
     assert "It is not a typical episode" in page
     assert "The mean difference of return is" in page
     assert "first difference" in page
+
+
+def test_one_seed_is_not_given_a_mean(policy: rlm.HookedPolicy, tmp_path: Path):
+    env = make_env("intersection-v2", config=SHORT)
+    one = first_look(policy, env, seeds=[1], progress=False)
+    page = write_page(one, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
+    assert "The mean difference" not in page
+    assert "nan" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "tells nothing of the mean" in page
+
+
+def test_seeds_that_were_not_driven_are_not_said_to_be(look: FirstLook, tmp_path: Path):
+    assert look.driven is not None
+    apart = replace(look, driven=replace(look.driven, result=look.driven.result.assign_coords(seed=[3, 9])))
+    apart = replace(apart, driven=replace(apart.driven, edited=None, seed=None, condition=""))
+    page = write_page(apart, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
+    assert "on seeds 3, 9." in page
 
 
 def test_intervals_resample_episodes(look: FirstLook):
