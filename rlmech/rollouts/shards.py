@@ -237,7 +237,9 @@ class Writer:
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table; a value that a row lacks is null."""
-    return pa.Table.from_pylist([{name: _plain(value) for name, value in row.items()} for row in rows])
+    plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row)  # Arrow by itself takes those of the first row alone
+    return pa.table({name: [row.get(name) for row in plain] for name in names})
 
 
 def vehicle_table(scenes: Sequence[Sequence[tuple[Any, ...]]], *, episode: int, seed: int) -> pa.Table:

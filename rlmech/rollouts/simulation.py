@@ -105,9 +105,9 @@ class Simulator:
         """Share, and where drivers part for the first time run two that parted once more, each by itself."""
         try:
             shared = self._together(number, seed)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        except Exception as error:
             if self.sharing != "copying":
-                raise
+                raise  # what is raised while copying for another reason is raised again, apart
             self.sharing = f"no: the environment cannot be copied ({type(error).__name__}: {error})"
             return self._apart(number, seed)
         if self.sharing == "unknown":  # nobody parted yet
@@ -122,7 +122,7 @@ class Simulator:
     def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
         traces = {name: _Trace(Drive(self.drivers[name], seed)) for name in names}
         observation, _ = self.world.reset(seed=seed)
-        branches = [_Branch(self.world, observation, names)]
+        branches = [_Branch(self.world, _kept(observation), names)]
         while branches:
             branches += self._advance(branches.pop(), traces)
         return {name: traces[name] for name in names}
@@ -159,7 +159,8 @@ class Simulator:
 
     def _step(self, world: World, observation: Any, names: list[str], traces: Mapping[str, _Trace]) -> _Branch | None:
         action = traces[names[0]].decisions[-1].action
-        step = step_of(observation, action, world.step(action))
+        after, *result = world.step(action)
+        step = step_of(observation, action, (_kept(after), *result))
         self.n_simulated += 1
         done = step.terminated or step.truncated
         for name in names:
@@ -184,6 +185,13 @@ def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]]) -
     }
 
 
+def _kept(observation: Any) -> Any:
+    """A copy: many environments write every observation into the same array."""
+    if isinstance(observation, dict):
+        return {key: np.array(value) for key, value in observation.items()}
+    return np.array(observation)
+
+
 def _stacked(name: str, observations: list[Any]) -> dict[str, np.ndarray]:
     if isinstance(observations[0], dict):
         return {f"{name}/{key}": np.stack([o[key] for o in observations]) for key in observations[0]}
@@ -200,7 +208,7 @@ def _equal(ours: Episodes, theirs: Episodes) -> bool:
 
 
 def _picture(env: gym.Env) -> np.ndarray:
-    picture = np.asarray(env.render())
+    picture = np.array(env.render())  # a copy, as of the observations
     if hasattr(env.unwrapped, "enable_auto_render"):  # else highway-env draws every frame in between, too
         setattr(env.unwrapped, "enable_auto_render", False)  # noqa: B010
     return picture
