@@ -24,7 +24,7 @@ from rlmech.rollouts.comparison import BASELINE, compare_recordings
 from rlmech.rollouts.controls import Control, with_controls
 from rlmech.rollouts.driving import Condition, Names
 from rlmech.rollouts.record import record_conditions
-from rlmech.rollouts.when import Moment, When
+from rlmech.rollouts.when import Moment, When, when_of
 from rlmech.rollouts.workers import Backend
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def compare_rollouts(
         >>> result["return"].dims, bool((result["delta_return"].sel(condition="baseline") == 0).all())
         (('condition', 'seed'), True)
     """
+    when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
     if not chosen or BASELINE in chosen:
         raise ConfigError(

@@ -9,6 +9,7 @@ Cost: for the directions, one pass over the states of a few baseline episodes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rlmech.core.edit import Edit, Site, read, steer
+from rlmech.core.modes import evaluating
 from rlmech.errors import ConfigError
 from rlmech.rollouts.driving import Condition
 from rlmech.rollouts.record import record_conditions
@@ -54,13 +56,14 @@ def with_controls(
             )
     extended, control_of = dict(conditions), dict[str, str]()
     states = _states(policy, env, seeds) if "random_direction" in kinds else None
-    for place, (name, condition) in enumerate(conditions.items()):
+    for name, condition in conditions.items():
         if not condition.edits:
             continue  # another policy has no sites
         edits = [_own(name, edit) for edit in condition.edits]
         hooked = condition.policy or policy
         for kind in kinds:
-            generator = torch.Generator().manual_seed(generator_seed + 1000 * place)
+            drawn_for = hashlib.sha256(f"{generator_seed} {kind} {name}".encode())  # whatever conditions stand beside
+            generator = torch.Generator().manual_seed(int.from_bytes(drawn_for.digest()[:7]))
             for number in range(1, n + 1):
                 if kind == "random_site":
                     other = [_elsewhere(hooked, edit, generator) for edit in edits]
@@ -106,7 +109,7 @@ def _elsewhere(policy: HookedPolicy, edit: Edit, generator: torch.Generator) -> 
 def _pushed(policy: HookedPolicy, edit: Edit, states: Any, generator: torch.Generator) -> Edit:
     """A push in a random direction, as long as what the edit changes."""
     point = policy.point(edit.site.name)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(policy.module):
         before = policy.run_with_cache(states, [point.name])[1][point.name]
         with policy.edited([edit]):
             after = policy.run_with_cache(states, [point.name])[1][point.name]

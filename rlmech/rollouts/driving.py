@@ -132,6 +132,7 @@ class Driver:
             "edits": [str(edit) if isinstance(edit, Edit) else f"{edit[0]}: {_named(edit[1])}" for edit in self.edits],
             "edits_digest": [_digest(edit) if isinstance(edit, Edit) else None for edit in self.edits],
             "when": None if self.when is None else str(self.when),
+            "when_told": self.when is None or self.when.told,
         }
 
     @property

@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
+from rlmech.core.modes import evaluating
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar
 from rlmech.rollouts import recording as store
@@ -23,7 +27,7 @@ from rlmech.rollouts.driving import Condition, Driver, Hook, Names
 from rlmech.rollouts.env import check_fit, spec_of
 from rlmech.rollouts.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
 from rlmech.rollouts.recording import Recording
-from rlmech.rollouts.shards import Writer
+from rlmech.rollouts.shards import SHARDS, Writer, sole_writer
 from rlmech.rollouts.simulation import Simulator
 from rlmech.rollouts.traffic import lanes_of
 from rlmech.rollouts.when import Moment, When
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
 
+_TOLD_ELSEWHERE = ("config", "render_mode")
 PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
 
 
@@ -130,15 +135,16 @@ def record_conditions(
         A recording for each condition, and what it took: `sharing`, `n_simulated` environment steps.
     """
     seeds = _checked(seeds, env, frames=frames, workers=workers)
-    with one_thread():
+    with one_thread(), ExitStack() as while_driving:
         drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
+            while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
         manifests = _manifests(drivers, env, seeds, frames=frames)
         folder = store.TemporaryFolder() if paths is None else None
         if folder is not None:
             paths = {name: folder.path / str(i) for i, name in enumerate(drivers)}
-        logs = {name: _Log(Path(path), manifests[name]) for name, path in (paths or {}).items()}
+        logs = {name: _Log(Path(path), manifests[name], while_driving) for name, path in (paths or {}).items()}
         cost = _simulate(env, drivers, logs, seeds, frames=frames, workers=workers, backend=backend, progress=progress)
     recordings = {name: Recording.load(log.path).of_seeds(seeds) for name, log in logs.items()}
     if folder is not None:
@@ -194,19 +200,23 @@ class _Log:
     Args:
         path: Its directory.
         manifest: How the episodes are made.
+        while_writing: Keeps other processes out until it closes.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, Any], while_writing: ExitStack) -> None:
         self.path = path
         seeds = list(manifest["seeds"])
         if (path / MANIFEST).exists():
+            while_writing.enter_context(sole_writer(path))
             there = read_manifest(path)
             _check_same(path, there, manifest)
             seeds = there["seeds"] + [seed for seed in seeds if seed not in set(there["seeds"])]
             if seeds != there["seeds"]:
                 write_manifest(path, {**there, "seeds": seeds})
         else:
+            _remove_unbegun(path)
             create(path, manifest)
+            while_writing.enter_context(sole_writer(path))
         self.number_of = {seed: number for number, seed in enumerate(seeds)}
         self.writer = Writer(path)
 
@@ -220,12 +230,20 @@ class _Log:
             self.writer.add(episode if episode.numbers == [number] else episode.numbered(number))
 
 
+def _remove_unbegun(path: Path) -> None:
+    """Remove what a kill left of a recording before it had a manifest: an empty directory, or one of empty shards."""
+    for folder in (path / SHARDS, path):
+        with suppress(OSError):  # not there, or not empty: then it is something else
+            folder.rmdir()
+
+
 def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Check that a recording can be gone on with."""
-    keys = [key for key in ours if key not in ("seeds", "lanes")]
-    differ = [key for key in keys if there.get(key) != ours[key]]
-    if differ or None in ours["edits_digest"]:
-        what = ", ".join(differ) if differ else "nothing that can be told, but its edits are functions"
+    keys = [key for key in ours if key not in ("seeds", "lanes") and key in there]
+    differ = [key for key in keys if there[key] != ours[key]]
+    if differ or None in ours["edits_digest"] or not ours["when_told"]:
+        untold = "its edits are functions" if None in ours["edits_digest"] else "its condition is a function"
+        what = ", ".join(differ) or f"nothing that can be told, but {untold}"
         raise RecordingError(
             "There is another recording at this path.",
             given=f"{path}, which differs in {what}: { ({key: there.get(key) for key in differ[:2]}) }",
@@ -235,12 +253,16 @@ def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -
 
 
 def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) -> list[int]:
-    checked = [int(seed) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked) or min(checked) < 0:
+    given: Any = list(seeds) if isinstance(seeds, Iterable) else seeds
+    try:
+        checked = [index(seed) for seed in given]
+    except TypeError:
+        checked = []  # not whole numbers, or none at all
+    if not checked or len(set(checked)) < len(checked) or min(checked) < 0 or max(checked) >= 2**63:
         raise ConfigError(
             "Each episode needs a seed of its own.",
-            given=checked[:20],
-            expected="at least one seed, none below 0, none twice",
+            given=given[:20] if isinstance(given, list) else repr(given),
+            expected="whole numbers: at least one, none below 0 or beyond 64 bits, none twice",
             fix="give e.g. seeds=range(20)",
         )
     if frames and env.render_mode != "rgb_array":
@@ -249,6 +271,13 @@ def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) 
             given=f"render_mode={env.render_mode!r}",
             expected="render_mode='rgb_array'",
             fix="make_env(..., render_mode='rgb_array'), or record without frames",
+        )
+    if getattr(env.action_space, "start", 0) != 0:
+        raise EnvironmentFitError(
+            "The environment counts its actions from elsewhere than 0.",
+            given=f"actions in {env.action_space}",
+            expected="a Discrete space that starts at 0, as policies' scores do",
+            fix="wrap it in a gymnasium.Wrapper that shifts the actions",
         )
     if workers < 1 or (workers > 1 and env.spec is None):
         raise ConfigError(
@@ -276,14 +305,32 @@ def _manifests(
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
             "env": {"id": spec.env_id, "config": spec.env_config},
+            "env_made": _layers(env),
             "seeds": seeds,
             "activations": {point: ["step", *policy.hook_dict[point].axes[1:]] for point in activations},
             "observation_keys": list(observation) if isinstance(observation, dict) else [],
             "frames": frames,
             "lanes": lanes_of(env),
         }
-        manifests[name] = json.loads(json.dumps(manifest))  # as it will be read back
+        manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests
+
+
+def _layers(env: gym.Env) -> list[dict[str, Any]]:
+    """How an environment was made: its own arguments, and the wrappers around it, as far as they tell theirs."""
+    layers: list[dict[str, Any]] = []
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, PassiveEnvChecker | OrderEnforcing):  # which change nothing
+            layers.append({"name": type(env).__qualname__, "given": getattr(env, "_saved_kwargs", {})})
+        env = env.env
+    given = {} if env.spec is None else {k: v for k, v in env.spec.kwargs.items() if k not in _TOLD_ELSEWHERE}
+    return [*layers, {"name": type(env).__qualname__, "given": given}]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _first_scene(env: gym.Env, seed: int) -> Any:

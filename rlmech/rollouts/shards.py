@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,35 @@ class Writer:
         for folder in self._folder.iterdir():
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Generator[None]:
+    """Keep every other process from writing to a recording; the system lets go of it when this one dies.
+
+    Raises:
+        RecordingError: Another process is writing to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock on a directory
+        yield
+        return
+    place = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have none either
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecordingError(
+                    "Another process is writing to this recording.",
+                    given=path,
+                    expected="one writer at a time",
+                    fix="wait for it, or record to another path",
+                ) from None
+        yield
+    finally:
+        os.close(place)
 
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

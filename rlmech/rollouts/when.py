@@ -60,10 +60,12 @@ class When:
     Args:
         test: Whether it holds.
         description: What it says, in words.
+        told: Whether these words tell it from all others; a function's name does not.
     """
 
     test: Callable[[Moment], bool]
     description: str
+    told: bool = True
 
     def __call__(self, moment: Moment) -> bool:
         """Whether it holds in a moment."""
@@ -73,13 +75,13 @@ class When:
         return self.description
 
     def __and__(self, other: When) -> When:
-        return When(lambda moment: self(moment) and other(moment), f"({self} and {other})")
+        return When(lambda moment: self(moment) and other(moment), f"({self} and {other})", self.told and other.told)
 
     def __or__(self, other: When) -> When:
-        return When(lambda moment: self(moment) or other(moment), f"({self} or {other})")
+        return When(lambda moment: self(moment) or other(moment), f"({self} or {other})", self.told and other.told)
 
     def __invert__(self) -> When:
-        return When(lambda moment: not self(moment), f"not {self}")
+        return When(lambda moment: not self(moment), f"not {self}", self.told)
 
 
 def at_steps(*steps: int) -> When:
@@ -142,7 +144,7 @@ def when_of(given: When | Callable[[Moment], bool] | int | Iterable[int] | None)
     if isinstance(given, range) and given.step == 1:
         return from_step(given.start, until=given.stop)
     if callable(given):
-        return When(given, getattr(given, "__name__", repr(given)))
+        return When(given, getattr(given, "__name__", type(given).__name__), told=False)
     steps: list[Any] = list(given) if isinstance(given, Iterable) else [given]
     if steps and all(isinstance(step, int | np.integer) and not isinstance(step, bool) for step in steps):
         return at_steps(*(int(step) for step in steps))

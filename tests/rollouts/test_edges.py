@@ -1,4 +1,4 @@
-"""Environments, conditions and callers that are a little unlike the usual ones: recordings stay right, or say why not."""
+"""Environments, conditions and callers a little unlike the usual ones: recordings stay right, or say why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.rollouts.shards import table_of
+from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
+from rlmech.rollouts.shards import sole_writer, table_of
+from rlmech.rollouts.when import when_of
 
 STILL = [rlm.zero_ablation("hook_obs")]
 
@@ -71,3 +73,82 @@ def test_an_environment_that_cannot_be_copied_for_whatever_reason_is_run_apart(p
     )
     assert "one of a kind" in found.attrs["shared_simulation"]
     assert float(found["delta_length"].sel(condition="still")) != 0
+
+
+def test_a_network_in_train_mode_drives_as_it_does_in_eval_mode_and_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    training = rlm.HookedPolicy(network, torch.rand(2, 4))
+    resting = recorded(training.eval())
+    training.train()
+    assert recorded(training).equals(resting)
+    assert all(part.training for part in network.modules())
+
+
+def test_a_recording_is_not_gone_on_with_under_another_function_of_the_moment(
+    policy: rlm.HookedPolicy, tmp_path: Path
+) -> None:
+    recorded(policy, edits=STILL, when=~when_of(lambda moment: moment.step > 2), path=tmp_path / "r")
+    with pytest.raises(RecordingError, match="its condition is a function"):
+        recorded(policy, edits=STILL, when=~when_of(lambda moment: moment.step > 5), path=tmp_path / "r")
+
+
+@pytest.mark.parametrize("options", [{"sutton_barto_reward": True}, {"max_episode_steps": 5}])
+def test_a_recording_is_not_gone_on_with_in_an_environment_made_otherwise(
+    policy: rlm.HookedPolicy, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    recorded(policy, cartpole(**options), path=tmp_path / "r")
+    assert len(recorded(policy, cartpole(**options), seeds=[0, 7], path=tmp_path / "r")) == 2
+    with pytest.raises(RecordingError, match="differs in env_made"):
+        recorded(policy, path=tmp_path / "r")
+
+
+@pytest.mark.parametrize("seeds", [[1.5], 5, [2**63], ["0"], [-1], []])
+def test_seeds_that_are_none_are_told(policy: rlm.HookedPolicy, seeds: Any) -> None:
+    with pytest.raises(ConfigError, match="seed of its own"):
+        recorded(policy, seeds=seeds)
+
+
+def test_numpys_whole_numbers_and_generators_are_seeds(policy: rlm.HookedPolicy) -> None:
+    assert list(recorded(policy, seeds=(np.int64(2**40 + i) for i in range(2))).episodes["seed"]) == [2**40, 2**40 + 1]
+
+
+def test_actions_that_do_not_begin_at_0_are_refused(policy: rlm.HookedPolicy) -> None:
+    env = cartpole()
+    env.action_space = gym.spaces.Discrete(2, start=1)
+    with pytest.raises(EnvironmentFitError, match="from elsewhere than 0"):
+        recorded(policy, env)
+
+
+def test_a_recording_has_one_writer_at_a_time(policy: rlm.HookedPolicy, tmp_path: Path) -> None:
+    recorded(policy, path=tmp_path / "r")
+    with sole_writer(tmp_path / "r"), pytest.raises(RecordingError, match="Another process"):
+        recorded(policy, seeds=[7], path=tmp_path / "r")
+    assert len(recorded(policy, seeds=[7], path=tmp_path / "r")) == 1
+
+
+def test_what_a_kill_left_before_there_was_a_manifest_is_written_over(policy: rlm.HookedPolicy, tmp_path: Path) -> None:
+    (tmp_path / "r" / "shards").mkdir(parents=True)
+    assert len(recorded(policy, path=tmp_path / "r")) == 3
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").touch()
+    with pytest.raises(RecordingError, match="something at"):
+        recorded(policy, path=tmp_path / "own")
+    assert (tmp_path / "own" / "thesis.txt").exists()
+
+
+def test_controls_do_not_depend_on_the_conditions_beside(policy: rlm.HookedPolicy) -> None:
+    site = rlm.Site("hook_obs", feature=0)
+    edits = {"a": [rlm.zero_ablation(site)], "b": [rlm.zero_ablation(rlm.Site("hook_obs", feature=1))]}
+    given: dict[str, Any] = {"controls": ("random_site", "random_direction"), "seeds": range(2), "progress": False}
+    ours = rlm.compare_rollouts(policy, cartpole(), conditions=edits, **given)
+    theirs = rlm.compare_rollouts(policy, cartpole(), conditions=dict(reversed(edits.items())), **given)
+    assert np.array_equal(ours["return"], theirs["return"].sel(condition=ours["condition"]))
+    same = theirs["edits"].sel(condition=ours["condition"]).values
+    assert ours["edits"].values.tolist() == same.tolist()
+
+
+def test_an_iterator_of_steps_serves_every_condition(policy: rlm.HookedPolicy) -> None:
+    found = rlm.compare_rollouts(
+        policy, cartpole(), conditions={"a": STILL, "b": STILL}, seeds=[0], when=iter([1, 2]), progress=False
+    )
+    assert found["when"].values.tolist() == ["", "at steps 1, 2", "at steps 1, 2"]
