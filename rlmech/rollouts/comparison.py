@@ -70,9 +70,11 @@ def compare_recordings(
 
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
-        RecordingError: The recordings have no seed in common.
+        RecordingError: The recordings have no seed in common, hold parts of episodes, or are imported.
     """
     _check(recordings)
+    for name, recording in recordings.items():
+        _check_whole(name, recording)
     shared = set.intersection(*(set(recording.episodes["seed"]) for recording in recordings.values()))
     seeds = [seed for seed in recordings[BASELINE].episodes["seed"] if seed in shared]
     if not seeds:
@@ -150,7 +152,7 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         `[condition]`, all seeds together: those run already are `result.sizes["seed"]`.
 
     Raises:
-        MetricError: No such variable, or a width that is none.
+        MetricError: No such variable, a width that is none, or one seed only.
     """
     if f"delta_{variable}" not in result or half_width <= 0:
         known = [name for name in OUTCOMES if name in result]
@@ -160,6 +162,13 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
             given=f"variable={variable!r}, half_width={half_width}",
             expected=f"one of {known} and a width above 0",
             fix=f"did you mean {close[0]!r}?" if close and close[0] != variable else "give half_width=0.1, say",
+        )
+    if result.sizes["seed"] < 2:
+        raise MetricError(
+            "One seed does not tell how much the differences spread.",
+            given="a comparison of 1 seed",
+            expected="at least 2",
+            fix="compare over, say, 20 seeds first",
         )
     differences = (result[variable] - result[variable].sel(condition=BASELINE)).values
     spread = differences.std(1, ddof=1)
@@ -175,6 +184,23 @@ def _check(recordings: Mapping[str, Recording]) -> None:
             given=f"recordings of {', '.join(repr(name) for name in recordings) or 'nothing'}",
             expected="a recording named 'baseline' and at least one other",
             fix="e.g. {'baseline': rlm.record(policy, env, ...), 'head 3': rlm.record(policy, env, edits=[...], ...)}",
+        )
+
+
+def _check_whole(name: str, recording: Recording) -> None:
+    if not recording.manifest["policy"]:
+        raise RecordingError(
+            f"The recording {name!r} is not of a policy.",
+            given=f"episodes imported from {recording.manifest.get('origin', 'elsewhere')}",
+            expected="recordings that rlm.record made, which tell when edits were at work",
+            fix="record the policies to be compared",
+        )
+    if len(recording.steps) != recording.episodes["length"].sum():
+        raise RecordingError(
+            f"The recording {name!r} is of some steps only.",
+            given=f"{len(recording.steps)} of the {recording.episodes['length'].sum()} steps of its episodes",
+            expected="whole episodes: what parts them is looked for step by step",
+            fix="compare the recordings themselves, or their of_seeds(...), not what where(...) left of them",
         )
 
 

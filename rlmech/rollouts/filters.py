@@ -100,4 +100,12 @@ def _condition(name: str, value: Any, columns: list[str]) -> tuple[str, pc.Expre
 
 def _rows_of(table: pa.Table, expression: pc.Expression) -> np.ndarray:
     numbered = table.append_column("__row__", pa.array(np.arange(len(table))))
-    return numbered.filter(expression)["__row__"].to_numpy()
+    try:
+        return numbered.filter(expression)["__row__"].to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, NotImplementedError) as error:
+        raise RecordingError(
+            "The steps cannot be selected so.",
+            given=f"{expression}: {error}",
+            expected=f"a condition that fits the columns: { {f.name: str(f.type) for f in table.schema} }",
+            fix="compare a column with values of its own type, e.g. crashed=True, action=1, ttc_below=2.0",
+        ) from error

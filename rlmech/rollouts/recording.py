@@ -241,7 +241,7 @@ class Recording:
             A recording whose rows are those steps, in all its tables and arrays; its episodes are those that have one.
 
         Raises:
-            RecordingError: There is no such column.
+            RecordingError: There is no such column, or a value is not of its type.
         """
         chosen = filter_of(expression, conditions, columns=self._columns(), earlier=self._filter)
         hits = {number: chosen.rows(self._shards[number]) for number in np.unique(self._index["shard"])}
@@ -271,7 +271,7 @@ class Recording:
             table: `steps`, `vehicles` or `episodes`. Of a recording made by `where`, `vehicles` are those of its
                 episodes, at all steps.
         """
-        files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards()]
+        files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards() or self._shards[:1]]
         found = ds.dataset(files, format="parquet")
         chosen = pc.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
         if self._filter is not None and table == "steps":
@@ -400,4 +400,4 @@ def _index(shards: list[Shard]) -> pd.DataFrame:
 def _same(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, dict):
         return all(_same(ours[key], theirs[key]) for key in ours)
-    return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()

@@ -159,8 +159,9 @@ class Simulator:
 
     def _step(self, world: World, observation: Any, names: list[str], traces: Mapping[str, _Trace]) -> _Branch | None:
         action = traces[names[0]].decisions[-1].action
-        after, *result = world.step(action)
-        step = step_of(observation, action, (_kept(after), *result))
+        after, *told = world.step(action)
+        result: Any = (_kept(after), *told)
+        step = step_of(observation, action, result)
         self.n_simulated += 1
         done = step.terminated or step.truncated
         for name in names:

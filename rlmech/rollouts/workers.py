@@ -59,10 +59,11 @@ def simulate_in_processes(
         deliver: Called in this process with the results of a task.
 
     Raises:
+        ConfigError: The environment or a driver cannot be sent to a worker.
         WorkerError: Workers died several times without a task finished in between.
         MissingPackageError: The backend is not installed.
     """
-    job = cloudpickle.dumps((env.spec, getattr(env.unwrapped, "config", None), dict(drivers), frames))
+    job = _packed(env, drivers, frames=frames)
     size = max(1, min(MOST_SEEDS, -(-len(numbered) // (workers * 8))))
     waiting = {i: numbered[i : i + size] for i in range(0, len(numbered), size)}
     run = {"processes": _through_joblib, "ray": _through_ray, "dask": _through_joblib}[_known(backend)]
@@ -86,6 +87,23 @@ def simulate_in_processes(
                     fix="look for too little memory, set fewer workers, or run one seed with workers=1 to see it fail; "
                     "finished episodes are kept when a path is given",
                 ) from error
+
+
+def _packed(env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool) -> bytes:
+    """What a worker needs, after trying that it can be sent and that the environment can be made again from it."""
+    try:
+        job = cloudpickle.dumps((env.spec, getattr(env.unwrapped, "config", None), dict(drivers), frames))
+        gym.make(cloudpickle.loads(job)[0]).close()
+    except Exception as error:
+        raise ConfigError(
+            "The environment or the policy cannot be sent to workers.",
+            given=f"{type(error).__name__}: {error}",
+            expected="an environment that gymnasium.make can make again with its wrappers, and edits, conditions and "
+            "policies without open files, locks and the like",
+            fix="set workers=1; a wrapper of your own can be made again when it inherits "
+            "gymnasium.utils.RecordConstructorArgs, too",
+        ) from error
+    return job
 
 
 @contextmanager
@@ -178,7 +196,7 @@ def _simulator(job: bytes) -> Simulator:
         _READY.clear()
         made, config, drivers, frames = cloudpickle.loads(job)
         env: Any = gym.make(made)
-        if config is not None:
+        if config is not None and hasattr(env.unwrapped, "configure"):  # highway-env's
             env.unwrapped.configure(dict(config))
         _READY[key] = Simulator(env, drivers, frames=frames)
     return _READY[key]

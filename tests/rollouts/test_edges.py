@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
+from rlmech.errors import ConfigError, EnvironmentFitError, MetricError, RecordingError
 from rlmech.rollouts.shards import sole_writer, table_of
-from rlmech.rollouts.when import when_of
+from rlmech.rollouts.when import When, when_of
 
 STILL = [rlm.zero_ablation("hook_obs")]
 
@@ -23,6 +24,12 @@ STILL = [rlm.zero_ablation("hook_obs")]
 def policy() -> rlm.HookedPolicy:
     torch.manual_seed(0)
     return rlm.HookedPolicy(nn.Linear(4, 2), torch.rand(2, 4))
+
+
+def named(test: Any) -> When:
+    condition = when_of(test)
+    assert condition is not None
+    return condition
 
 
 def cartpole(**options: Any) -> gym.Env:
@@ -34,7 +41,7 @@ def recorded(policy: rlm.HookedPolicy, env: gym.Env | None = None, **options: An
     return rlm.record(policy, env or cartpole(), **(given | options))
 
 
-class Rewriting(gym.Env[np.ndarray, int]):
+class Rewriting(gym.Env[np.ndarray, Any]):
     """Counts to four in one array, which it gives out as every observation."""
 
     observation_space = gym.spaces.Box(-9, 9, (4,), np.float32)
@@ -59,8 +66,8 @@ class Unforked(gym.Wrapper[Any, Any, Any, Any]):
 
 def test_observations_that_an_environment_overwrites_are_kept(policy: rlm.HookedPolicy) -> None:
     recording = recorded(policy, Rewriting(), seeds=[0])
-    assert recording.observations[:, 0].tolist() == [0, 1, 2, 3]
-    assert recording.final_observations[0, 0] == 4
+    assert np.asarray(recording.observations)[:, 0].tolist() == [0, 1, 2, 3]
+    assert np.asarray(recording.final_observations)[0, 0] == 4
 
 
 def test_a_value_that_only_later_steps_have_is_not_lost() -> None:
@@ -87,9 +94,9 @@ def test_a_network_in_train_mode_drives_as_it_does_in_eval_mode_and_stays_as_it_
 def test_a_recording_is_not_gone_on_with_under_another_function_of_the_moment(
     policy: rlm.HookedPolicy, tmp_path: Path
 ) -> None:
-    recorded(policy, edits=STILL, when=~when_of(lambda moment: moment.step > 2), path=tmp_path / "r")
+    recorded(policy, edits=STILL, when=~named(lambda moment: moment.step > 2), path=tmp_path / "r")
     with pytest.raises(RecordingError, match="its condition is a function"):
-        recorded(policy, edits=STILL, when=~when_of(lambda moment: moment.step > 5), path=tmp_path / "r")
+        recorded(policy, edits=STILL, when=~named(lambda moment: moment.step > 5), path=tmp_path / "r")
 
 
 @pytest.mark.parametrize("options", [{"sutton_barto_reward": True}, {"max_episode_steps": 5}])
@@ -152,3 +159,37 @@ def test_an_iterator_of_steps_serves_every_condition(policy: rlm.HookedPolicy) -
         policy, cartpole(), conditions={"a": STILL, "b": STILL}, seeds=[0], when=iter([1, 2]), progress=False
     )
     assert found["when"].values.tolist() == ["", "at steps 1, 2", "at steps 1, 2"]
+
+
+def test_values_that_do_not_fit_a_column_are_told(policy: rlm.HookedPolicy) -> None:
+    recording = recorded(policy)
+    for given in ({"terminated": 1}, {"action": "left"}):
+        with pytest.raises(RecordingError, match="cannot be selected so"):
+            recording.where(**given)
+
+
+def test_a_selection_of_nothing_is_a_recording_of_nothing(policy: rlm.HookedPolicy) -> None:
+    none = recorded(policy).where(step_above=10**6)
+    assert (len(none), len(none.steps), none.scores.shape, np.shape(none.observations)) == (0, 0, (0, 2), (0, 4))
+    assert none.dataset().to_table().num_rows == 0
+    assert list(none.parts()) == []
+
+
+def test_one_seed_does_not_tell_how_many_are_needed(policy: rlm.HookedPolicy) -> None:
+    found = rlm.compare_rollouts(policy, cartpole(), conditions={"still": STILL}, seeds=[0], progress=False)
+    with pytest.raises(MetricError, match="One seed"):
+        rlm.seeds_needed(found, half_width=1.0)
+
+
+def test_parts_of_episodes_are_not_compared(policy: rlm.HookedPolicy) -> None:
+    recording = recorded(policy)
+    with pytest.raises(RecordingError, match="'late' is of some steps only"):
+        rlm.compare_recordings({"baseline": recording, "late": recording.where(step_above=3)})
+
+
+@pytest.mark.parametrize("obstacle", ["hook", "wrapper"])
+def test_what_cannot_be_sent_to_workers_is_told_before_any_starts(policy: rlm.HookedPolicy, obstacle: str) -> None:
+    lock = threading.Lock()
+    edits: Any = [("hook_obs", lambda tensor, hook: tensor if lock else None)] if obstacle == "hook" else []
+    with pytest.raises(ConfigError, match="cannot be sent to workers"):
+        recorded(policy, cartpole() if obstacle == "hook" else Unforked(cartpole()), edits=edits, workers=2)
