@@ -91,6 +91,13 @@ def simulate_in_processes(
 
 def _packed(env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool) -> bytes:
     """What a worker needs, after trying that it can be sent and that the environment can be made again from it."""
+    if any(driver.policy.has_hooks for driver in drivers.values()):
+        raise ConfigError(
+            "The policy's hooks would stay behind: a policy is sent to workers without them.",
+            given="a policy with functions attached to its hook points",
+            expected="one without, so that episodes are the same in one process or many",
+            fix="give what acts as edits=..., or set workers=1",
+        )
     try:
         job = cloudpickle.dumps((env.spec, getattr(env.unwrapped, "config", None), dict(drivers), frames))
         gym.make(cloudpickle.loads(job)[0]).close()

@@ -193,3 +193,8 @@ def test_what_cannot_be_sent_to_workers_is_told_before_any_starts(policy: rlm.Ho
     edits: Any = [("hook_obs", lambda tensor, hook: tensor if lock else None)] if obstacle == "hook" else []
     with pytest.raises(ConfigError, match="cannot be sent to workers"):
         recorded(policy, cartpole() if obstacle == "hook" else Unforked(cartpole()), edits=edits, workers=2)
+
+
+def test_hooks_that_workers_would_not_see_are_told(policy: rlm.HookedPolicy) -> None:
+    with policy.edited(STILL), pytest.raises(ConfigError, match="stay behind"):
+        recorded(policy, workers=2)
