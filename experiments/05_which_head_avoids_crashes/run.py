@@ -43,7 +43,6 @@ def main() -> None:
     numbers: dict[str, Any] = {
         "baseline": {name: measured(result, "baseline", f"mean_{name}") for name in DELTAS},
         "n_seeds": result.sizes["seed"],
-        "simulated_share": round(result.attrs["simulated_share"], 3),
         "conditions": rows,
         "rank_correlations": correlations(rows),
         "interactions": interactions(result),

@@ -89,7 +89,6 @@ def test_the_smoke_run_writes_the_page(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(FOLDER / "run.py"), *given], capture_output=True, text=True, check=True)
     numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert len(numbers["conditions"]) == 14
-    assert numbers["simulated_share"] < 1
     for row in numbers["conditions"]:
         assert row["offline_felt"][0] <= row["offline_flip"][0]
         assert row["bolder"][0] + row["timid"][0] == pytest.approx(row["offline_felt"][0], abs=2e-4)
