@@ -65,9 +65,9 @@ class Unforked(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def test_observations_that_an_environment_overwrites_are_kept(policy: rlm.HookedPolicy) -> None:
-    recording = recorded(policy, Rewriting(), seeds=[0])
-    assert np.asarray(recording.observations)[:, 0].tolist() == [0, 1, 2, 3]
-    assert np.asarray(recording.final_observations)[0, 0] == 4
+    recording: Any = recorded(policy, Rewriting(), seeds=[0])
+    assert recording.observations[:, 0].tolist() == [0, 1, 2, 3]
+    assert recording.final_observations[0, 0] == 4
 
 
 def test_a_value_that_only_later_steps_have_is_not_lost() -> None:
@@ -169,7 +169,7 @@ def test_values_that_do_not_fit_a_column_are_told(policy: rlm.HookedPolicy) -> N
 
 
 def test_a_selection_of_nothing_is_a_recording_of_nothing(policy: rlm.HookedPolicy) -> None:
-    none = recorded(policy).where(step_above=10**6)
+    none: Any = recorded(policy).where(step_above=10**6)
     assert (len(none), len(none.steps), none.scores.shape, np.shape(none.observations)) == (0, 0, (0, 2), (0, 4))
     assert none.dataset().to_table().num_rows == 0
     assert list(none.parts()) == []
