@@ -186,10 +186,12 @@ def large_store() -> Iterator[dict[str, object]]:
 
 
 _READ = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 import rlmech, pandas, pyarrow.dataset, duckdb
 from rlmech.rollouts.recording import Recording
-before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before, found = peak(), {}
 def timed(name, call):
     start = time.perf_counter(); value = call(); found[name] = time.perf_counter() - start
     return value
@@ -198,7 +200,7 @@ chosen = timed("filter", lambda: recording.where(action_changed=True, ttc_below=
 rows = timed("read what was filtered", lambda: (chosen.steps, chosen.scores))
 steps = recording.dataset()
 timed("DuckDB counts", lambda: duckdb.sql("select action, count(*) from steps group by action").fetchall())
-found["rows"], found["megabytes"] = len(rows[0]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+found["rows"], found["megabytes"] = len(rows[0]), (peak() - before) / 1024
 print(json.dumps(found))
 """
 

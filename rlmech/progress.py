@@ -1,4 +1,4 @@
-"""A progress bar on the standard error, the same one wherever something takes long."""
+"""A progress bar on the standard error, the same one wherever something takes long, and a word beside it."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def progress_bar(what: str, n: int, *, enabled: bool) -> Generator[Callable[[int
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=n)
         yield lambda done: bars.advance(task, done)
+
+
+def remark(text: str, *, enabled: bool) -> None:
+    """Say something on the standard error that a caller should know and may not have expected.
+
+    Args:
+        text: What.
+        enabled: Whether to say it.
+    """
+    if enabled:
+        from rich.console import Console
+
+        Console(stderr=True).print(text, markup=False)

@@ -119,10 +119,14 @@ def compare_rollouts(
         progress=progress,
     )
     result = compare_recordings(
-        recordings, policy=policy, confidence=confidence, n_resamples=n_resamples, bootstrap_seed=bootstrap_seed
+        recordings,
+        policy=policy,
+        control_of=control_of,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        bootstrap_seed=bootstrap_seed,
     )
     n_steps = sum(len(recording.steps) for recording in recordings.values())
-    result = result.assign_coords(control_of=("condition", [control_of.get(name, "") for name in everything]))
     return result.assign_attrs(
         shared_simulation=cost["sharing"],
         simulated_share=cost["n_simulated"] / n_steps,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
 from rlmech.rollouts.paired import exact_test, holm, n_seeds_for
@@ -47,6 +48,7 @@ def compare_recordings(
     recordings: Mapping[str, Recording],
     *,
     policy: HookedPolicy | None = None,
+    control_of: Mapping[str, str] = MappingProxyType({}),
     confidence: float = 0.95,
     n_resamples: int = 2000,
     bootstrap_seed: int = 0,
@@ -56,6 +58,8 @@ def compare_recordings(
     Args:
         recordings: By condition; one is `baseline`.
         policy: The baseline's policy, to tell where recordings of other policies agree with it; None: not told.
+        control_of: By control, the condition that it belongs to. Controls are corrected among themselves, so that
+            asking for them makes no finding less significant.
         confidence: Nominal coverage of all intervals.
         n_resamples: Bootstrap draws.
         bootstrap_seed: Of the draws.
@@ -88,13 +92,14 @@ def compare_recordings(
     tables = {name: recordings[name].episodes.set_index("seed").loc[seeds] for name in names}
     told = [name for name in OUTCOMES if all(name in table for table in tables.values())]
     data: dict[str, Any] = {}
+    controls = np.array([name in control_of for name in names])
     for outcome in told:
         unit, meaning = OUTCOMES[outcome]
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
         attrs = {"units": unit, "long_name": meaning}
         data[outcome] = (("condition", "seed"), values, attrs)
         options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": bootstrap_seed}
-        found = _means(outcome, values, **options) | _differences(outcome, values, **options)
+        found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
     along = [_along(recordings[name], recordings[BASELINE], seeds, policy) for name in names]
     for name, (unit, meaning) in ALONG.items():
@@ -105,6 +110,7 @@ def compare_recordings(
         "seed": seeds,
         "policy": ("condition", [recordings[name].manifest["policy"].get("fingerprint", "") for name in names]),
         "edits": ("condition", ["; ".join(recordings[name].manifest["edits"]) for name in names]),
+        "control_of": ("condition", [control_of.get(name, "") for name in names]),
         "when": ("condition", [recordings[name].manifest["when"] or "" for name in names]),
     }
     return xr.Dataset(
@@ -216,7 +222,7 @@ def _means(
 
 
 def _differences(
-    outcome: str, values: Float[np.ndarray, "condition seed"], **options: Any
+    outcome: str, values: Float[np.ndarray, "condition seed"], controls: Bool[np.ndarray, " condition"], **options: Any
 ) -> dict[str, Float[np.ndarray, " condition"]]:
     differences = values - values[:1]
     interval = bootstrap_mean(differences, **options)
@@ -230,8 +236,18 @@ def _differences(
         f"{name}_high": interval.high,
         f"{name}_se": error,
         f"{name}_p": p,
-        f"{name}_p_holm": np.concatenate([[1.0], holm(p[1:])]),
+        f"{name}_p_holm": _corrected(p, controls),
     }
+
+
+def _corrected(
+    p: Float[np.ndarray, " condition"], controls: Bool[np.ndarray, " condition"]
+) -> Float[np.ndarray, " condition"]:
+    """Holm's correction over the conditions asked for, and over their controls; the baseline, the first, is neither."""
+    corrected, asked = np.ones_like(p), ~controls & (np.arange(len(p)) > 0)
+    for family in (asked, controls):
+        corrected[family] = holm(p[family])
+    return corrected
 
 
 def _along(recording: Recording, baseline: Recording, seeds: list[int], policy: HookedPolicy | None) -> pd.DataFrame:
@@ -294,7 +310,7 @@ def _attrs(
         "policy": baseline["policy"].get("fingerprint", ""),
         "confidence": confidence,
         "interval": "bootstrap over seeds, BCa; of rates Wilson's",
-        "test": "sign changes of the paired differences, exact; _p_holm corrected over conditions",
+        "test": "sign changes of the paired differences, exact; _p_holm corrected over conditions, over controls apart",
         "n_resamples": n_resamples,
         "bootstrap_seed": bootstrap_seed,
         "never_active": [name for name in idle if recordings[name].manifest["edits"]],

@@ -21,7 +21,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from rlmech.core.modes import evaluating
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
-from rlmech.progress import progress_bar
+from rlmech.progress import progress_bar, remark
 from rlmech.rollouts import recording as store
 from rlmech.rollouts.driving import Condition, Driver, Hook, Names
 from rlmech.rollouts.env import check_fit, spec_of
@@ -101,7 +101,13 @@ def record(
         paths=None if path is None else {"": Path(path)},
         progress=progress,
     )[0]
-    return recordings[""]
+    recording = recordings[""]
+    if edits and not recording.steps["edited"].any():
+        held = recording.manifest["when"]
+        remark(
+            f"The edits were never at work: in no step of the {len(recording)} episodes held: {held}.", enabled=progress
+        )
+    return recording
 
 
 def record_conditions(
@@ -253,7 +259,9 @@ def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -
 
 
 def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) -> list[int]:
-    given: Any = list(seeds) if isinstance(seeds, Iterable) else seeds
+    given: Any = seeds
+    with suppress(TypeError):  # a number is no seeds
+        given = list(given)
     try:
         checked = [index(seed) for seed in given]
     except TypeError:

@@ -192,6 +192,7 @@ def test_controls_stand_beside_what_they_control(driver: rlm.HookedPolicy) -> No
     elsewhere = [str(edits) for edits in result["edits"].values[2:4]]
     assert all("head=" in text and "head=2" not in text and "mean" in text for text in elsewhere)
     assert all("head=2" in text and "steer" in text for text in result["edits"].values[4:])
+    assert result["delta_speed_p_holm"][1] == result["delta_speed_p"][1], "controls take nothing from what was asked"
 
 
 def test_a_random_direction_is_as_long_as_what_it_controls(driver: rlm.HookedPolicy) -> None:

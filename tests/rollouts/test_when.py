@@ -96,6 +96,14 @@ def test_edits_act_while_a_vehicle_is_close_and_only_then(driver: rlm.HookedPoli
     assert recording.manifest["when"] == "a vehicle within 18 m"
 
 
+def test_a_condition_that_never_held_is_told(driver: rlm.HookedPolicy, capsys: pytest.CaptureFixture[str]) -> None:
+    record(driver, crossing(), seeds=[0], edits=PUSH, when=when.vehicle_within(0.01))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "never at work: in no step of the 1 episodes held: a vehicle within 0.01 m" in told
+    record(driver, crossing(), seeds=[0], edits=PUSH)
+    assert "never at work" not in capsys.readouterr().err
+
+
 def test_the_previous_action_is_the_one_that_was_done(driver: rlm.HookedPolicy) -> None:
     seen: list[tuple[int, Any, Any]] = []
 
