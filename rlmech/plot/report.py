@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -217,7 +218,8 @@ def _figure(figure: Figure) -> str:
     if isinstance(figure, AttentionFigure):
         return figure.fragment()
     data = str(figure.to_json()).replace("<", "\\u003c")
-    height = figure.layout.height or 420
+    layout: Any = figure.layout
+    height = layout.height or 420
     return (
         f'<div class="plot" style="height:{height}px"></div><script type="application/json" class="plot-data">'
         f"{data}</script>"
