@@ -3,9 +3,8 @@
     manifest.json   versions, policy, spec, environment, seeds, hooks and their axes, edits, lanes
     shards/         tables (Parquet) and arrays (safetensors)
 
-Opening reads one row an episode. Tables and arrays are read when asked for, and only the rows selected: `where` and
-`episode` give a recording of fewer rows, `parts` goes through one that does not fit into memory, `dataset` hands the
-tables to Arrow, DuckDB or polars. Nothing is pickled.
+Opening reads one row an episode; tables and arrays are read when asked for, and only the rows selected: `where` and
+`episode` select, `parts` goes through what does not fit into memory, `dataset` is for Arrow, DuckDB or polars.
 """
 
 from __future__ import annotations
@@ -295,9 +294,8 @@ class Recording:
 
     def equals(self, other: Recording) -> bool:
         """Whether both hold the same manifest, tables and arrays, bit for bit."""
-        if self.manifest != other.manifest or not self.episodes.equals(other.episodes):
-            return False
-        if not (self.steps.equals(other.steps) and self.vehicles.equals(other.vehicles)):
+        tables = ((getattr(one, name) for one in (self, other)) for name in ("episodes", "steps", "vehicles"))
+        if self.manifest != other.manifest or not all(ours.equals(theirs) for ours, theirs in tables):
             return False
         names = [OBSERVATION, FINAL, ACTION, *([SCORES] if self.manifest["policy"] else [])]
         names += [FRAMES] if self.manifest["frames"] else []
