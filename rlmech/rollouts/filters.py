@@ -29,29 +29,34 @@ class Filter:
     Attributes:
         expression: As Arrow evaluates it.
         columns: The columns that it reads; None for all.
+        schema: All columns of the step table; a shard may lack some.
     """
 
     expression: pc.Expression
     columns: tuple[str, ...] | None
+    schema: pa.Schema
 
     def __str__(self) -> str:
         return str(self.expression)
 
     def rows(self, shard: Shard) -> np.ndarray:
         """The rows of a shard's step table that meet it, in order."""
-        table = shard.table("steps", None if self.columns is None else list(self.columns))
+        table = shard.table("steps", None if self.columns is None else ["step", *self.columns])
+        for column in self.schema:
+            if column.name not in table.column_names and (self.columns is None or column.name in self.columns):
+                table = table.append_column(column, pa.nulls(len(table), column.type))
         return _rows_of(table, self.expression)
 
 
 def filter_of(
-    expression: pc.Expression | None, conditions: Mapping[str, Any], *, columns: list[str], earlier: Filter | None
+    expression: pc.Expression | None, conditions: Mapping[str, Any], *, schema: pa.Schema, earlier: Filter | None
 ) -> Filter:
     """The conditions of `Recording.where` and those of an earlier one as a single condition.
 
     Raises:
         RecordingError: There is no such column.
     """
-    parts = [] if earlier is None else [earlier.expression]
+    columns, parts = schema.names, [] if earlier is None else [earlier.expression]
     read = (
         None
         if expression is not None or (earlier and earlier.columns is None)
@@ -74,7 +79,9 @@ def filter_of(
             fix="e.g. recording.where(crashed=True, ttc_below=2.0)",
         )
     return Filter(
-        expression=functools.reduce(operator.and_, parts), columns=None if read is None else tuple(sorted(read))
+        expression=functools.reduce(operator.and_, parts),
+        columns=None if read is None else tuple(sorted(read - {"step"})),
+        schema=schema,
     )
 
 

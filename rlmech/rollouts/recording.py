@@ -242,7 +242,7 @@ class Recording:
         Raises:
             RecordingError: There is no such column, or a value is not of its type.
         """
-        chosen = filter_of(expression, conditions, columns=self._columns(), earlier=self._filter)
+        chosen = filter_of(expression, conditions, schema=self._schema("steps"), earlier=self._filter)
         hits = {number: chosen.rows(self._shards[number]) for number in np.unique(self._index["shard"])}
         n_hits = pd.Series(0, index=self._index.index)
         for number, own in self._index.groupby("shard"):
@@ -271,7 +271,7 @@ class Recording:
                 episodes, at all steps.
         """
         files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards() or self._shards[:1]]
-        found = ds.dataset(files, format="parquet")
+        found = ds.dataset(files, format="parquet", schema=self._schema(table))
         chosen = pc.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
         if self._filter is not None and table == "steps":
             chosen &= self._filter.expression
@@ -315,10 +315,10 @@ class Recording:
         view._index, view._filter, view._hits = index, chosen, hits
         return view
 
-    def _columns(self) -> list[str]:
-        if not self._shards:
-            return []
-        return pq.read_schema(self._shards[0].path / "steps.parquet").names
+    def _schema(self, table: str) -> pa.Schema:
+        """The columns of a table in all shards: some are there only where something happened that they tell of."""
+        found = [pq.read_schema(shard.path / f"{table}.parquet") for shard in self._shards]
+        return pa.unify_schemas(found, promote_options="permissive") if found else pa.schema([])
 
     def _used_shards(self) -> list[Shard]:
         return [self._shards[number] for number in np.unique(self._index["shard"])]
@@ -350,7 +350,7 @@ class Recording:
             tables.append(table)
         if not tables and self._shards:
             return self._shards[0].table(name).slice(0, 0)
-        return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
     def _array(self, name: str) -> np.ndarray:
         if name == FINAL or name.startswith(f"{FINAL}/"):
@@ -389,7 +389,7 @@ def _index(shards: list[Shard]) -> pd.DataFrame:
     if not shards:
         return pd.DataFrame({name: pd.Series(dtype="int64") for name in _INDEX})
     tables = [shard.table("episodes") for shard in shards]
-    index = pa.concat_tables(tables, promote_options="default").to_pandas()
+    index = pa.concat_tables(tables, promote_options="permissive").to_pandas()
     index["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     ends = index.groupby("shard")["length"].cumsum()
     return index.assign(start=ends - index["length"])

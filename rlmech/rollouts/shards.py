@@ -70,7 +70,7 @@ class Episodes:
 def joined(parts: Sequence[Episodes]) -> Episodes:
     """Some episodes one after the other."""
     tables = {
-        name: pa.concat_tables([getattr(part, name) for part in parts], promote_options="default") for name in TABLES
+        name: pa.concat_tables([getattr(part, name) for part in parts], promote_options="permissive") for name in TABLES
     }
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
     return Episodes(**tables, arrays=arrays)

@@ -210,6 +210,26 @@ def test_missing_values_meet_no_condition(tmp_path: Path) -> None:
     assert len(recording.where(ttc_above=0.0).steps) == 1
 
 
+def test_columns_that_differ_from_episode_to_episode_are_brought_together(tmp_path: Path) -> None:
+    store_path = tmp_path / "r"
+    manifests.create(store_path, MANIFEST | {"seeds": [7, 8]})
+    parts = [episode(0, length=3, seed=7), episode(1, length=2, seed=8)]
+    whole = parts[0].steps.set_column(parts[0].steps.column_names.index("ttc"), "ttc", pa.array([1, 2, 3]))
+    late = parts[1].steps.append_column("arrived", pa.array([False, True]))
+    writer = Writer(store_path)
+    for part, steps in zip(parts, (whole, late), strict=True):
+        writer.add(Episodes(episodes=part.episodes, steps=steps, vehicles=part.vehicles, arrays=part.arrays))
+    apart = Recording.load(store_path)
+    assert apart.steps["ttc"].dtype == float
+    assert apart.where(arrived=True).steps["seed"].tolist() == [8]
+    assert apart.dataset().to_table()["arrived"].to_pylist() == [None, None, None, False, True]
+    writer.close()
+    merged = Recording.load(store_path)
+    assert len(folders(merged)) == 1
+    assert merged.where(arrived=True).steps["seed"].tolist() == [8]
+    assert merged.steps["ttc"].tolist()[:3] == [1.0, 2.0, 3.0]
+
+
 def test_a_recording_without_a_finished_episode_says_so(tmp_path: Path) -> None:
     manifests.create(tmp_path / "r", MANIFEST | {"seeds": [7]})
     empty = Recording.load(tmp_path / "r")
