@@ -57,20 +57,14 @@ def filter_of(
         RecordingError: There is no such column.
     """
     columns, parts = schema.names, [] if earlier is None else [earlier.expression]
-    read = (
-        None
-        if expression is not None or (earlier and earlier.columns is None)
-        else set(earlier.columns or ())
-        if earlier
-        else set()
-    )
+    read = set[str]() if earlier is None else set(earlier.columns or ())
+    read_all = expression is not None or (earlier is not None and earlier.columns is None)
     if expression is not None:
         parts.append(expression)
     for name, value in conditions.items():
         column, condition = _condition(name, value, columns)
         parts.append(condition)
-        if read is not None:
-            read.add(column)
+        read.add(column)
     if not parts:
         raise RecordingError(
             "A selection of steps needs a condition.",
@@ -80,7 +74,7 @@ def filter_of(
         )
     return Filter(
         expression=functools.reduce(operator.and_, parts),
-        columns=None if read is None else tuple(sorted(read - {"step"})),
+        columns=None if read_all else tuple(sorted(read - {"step"})),
         schema=schema,
     )
 

@@ -28,10 +28,9 @@ from rlmech.rollouts.env import check_fit, spec_of
 from rlmech.rollouts.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
 from rlmech.rollouts.recording import Recording
 from rlmech.rollouts.shards import SHARDS, Writer, sole_writer
-from rlmech.rollouts.simulation import Simulator
 from rlmech.rollouts.traffic import lanes_of
 from rlmech.rollouts.when import Moment, When
-from rlmech.rollouts.workers import Backend, Result, one_thread, simulate_in_processes
+from rlmech.rollouts.workers import Backend, Result, one_thread, simulate_here, simulate_in_processes
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -170,10 +169,9 @@ def _simulate(
     progress: bool,
 ) -> dict[str, Any]:
     cost: dict[str, Any] = {"sharing": "nothing was left to simulate", "n_simulated": 0}
-    number_of = next(iter(logs.values())).number_of
-    numbered = [(number_of[seed], seed) for seed in seeds if any(log.lacks(seed) for log in logs.values())]
+    lacking = _lacking(logs, seeds)
     try:
-        with progress_bar("recording", len(numbered), enabled=progress) as advance:
+        with progress_bar("recording", sum(map(len, lacking.values())), enabled=progress) as advance:
 
             def deliver(result: Result) -> None:
                 for episodes in result[0]:
@@ -182,15 +180,13 @@ def _simulate(
                 cost["sharing"], cost["n_simulated"] = result[1], cost["n_simulated"] + result[2]
                 advance(len(result[0]))
 
-            if workers == 1 and backend == "processes":
-                simulator = Simulator(env, drivers, frames=frames)
-                for number, seed in numbered:
-                    before = simulator.n_simulated
-                    episodes = simulator.run(number, seed)
-                    deliver(([episodes], simulator.sharing, simulator.n_simulated - before))
-            elif numbered:
-                given: dict[str, Any] = {"frames": frames, "workers": workers, "backend": backend}
-                simulate_in_processes(env, drivers, numbered, deliver=deliver, **given)
+            for names, numbered in lacking.items():
+                own = {name: drivers[name] for name in names}
+                if workers == 1 and backend == "processes":
+                    simulate_here(env, own, numbered, frames=frames, deliver=deliver)
+                else:
+                    given: dict[str, Any] = {"frames": frames, "workers": workers, "backend": backend}
+                    simulate_in_processes(env, own, numbered, deliver=deliver, **given)
         for log in logs.values():
             log.writer.close()
     except BaseException:
@@ -198,6 +194,16 @@ def _simulate(
             log.writer.abandon()
         raise
     return cost
+
+
+def _lacking(logs: Mapping[str, _Log], seeds: list[int]) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+    """Numbers and seeds of the episodes to run, by the conditions that lack them."""
+    number_of = next(iter(logs.values())).number_of
+    lacking: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for seed in seeds:
+        if names := tuple(name for name, log in logs.items() if log.lacks(seed)):
+            lacking.setdefault(names, []).append((number_of[seed], seed))
+    return lacking
 
 
 class _Log:
@@ -230,10 +236,9 @@ class _Log:
         return self.number_of[seed] not in self.writer.finished
 
     def add(self, episode: Any) -> None:
-        """Write an episode, unless it is there already: another condition's directory may have lacked it alone."""
+        """Write an episode under its number here, where seeds may have come in another order."""
         number = self.number_of[episode.episodes["seed"][0].as_py()]
-        if number not in self.writer.finished:
-            self.writer.add(episode if episode.numbers == [number] else episode.numbered(number))
+        self.writer.add(episode if episode.numbers == [number] else episode.numbered(number))
 
 
 def _remove_unbegun(path: Path) -> None:

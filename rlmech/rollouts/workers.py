@@ -37,6 +37,20 @@ _LOST = {
 _READY: dict[str, Simulator] = {}  # in a worker: the one simulator that it runs
 
 
+def simulate_here(
+    env: gym.Env,
+    drivers: Mapping[str, Driver],
+    numbered: list[Numbered],
+    *,
+    frames: bool,
+    deliver: Callable[[Result], None],
+) -> None:
+    """Run episodes in this process; arguments as for `simulate_in_processes`."""
+    simulator = Simulator(env, drivers, frames=frames)
+    for number, seed in numbered:
+        deliver(_simulated(simulator, [(number, seed)]))
+
+
 def simulate_in_processes(
     env: gym.Env,
     drivers: Mapping[str, Driver],
@@ -191,10 +205,13 @@ def _import_backend(module: str, extra: str) -> Any:
 def _work(job: bytes, task: int, numbered: list[Numbered]) -> tuple[int, Result]:
     """Run a task in a worker, in an environment made anew."""
     with one_thread():
-        simulator = _simulator(job)
-        before = simulator.n_simulated
-        episodes = [simulator.run(number, seed) for number, seed in numbered]
-        return task, (episodes, simulator.sharing, simulator.n_simulated - before)
+        return task, _simulated(_simulator(job), numbered)
+
+
+def _simulated(simulator: Simulator, numbered: list[Numbered]) -> Result:
+    before = simulator.n_simulated
+    episodes = [simulator.run(number, seed) for number, seed in numbered]
+    return episodes, simulator.sharing, simulator.n_simulated - before
 
 
 def _simulator(job: bytes) -> Simulator:

@@ -164,6 +164,8 @@ def test_a_comparison_goes_on_with_more_seeds_and_conditions(driver: rlm.HookedP
     compared(driver, conditions={"slower": SLOWER}, seeds=range(2), path=tmp_path / "c")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "c" / "slower").rglob("*.parquet")}
     more = compared(driver, conditions={"slower": SLOWER, "faster": FASTER}, seeds=range(2), path=tmp_path / "c")
+    alone = rlm.Recording.load(tmp_path / "c" / "faster").steps
+    assert more.attrs["simulated_share"] * more["length"].sum() == len(alone), "only what was missing is simulated"
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "c" / "slower").rglob("*.parquet")} == before
     fresh = compared(driver, conditions={"slower": SLOWER, "faster": FASTER}, seeds=range(2))
     assert more.drop_attrs().identical(fresh.drop_attrs())
