@@ -22,9 +22,9 @@ from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive
-from rlmech.interventions.ablation import ablation_sweep
-from rlmech.interventions.metrics import action_flip, action_gap
-from rlmech.interventions.patching import activation_patching
+from rlmech.metrics.score_metrics import action_flip, action_gap
+from rlmech.patching.ablation import ablation_sweep
+from rlmech.patching.activations import activation_patching
 from rlmech.plot import recorded_pattern
 from rlmech.rollouts import Recording, record
 

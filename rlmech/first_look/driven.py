@@ -17,8 +17,8 @@ import xarray as xr
 
 from rlmech.core.edit import Edit, Site, mean_ablation
 from rlmech.core.policy import HookedPolicy
-from rlmech.interventions.ablation import ablation_sweep
-from rlmech.interventions.metrics import action_flip
+from rlmech.metrics.score_metrics import action_flip
+from rlmech.patching.ablation import ablation_sweep
 from rlmech.rollouts.compare import compare_rollouts
 from rlmech.rollouts.comparison import BASELINE
 from rlmech.rollouts.record import record

@@ -10,7 +10,7 @@ import xarray as xr
 
 from rlmech.errors import ConfigError
 from rlmech.plot import attention, recorded_pattern
-from rlmech.plot.attention import circuitsvis_js
+from rlmech.plot.attention_heads import circuitsvis_js
 from rlmech.rollouts import Recording
 
 EGO = xr.DataArray(

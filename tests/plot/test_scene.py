@@ -12,7 +12,7 @@ import xarray as xr
 
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import SvgFigure, scene
-from rlmech.plot.scene import SMALLEST
+from rlmech.plot.road import SMALLEST
 from rlmech.plot.style import CRASHED, EGO, head_colour
 from rlmech.rollouts import Recording
 from rlmech.spec import PolicySpec

@@ -8,7 +8,7 @@ import pytest
 import rlmech as rlm
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import Steps, scene, side_by_side
-from rlmech.plot.scene import ego_way
+from rlmech.plot.road import ego_way
 from rlmech.rollouts import Recording, make_env, record
 
 

@@ -1,0 +1,125 @@
+"""What the results of all interventions share: the bound metric of a set of pairs, coordinates, and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from rlmech.core.edit import Site
+from rlmech.core.observation import Observation
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import ConfigError, ObservationError
+from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
+from rlmech.patching.sites import group_coordinates
+from rlmech.patching.sweeps.sweep import outputs_of
+from rlmech.statistics import Clusters, normalised_recovery
+
+VERSION = version("rlmech")
+Direction = Literal["denoise", "noise"]
+
+
+def bind_pairs(
+    policy: HookedPolicy, *, clean: Observation, corrupt: Observation, metric: Metric | MetricFunction | None
+) -> BoundMetric:
+    """The metric, the action gap if None, bound to the unpatched runs of clean and corrupt observations.
+
+    Raises:
+        ObservationError: Clean and corrupt do not pair up.
+        MetricError: The metric does not fit the policy.
+    """
+    n_clean, n_corrupt = policy.coerce(clean)[0].shape[0], policy.coerce(corrupt)[0].shape[0]
+    if n_clean != n_corrupt or n_clean == 0:
+        raise ObservationError(
+            "Clean and corrupt observations do not pair up.",
+            given=f"{n_clean} clean and {n_corrupt} corrupt rows",
+            expected="as many of one as of the other, at least one",
+            fix="give the corrupt counterpart of each clean observation, in the same order",
+        )
+    return bind(metric or action_gap(), policy, clean=outputs_of(policy, clean), corrupt=outputs_of(policy, corrupt))
+
+
+def patching_result(
+    policy: HookedPolicy,
+    sites: Sequence[Site] | Sequence[tuple[Site, ...]],
+    bound: BoundMetric,
+    *,
+    patched: Float[np.ndarray, "site pair"],
+    method: str,
+    direction: Direction,
+    clusters: Clusters | None = None,
+    seed: int,
+) -> xr.Dataset:
+    """The result of a method that puts one run's values into the other: effects as normalised recovery, and changes.
+
+    Args:
+        policy: The policy.
+        sites: The sites, in the order of `patched`.
+        bound: The metric, bound to both unpatched runs.
+        patched: The metric of the patched runs, in its unit.
+        method: What the attributes call it.
+        direction: `denoise` where clean values went into corrupt runs, `noise` where corrupt ones into clean runs.
+        clusters: A label for each pair; pairs of one label are resampled together.
+        seed: Of the bootstrap.
+    """
+    assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
+    clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
+    base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    recovery = normalised_recovery(patched, source=source, base=base, clusters=clusters, seed=seed)
+    change = recovery.change
+    unit = {"units": bound.unit}
+    data: dict[str, Any] = {
+        "patched": (("site", "pair"), patched, unit),
+        "clean": ("pair", clean, unit),
+        "corrupt": ("pair", corrupt, unit),
+        "effect": ("site", recovery.ratio.estimate, {"units": "1", "long_name": f"recovery of {bound.name}"}),
+        "effect_low": ("site", recovery.ratio.low, {"units": "1"}),
+        "effect_high": ("site", recovery.ratio.high, {"units": "1"}),
+        "change": ("site", change.estimate, unit | {"long_name": f"change of {bound.name}"}),
+        "change_low": ("site", change.low, unit),
+        "change_high": ("site", change.high, unit),
+        "tiny_denominator": ("pair", recovery.tiny),
+    }
+    what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"
+    attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
+        "method": f"{method}, {direction} ({what})",
+        "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
+        "denominator_trustworthy": recovery.trustworthy,
+        **recovery.ratio.attrs,
+    }
+    return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
+
+
+def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:
+    """What is needed to read and redo a result."""
+    return {
+        "metric": bound.name,
+        "metric_units": bound.unit,
+        "n_pairs": n_pairs,
+        "seed": seed,
+        "policy": policy.fingerprint,
+        "engine": policy.engine,
+        "rlmech": VERSION,
+    }
+
+
+def sweep_coords(
+    policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int
+) -> dict[str, Any]:
+    """The coordinates of `site` and `pair`, for single sites or for groups of them."""
+    groups = tuple(site if isinstance(site, tuple) else (site,) for site in sites)
+    return {"site": np.arange(len(groups)), "pair": np.arange(n_pairs), **group_coordinates(policy, groups)}
+
+
+def unknown_choice(what: str, given: object, known: tuple[str, ...]) -> ConfigError:
+    """The error for an alternative that does not exist."""
+    return ConfigError(
+        f"There is no {what} {given!r}.",
+        given=repr(given),
+        expected=f"one of {', '.join(known)}",
+        fix=f"{what}={known[0]!r}",
+    )
