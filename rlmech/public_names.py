@@ -1,35 +1,34 @@
 """The names that `import rlmech` shows, in one table: `__all__`, the lazy import and the type stub follow it.
 
-`python -m rlmech.public_names` writes the stub `rlmech/__init__.pyi` again after a change of the table.
+After a change of the table, `make stub` writes `rlmech/__init__.pyi` again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 PUBLIC: dict[str, str] = {
     "ActivationCache": "rlmech.core.cache",
-    "Condition": "rlmech.rollouts.driving",
+    "Condition": "rlmech.episodes.driving",
     "Edit": "rlmech.core.edit",
     "FeatureSpec": "rlmech.spec",
     "HookPoint": "rlmech.core.hook_point",
     "HookedPolicy": "rlmech.core.policy",
     "PolicySpec": "rlmech.spec",
-    "Recording": "rlmech.rollouts.recording",
+    "Recording": "rlmech.episodes.recording",
     "RlmechError": "rlmech.errors",
-    "Scene": "rlmech.rollouts.scenes",
+    "Scene": "rlmech.scenes",
     "Site": "rlmech.core.edit",
     "ablation_sweep": "rlmech.patching",
     "activation_patching": "rlmech.patching",
     "attribute_actions": "rlmech.attribution",
     "attribution_patching": "rlmech.attribution",
-    "compare_rollouts": "rlmech.rollouts.compare",
+    "compare_rollouts": "rlmech.episodes.compare",
     "load": "rlmech.adapters.load",
-    "make_env": "rlmech.rollouts.env",
+    "make_env": "rlmech.simulators.env",
     "mean_ablation": "rlmech.core.edit",
     "patch": "rlmech.core.edit",
-    "record": "rlmech.rollouts.record",
+    "record": "rlmech.episodes.recorder",
     "report": "rlmech.plot",
     "resample_ablation": "rlmech.core.edit",
     "save_policy": "rlmech.adapters.native",
@@ -39,7 +38,19 @@ PUBLIC: dict[str, str] = {
 }
 """The public names and where each is defined."""
 
-MODULES: tuple[str, ...] = ("attribution", "circuits", "edges", "metrics", "patching", "plot", "testbed", "zoo")
+MODULES: tuple[str, ...] = (
+    "attribution",
+    "circuits",
+    "edges",
+    "episodes",
+    "metrics",
+    "patching",
+    "plot",
+    "scenes",
+    "simulators",
+    "testbed",
+    "zoo",
+)
 """The public modules."""
 
 
@@ -49,14 +60,6 @@ def stub() -> str:
     for name, module in PUBLIC.items():
         by_module[module].append(f"{name} as {name}")
     modules = ", ".join(f"{name} as {name}" for name in MODULES)
-    lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(by_module.items())]
-    return (
-        "\n".join(
-            ["# Written by rlmech/public_names.py.", f"from rlmech import {modules}", *lines, "", "__version__: str"]
-        )
-        + "\n"
-    )
-
-
-if __name__ == "__main__":
-    Path(__file__).with_name("__init__.pyi").write_text(stub())
+    lines = ["# Written by rlmech/public_names.py.", f"from rlmech import {modules}"]
+    lines += [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(by_module.items())]
+    return "\n".join([*lines, "", "__version__: str", ""])

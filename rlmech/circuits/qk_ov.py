@@ -108,7 +108,8 @@ def qk_circuit(
         >>> from rlmech.nets import EgoAttentionNetwork
         >>> states = torch.rand(20, 15, 7)
         >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), states[:2])
-        >>> rlm.circuits.qk_circuit(policy, space="feature", obs=states).circuit.sizes["feature_key"]  # seven, and the bias
+        >>> circuit = rlm.circuits.qk_circuit(policy, space="feature", obs=states).circuit
+        >>> circuit.sizes["feature_key"]  # seven, and the bias
         8
     """
     found = choose_block(policy, block)

@@ -49,7 +49,7 @@ Attached = Mapping[tuple[Direction, str], tuple[int, ...]]
 
 _NOTHING: Attached = {}
 _attached: ContextVar[Mapping[int, Attached]] = ContextVar("rlmech hooks", default={})  # noqa: B039  # never mutated
-"""What each registry, by number, has attached in this context. It holds numbers alone, so that it keeps nothing alive."""
+"""What each registry, by number, has attached in this context; numbers alone, so that it keeps nothing alive."""
 _numbers = itertools.count()
 
 

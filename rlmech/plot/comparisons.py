@@ -86,7 +86,7 @@ def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None,
     """Draw the means of episodes against the coefficient of what is added to the policy.
 
     Args:
-        result: What `rlm.dose_response` returned.
+        result: What `rlm.episodes.dose_response` returned.
         variables: Of `return`, `crashed`, `arrived`, `length` and `speed`; by default all that it has.
         title: Title of the figure.
 
@@ -102,7 +102,7 @@ def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None,
         >>> import torch, rlmech as rlm
         >>> policy, env = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4)), rlm.make_env("CartPole-v1")
         >>> steering = dict(site="hook_q_values", direction=torch.tensor([1.0, 0.0]), coefficients=(-1, 1))
-        >>> result = rlm.dose_response(policy, env, **steering, seeds=range(3), progress=False)
+        >>> result = rlm.episodes.dose_response(policy, env, **steering, seeds=range(3), progress=False)
         >>> [float(x) for x in rlm.plot.dose_response(result, variables=["return"]).data[1].x]
         [-1.0, 0.0, 1.0]
     """
@@ -111,7 +111,7 @@ def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None,
             "This comparison has no doses.",
             given=f"coordinates {sorted(map(str, result.coords))}",
             expected="the coordinate 'coefficient' over conditions",
-            fix="give the result of rlm.dose_response; rlm.plot.comparison draws any comparison",
+            fix="give the result of rlm.episodes.dose_response; rlm.plot.comparison draws any comparison",
         )
     chosen = _chosen(result, variables)
     doses = {str(name): float(dose) for name, dose in zip(_names(result), result["coefficient"].values, strict=True)}
@@ -146,7 +146,7 @@ def _chosen(result: xr.Dataset, variables: Sequence[str] | None) -> list[str]:
             "This is not a comparison.",
             given=f"variables {sorted(map(str, result.data_vars))}",
             expected="differences from the baseline over the dimension 'condition'",
-            fix="give the result of rlm.compare_rollouts, rlm.compare_recordings or rlm.dose_response",
+            fix="give the result of rlm.compare_rollouts, or of compare_recordings or dose_response in rlm.episodes",
         )
     chosen = known if variables is None else [variables] if isinstance(variables, str) else list(variables)
     for name in chosen or [""]:

@@ -76,7 +76,7 @@ def _check(result: xr.Dataset) -> None:
             "This is not a field.",
             given=f"variables {sorted(map(str, result.data_vars))}",
             expected="'value' and 'reachable' over condition and two quantities",
-            fix="give the result of rlm.scene_field; rlm.plot.heatmap draws any array",
+            fix="give the result of rlm.scenes.scene_field; rlm.plot.heatmap draws any array",
         )
 
 
