@@ -1,6 +1,7 @@
 """When edits are at work: conditions on the moment in which a policy decides.
 
-    rlm.record(policy, env, seeds=range(100), edits=[edit], when=rlm.episodes.when.vehicle_within(20.0) & ~rlm.episodes.when.at_steps(0))
+    when = rlm.episodes.when
+    rlm.record(policy, env, seeds=range(100), edits=[edit], when=when.vehicle_within(20.0) & ~when.at_steps(0))
 
 A condition is a frozen value with a description; `&`, `|` and `~` combine them, and any function of a `Moment` is one.
 They read what the recorder knows anyway: nothing is observed twice. Cost: none but that of the test itself.

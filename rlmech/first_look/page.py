@@ -303,7 +303,8 @@ rlm.plot.sweep({{
     )
     for kind in ("mean", "resample", "zero")
 }})"""
-_CIRCUIT_CODE = """result = rlm.circuits.{kind}_circuit(policy, space="feature", obs=torch.as_tensor(recording.observations))
+_CIRCUIT_CODE = """states = torch.as_tensor(recording.observations)
+result = rlm.circuits.{kind}_circuit(policy, space="feature", obs=states)
 vehicles = list(policy.spec.entities[1:])
 {kind} = result.circuit.isel(query=0, drop=True).sel(entity=vehicles)
 {kind} = {kind}.weighted(result.n_states.sel(entity=vehicles)).mean("entity"){centred}
