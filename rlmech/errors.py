@@ -63,6 +63,10 @@ class ShapeError(RlmechError, ValueError):
     """Matrices whose shapes do not go together."""
 
 
+class IndexRangeError(ShapeError, IndexError):
+    """An index beyond the dimension that it stands on."""
+
+
 class EditError(RlmechError, ValueError):
     """An edit whose value does not fit its site."""
 

@@ -3,21 +3,56 @@
     M = A B,   A [*leading ldim mdim],   B [*leading mdim rdim]
 
 Singular values cost O((ldim + rdim) mdim^2) and eigenvalues O(mdim^3) instead of the product's cubes. Semantics are
-those of TransformerLens 4; an index out of range is an error here. Gradients flow through all of it.
+those of TransformerLens 4; an index out of range is an error here. Gradients flow through all of it. Products take
+anything that multiplies as a tensor does; decompositions and indexing need tensors.
 """
 
 from __future__ import annotations
 
 import operator
+import warnings
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
+import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rlmech.errors import ShapeError
+from rlmech.errors import IndexRangeError, ShapeError
+
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+"""Linear algebra does not exist in these: it is done, and given, in float32."""
+
+
+@runtime_checkable
+class TensorLike(Protocol):
+    """What a factor or an operand must do to take part in products without being a tensor."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        ...
+
+    @property
+    def shape(self) -> Any:
+        """Its sizes."""
+        ...
+
+    def unsqueeze(self, dim: int) -> Any:
+        """It with a dimension of size 1 added."""
+        ...
+
+    def squeeze(self, dim: int) -> Any:
+        """It without a dimension of size 1."""
+        ...
+
+    def broadcast_to(self, shape: Any) -> Any:
+        """It with larger sizes."""
+        ...
+
+    def __matmul__(self, other: Any) -> Any: ...
 
 
 @final
@@ -44,7 +79,7 @@ class FactoredMatrix:
 
     __array_ufunc__ = None  # numpy would otherwise try to multiply it element by element
 
-    def __init__(self, A: Float[Tensor, ...], B: Float[Tensor, ...]) -> None:
+    def __init__(self, A: Float[Tensor, ...] | TensorLike, B: Float[Tensor, ...] | TensorLike) -> None:
         if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
             raise ShapeError(
                 "The factors do not match on their inner dimension.",
@@ -61,17 +96,17 @@ class FactoredMatrix:
                 expected="leading dimensions that are equal, or 1, or absent",
                 fix="unsqueeze one of them where the dimensions should line up",
             ) from error
-        self._A = A.expand(*leading, *A.shape[-2:])
-        self._B = B.expand(*leading, *B.shape[-2:])
+        self._A: Any = A.broadcast_to(torch.Size((*leading, *A.shape[-2:])))
+        self._B: Any = B.broadcast_to(torch.Size((*leading, *B.shape[-2:])))
 
     @property
-    def A(self) -> Float[Tensor, "*leading ldim mdim"]:
-        """The left factor."""
+    def A(self) -> Any:
+        """The left factor, `[*leading ldim mdim]`: a tensor, unless something else was given."""
         return self._A
 
     @property
-    def B(self) -> Float[Tensor, "*leading mdim rdim"]:
-        """The right factor."""
+    def B(self) -> Any:
+        """The right factor, `[*leading mdim rdim]`: a tensor, unless something else was given."""
         return self._B
 
     @property
@@ -110,8 +145,8 @@ class FactoredMatrix:
         return self.ndim > 2
 
     @property
-    def AB(self) -> Float[Tensor, "*leading ldim rdim"]:
-        """The product, multiplied out."""
+    def AB(self) -> Any:
+        """The product, multiplied out, `[*leading ldim rdim]`: a tensor where the factors are."""
         return self._A @ self._B
 
     @property
@@ -137,8 +172,8 @@ class FactoredMatrix:
 
     @cached_property
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        left, left_triangle = torch.linalg.qr(self._A)
-        right, right_triangle = torch.linalg.qr(self._B.transpose(-1, -2))
+        left, left_triangle = torch.linalg.qr(_upcast(self._A))
+        right, right_triangle = torch.linalg.qr(_upcast(self._B).transpose(-1, -2))
         inner_u, s, inner_vh = torch.linalg.svd(left_triangle @ right_triangle.transpose(-1, -2), full_matrices=False)
         u, v = left @ inner_u, right @ inner_vh.transpose(-1, -2)
         largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
@@ -155,6 +190,7 @@ class FactoredMatrix:
         Returns:
             U, S in falling order, and V: V itself, not its transpose. Each pair of vectors is signed so that the
             largest entry of the left one is positive. Computed once: factors changed in place afterwards are not seen.
+            16-bit factors are decomposed in float32, and the results stay float32.
         """
         return self._svd
 
@@ -174,6 +210,13 @@ class FactoredMatrix:
         return self._svd[2]
 
     @property
+    def Vh(self) -> Float[Tensor, "*leading rdim rank"]:
+        """`V` under the wrong name that TransformerLens once gave it; it is not transposed, and warns of that."""
+        message = "Vh is V, as in TransformerLens, not its transpose: write V, or V.mT for the transpose."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self._svd[2]
+
+    @property
     def eigenvalues(self) -> Complex[Tensor, "*leading mdim"]:
         """Eigenvalues of the square matrix, from B A, which shares all those that are not zero.
 
@@ -182,8 +225,7 @@ class FactoredMatrix:
         Raises:
             ShapeError: The matrix is not square.
         """
-        inner = self.BA
-        return torch.linalg.eigvals(inner.float() if inner.dtype in (torch.float16, torch.bfloat16) else inner)
+        return torch.linalg.eigvals(_upcast(self.BA))
 
     def norm(self) -> Float[Tensor, "*leading"]:
         """Frobenius norm, the root of the sum of squared singular values."""
@@ -227,61 +269,125 @@ class FactoredMatrix:
         return FactoredMatrix(self._A.unsqueeze(place), self._B.unsqueeze(place))
 
     def __getitem__(self, index: Any) -> FactoredMatrix:
-        """Index leading dimensions, then rows, then columns; a number on rows or columns keeps them as one."""
-        parts = _expand_ellipsis(index if isinstance(index, tuple) else (index,), self.ndim)
+        """Index leading dimensions, then rows, then columns; a number on rows or columns keeps them as one.
+
+        Args:
+            index: Numbers, slices, None (a new leading dimension), an ellipsis, lists, arrays and tensors of numbers
+                or booleans. Lists on leading dimensions pair up as torch's do; rows and columns are chosen each for
+                themselves.
+
+        Raises:
+            ShapeError: There are more indices than dimensions, or one does not fit where it stands.
+            IndexRangeError: A number is out of range, or a mask has not the length of its dimension.
+        """
+        given = index if isinstance(index, tuple) else (index,)
+        parts = _expand_ellipsis(tuple(_tensor_of(part) for part in given), self.ndim)
         n_leading = _position(parts, self.ndim - 2)
         rows, columns = (*parts[n_leading:], slice(None), slice(None))[:2]
-        if len(parts) - n_leading > 2 or rows is None or columns is None:
+        taken = sum(_consumes(part) for part in parts[:n_leading])
+        fits = len(parts) - n_leading <= 2 and taken <= self.ndim - 2 and all(_fits(part) for part in (rows, columns))
+        if not fits:
             raise ShapeError(
                 "The index does not fit the matrix.",
                 given=f"{len(parts)} indices for shape {list(self.shape)}",
-                expected=f"at most {self.ndim}, and None among the leading ones only",
+                expected=f"at most {self.ndim}; None and masks of several dimensions among the leading ones only",
                 fix="index the leading dimensions, then rows, then columns",
             )
-        left, right = self._A[tuple(parts[:n_leading])], self._B[tuple(parts[:n_leading])]
-        return FactoredMatrix(left[..., _keeping(rows, self.ldim), :], right[..., _keeping(columns, self.rdim)])
+        try:
+            left, right = self._A[tuple(parts[:n_leading])], self._B[tuple(parts[:n_leading])]
+            rows, columns = _keeping(rows, self.ldim), _keeping(columns, self.rdim)
+            left, right = left[..., rows, :], right[..., columns]
+        except (IndexError, ValueError, TypeError) as error:  # what torch says of an index that it cannot follow
+            raise IndexRangeError(
+                "The matrix has no such place.",
+                given=f"index {index!r}",
+                expected=f"places within the shape {list(self.shape)}, slices with a step above 0",
+                fix="count from 0, or from -1 backwards; a mask is as long as its dimension",
+            ) from error
+        return FactoredMatrix(left, right)
 
-    def __matmul__(self, other: FactoredMatrix | Tensor) -> FactoredMatrix | Tensor:
-        """Multiply from the right: a matrix stays factored over the smaller inner dimension, a vector is applied."""
+    def __matmul__(self, other: Any) -> Any:
+        """Multiply from the right: a matrix stays factored over the smaller inner dimension, a vector is applied.
+
+        Args:
+            other: A `FactoredMatrix`, a tensor, an array, or what multiplies as a tensor does.
+
+        Raises:
+            ShapeError: The inner dimensions differ.
+        """
         if isinstance(other, FactoredMatrix):
             return self._times(other.A)._times(other.B)
-        if other.ndim == 1 and other.shape[0] == self.rdim:
-            return (self._A @ (self._B @ other[:, None]))[..., 0]
-        return self._times(other)
+        operand = self._operand(other)
+        if operand.ndim == 1 and operand.shape[0] == self.rdim:
+            return (self._A @ (self._B @ operand.unsqueeze(-1))).squeeze(-1)
+        return self._times(operand)
 
-    def _times(self, matrix: Tensor) -> FactoredMatrix:
+    def _times(self, matrix: Any) -> FactoredMatrix:
         if matrix.ndim < 2 or matrix.shape[-2] != self.rdim:
             given = f"{list(self.shape)} @ {list(matrix.shape)}"
             raise _mismatch(given, f"[{self.rdim}] or [... {self.rdim} columns] on the right")
+        self._check_leading(matrix)
         if self.rdim > self.mdim:
             return FactoredMatrix(self._A, self._B @ matrix)
         return FactoredMatrix(self.AB, matrix)
 
-    def __rmatmul__(self, other: Tensor) -> FactoredMatrix | Tensor:
+    def __rmatmul__(self, other: Any) -> Any:
         """Multiply from the left: a matrix stays factored over the smaller inner dimension, a vector is applied."""
-        if other.ndim == 0 or other.shape[-1] != self.ldim:
-            given = f"{list(other.shape)} @ {list(self.shape)}"
+        operand = self._operand(other)
+        if operand.ndim == 0 or operand.shape[-1] != self.ldim:
+            given = f"{list(operand.shape)} @ {list(self.shape)}"
             raise _mismatch(given, f"[{self.ldim}] or [... rows {self.ldim}] on the left")
-        if other.ndim == 1:
-            return (other[None, :] @ self._A @ self._B)[..., 0, :]
+        self._check_leading(operand)
+        if operand.ndim == 1:
+            return ((operand.unsqueeze(-2) @ self._A) @ self._B).squeeze(-2)
         if self.ldim > self.mdim:
-            return FactoredMatrix(other @ self._A, self._B)
-        return FactoredMatrix(other, self.AB)
+            return FactoredMatrix(operand @ self._A, self._B)
+        return FactoredMatrix(operand, self.AB)
 
-    def __mul__(self, scalar: float | int | Tensor) -> FactoredMatrix:
-        """Scale; for a matrix product write `@`."""
-        if isinstance(scalar, Tensor):
-            if scalar.numel() != 1:
-                raise ShapeError(
-                    "Only a scalar multiplies a FactoredMatrix with *.",
-                    given=f"a tensor of shape {list(scalar.shape)}",
-                    expected="a number, or a tensor with one element",
-                    fix="for the matrix product write @",
-                )
-            scalar = scalar.reshape(())
+    def _check_leading(self, matrix: Any) -> None:
+        try:
+            torch.broadcast_shapes(self.shape[:-2], matrix.shape[:-2])
+        except RuntimeError as error:
+            raise ShapeError(
+                "The leading dimensions do not broadcast.",
+                given=f"{list(self.shape)} and {list(matrix.shape)}",
+                expected="leading dimensions that are equal, or 1, or absent",
+                fix="unsqueeze one of them where the dimensions should line up",
+            ) from error
+
+    def _operand(self, other: Any) -> Any:
+        if isinstance(other, np.ndarray | np.generic | list | tuple):
+            return torch.as_tensor(np.asarray(other), dtype=self._A.dtype, device=self._A.device)
+        if isinstance(other, TensorLike):
+            return other
+        raise ShapeError(
+            "A FactoredMatrix is multiplied with matrices and vectors.",
+            given=type(other).__name__,
+            expected="a FactoredMatrix, a tensor or an array",
+            fix="to scale it, write * in place of @",
+        )
+
+    def __mul__(self, scalar: Any) -> FactoredMatrix:
+        """Scale by a number, or by a tensor or array of one element; for a matrix product write `@`.
+
+        An element of more dimensions than the matrix gives its product further leading ones of size 1, as it gives
+        any tensor.
+
+        Raises:
+            ShapeError: There are several elements.
+        """
+        if isinstance(scalar, np.ndarray | np.generic):
+            scalar = torch.as_tensor(scalar, dtype=self._A.dtype, device=self._A.device)
+        if isinstance(scalar, Tensor) and scalar.numel() != 1:
+            raise ShapeError(
+                "Only a scalar multiplies a FactoredMatrix with *.",
+                given=f"a tensor of shape {list(scalar.shape)}",
+                expected="a number, or a tensor with one element",
+                fix="for the matrix product write @",
+            )
         return FactoredMatrix(self._A * scalar, self._B)
 
-    def __rmul__(self, scalar: float | int | Tensor) -> FactoredMatrix:
+    def __rmul__(self, scalar: Any) -> FactoredMatrix:
         return self * scalar
 
     def __repr__(self) -> str:
@@ -318,8 +424,26 @@ def _position(parts: list[Any], n_dims: int) -> int:
     return place
 
 
+def _tensor_of(part: Any) -> Any:
+    """Lists and arrays as tensors, a tensor of one number as that number; any other index as it is."""
+    if isinstance(part, list | np.ndarray):
+        part = torch.as_tensor(np.asarray(part, dtype=None if len(part) else np.int64))
+    if isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool:
+        return int(part)
+    return part
+
+
+def _fits(part: Any) -> bool:
+    """Whether an index can stand on rows or columns: one dimension of them goes in, and one comes out."""
+    if isinstance(part, Tensor):
+        return part.ndim == 1
+    return part is not None and not isinstance(part, bool | np.bool)
+
+
 def _keeping(part: Any, size: int) -> Any:
     """A number as a slice of one; any other index as it is."""
+    if isinstance(part, Tensor):  # one of a single element would pass for a number, a mask of one even for 1
+        return part
     try:
         number = operator.index(part)
     except TypeError:
@@ -327,3 +451,7 @@ def _keeping(part: Any, size: int) -> Any:
     if not -size <= number < size:
         raise IndexError(f"index {number} is out of range for a dimension of size {size}")
     return slice(number % size, number % size + 1)
+
+
+def _upcast(matrix: Tensor) -> Tensor:
+    return matrix.float() if matrix.dtype in SIXTEEN_BIT else matrix

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 
 from rlmech.circuits.factored_matrix import FactoredMatrix
-from rlmech.errors import ShapeError
+from rlmech.errors import IndexRangeError, ShapeError
 
 SIZE = st.integers(1, 6)
 LEADING = st.sampled_from([((), ()), ((3,), (3,)), ((1,), (4,)), ((2, 3), (3,)), ((), (2, 1))])
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
+    tolerance = {"atol": 1e-10, "rtol": 1e-8} if a.dtype == torch.float64 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(a, b, **tolerance)
 
 
 @st.composite
@@ -162,6 +163,10 @@ MATRIX = FactoredMatrix(torch.randn(2, 4, 3), torch.randn(3, 5))
         (lambda: MATRIX.unsqueeze(2), "among the leading ones only"),
         (lambda: MATRIX[0, 0, 0, 0], "index does not fit the matrix"),
         (lambda: MATRIX[0, 0, None], "index does not fit the matrix"),
+        (lambda: MATRIX[torch.ones(2, 4, dtype=torch.bool)], "index does not fit the matrix"),
+        (lambda: MATRIX[0, torch.ones(4, 5, dtype=torch.bool)], "index does not fit the matrix"),
+        (lambda: MATRIX[0, True], "index does not fit the matrix"),
+        (lambda: MATRIX @ torch.randn(3, 5, 2), "leading dimensions do not broadcast"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_shapes(act, message):
@@ -172,7 +177,102 @@ def test_what_does_not_fit_is_refused_with_both_shapes(act, message):
     assert caught.value.fix
 
 
-def test_an_index_out_of_range_is_an_error_and_not_an_empty_matrix():
-    for index in ((2,), (0, 4), (0, -5), (0, 0, 5)):
-        with pytest.raises(IndexError):
-            MATRIX[index]
+@pytest.mark.parametrize(
+    "index",
+    [(2,), (0, 4), (0, -5), (0, 0, 5), ([2],), (0, [4]), (0, 0, [True]), (slice(None, None, -1),)],
+    ids=str,
+)
+def test_an_index_out_of_range_is_an_error_and_not_an_empty_matrix(index):
+    with pytest.raises(IndexRangeError, match="no such place") as caught:
+        MATRIX[index]
+    assert isinstance(caught.value, IndexError)
+
+
+LED = FactoredMatrix(torch.randn(2, 3, 4, 2), torch.randn(2, 3, 2, 5))
+MASKS = {n: torch.tensor([True, False, True, True, False][:n]) for n in (2, 3, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("index", "dense"),
+    [
+        ((MASKS[2],), lambda m: m[MASKS[2]]),
+        ((slice(None), MASKS[3]), lambda m: m[:, MASKS[3]]),
+        ((slice(None), slice(None), MASKS[4]), lambda m: m[:, :, MASKS[4]]),
+        ((..., MASKS[5]), lambda m: m[..., MASKS[5]]),
+        ((..., MASKS[4], MASKS[5]), lambda m: m[..., MASKS[4], :][..., MASKS[5]]),
+        ((1, ..., MASKS[5].numpy()), lambda m: m[1][..., MASKS[5]]),
+        ((..., MASKS[4].tolist(), -1), lambda m: m[..., MASKS[4], :][..., 4:]),
+        (([1, 0], [0, 2], 3), lambda m: m[[1, 0], [0, 2]][:, 3:4]),
+        ((torch.ones(2, 3, dtype=torch.bool), [1, 1]), lambda m: m.reshape(6, 4, 5)[:, [1, 1]]),
+        ((None, 1, None, 0), lambda m: m[None, 1, None, 0]),
+        ((torch.tensor(1), np.int64(2), torch.tensor(3)), lambda m: m[1, 2, 3:4]),
+        ((None, ..., 0), lambda m: m[None][..., :1]),
+        (..., lambda m: m),
+        (([], slice(1, 9)), lambda m: m[[], 1:9]),
+    ],
+    ids=str,
+)
+def test_masks_lists_new_axes_and_ellipses_index_as_they_do_the_dense_product(index, dense):
+    close(LED[index].AB, dense(LED.AB))
+
+
+def test_one_element_of_any_rank_scales_as_it_does_the_dense_product():
+    matrix = FactoredMatrix(torch.randn(3, 2), torch.randn(2, 4))
+    for shape in ((), (1,), (1, 1), (1, 1, 1), (1,) * 5):
+        scalar = torch.full(shape, 2.5)
+        close((matrix * scalar).AB, matrix.AB * scalar)
+        close((scalar * matrix).AB, scalar * matrix.AB)
+    close((matrix * np.array([2.5])).AB, matrix.AB * 2.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_matrices_are_decomposed_in_float32(dtype):
+    matrix = FactoredMatrix(torch.randn(4, 2).to(dtype), torch.randn(2, 4).to(dtype))
+    wide = FactoredMatrix(matrix.A.float(), matrix.B.float())
+    for sixteen, thirty_two in zip(matrix.svd(), wide.svd(), strict=True):
+        assert sixteen.dtype == torch.float32
+        close(sixteen, thirty_two)
+    close(matrix.norm(), wide.norm())
+    close(matrix.make_even().AB, wide.AB)
+
+
+class Wrapped:
+    """A tensor that is none, but multiplies as one."""
+
+    def __init__(self, value):
+        self.value, self.ndim, self.shape = value, value.ndim, value.shape
+
+    def unsqueeze(self, dim):
+        return Wrapped(self.value.unsqueeze(dim))
+
+    def squeeze(self, dim):
+        return Wrapped(self.value.squeeze(dim))
+
+    def broadcast_to(self, shape):
+        return Wrapped(self.value.broadcast_to(shape))
+
+    def __matmul__(self, other):
+        return (
+            NotImplemented
+            if isinstance(other, FactoredMatrix)
+            else Wrapped(self.value @ getattr(other, "value", other))
+        )
+
+    def __rmatmul__(self, other):
+        return Wrapped(other @ self.value)
+
+
+def test_what_multiplies_as_a_tensor_and_arrays_are_operands():
+    matrix, right, left = FactoredMatrix(torch.randn(4, 2), torch.randn(2, 5)), torch.randn(5, 3), torch.randn(3, 4)
+    close((matrix @ Wrapped(right)).AB.value, matrix.AB @ right)
+    close((Wrapped(left) @ matrix).AB.value, left @ matrix.AB)
+    close((matrix @ Wrapped(right[:, 0])).value, matrix.AB @ right[:, 0])
+    close((matrix @ right.numpy()).AB, matrix.AB @ right)
+    close((left.numpy() @ matrix).AB, left @ matrix.AB)
+    with pytest.raises(ShapeError, match="multiplied with matrices and vectors"):
+        matrix @ 2.0
+
+
+def test_vh_is_v_and_warns():
+    with pytest.warns(DeprecationWarning, match="not its transpose"):
+        assert LED.Vh is LED.V
