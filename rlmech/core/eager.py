@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -44,6 +45,8 @@ PLAIN_NAMES = {
     "__radd__": "add",
     "masked_fill_": "masked_fill",
 }
+_watch: ContextVar[object] = ContextVar("rlmech eager pass", default=None)
+"""The pass whose module calls are followed at present, in this thread."""
 NO_WEIGHTS = "the eager engine sees calls, not the graph that leads from weights to heads"
 BATCHES = (5, 7)
 SINGLE_ROWS = 8
@@ -304,26 +307,38 @@ def _watching(
     """Call back for every tensor that a function makes inside the module, with the module call it stands in."""
     stack: list[str] = [""]
     calls: Counter[str] = Counter()
+    mine = object()
 
     def enter(path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            stack.append(f"{path}@{calls[path]}" if calls[path] else path)
-            calls[path] += 1
+            if _watch.get() is mine:  # module hooks fire for every thread, and for passes made inside a hook
+                stack.append(f"{path}@{calls[path]}" if calls[path] else path)
+                calls[path] += 1
 
         return hook
 
     def leave(*_: Any) -> None:
-        stack.pop()
+        if _watch.get() is mine:
+            stack.pop()
+
+    def aside(key: Key, value: Tensor) -> Tensor:
+        token = _watch.set(None)
+        try:
+            return on_result(key, value)
+        finally:
+            _watch.reset(token)
 
     handles: list[Any] = []
+    token = _watch.set(mine)
     try:
         for path, child in module.named_modules():
             if path:
                 handles.append(child.register_forward_pre_hook(enter(path)))
                 handles.append(child.register_forward_hook(leave, always_call=True))
-        with _FunctionMode(lambda: stack[-1], on_result, on_call):
+        with _FunctionMode(lambda: stack[-1], aside, on_call):
             yield
     finally:
+        _watch.reset(token)
         for handle in handles:
             handle.remove()
 

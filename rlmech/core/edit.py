@@ -40,7 +40,7 @@ class Site:
 
     name: str
     selection: tuple[tuple[str, Choice], ...]
-    _hash: int
+    _hash: int = field(compare=False, repr=False)
 
     def __init__(self, name: str, **selection: int | str | Iterable[int | str]) -> None:
         for axis in selection:
@@ -58,6 +58,10 @@ class Site:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # made anew where it is read: strings hash otherwise in each process, and the hash is kept
+        return _site_of, (self.name, self.selection)
 
     def __repr__(self) -> str:
         return f"Site({', '.join([repr(self.name), *(f'{axis}={choice!r}' for axis, choice in self.selection)])})"
@@ -330,6 +334,10 @@ def _rows(site: Site, value: Tensor) -> Tensor:
             fix="run the policy with cache on some observations and give that cache",
         )
     return value
+
+
+def _site_of(name: str, selection: tuple[tuple[str, Choice], ...]) -> Site:
+    return Site(name, **dict(selection))
 
 
 def _site(site: Site | str) -> Site:

@@ -2,13 +2,16 @@
 
 A hook is `fn(tensor, hook=point) -> tensor | None`, as in TransformerLens. It gets a copy, so that what it does in
 place reaches this activation and nothing else; what it returns must keep shape, dtype and device. Several run in order,
-forward and backward alike. Forward passes made inside a hook see only the hooks attached there.
+forward and backward alike. Forward passes made inside a hook see only the hooks attached there. Hooks belong to the
+context (`contextvars`) that attached them: threads and tasks that share a policy do not see each other's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -41,32 +44,31 @@ Kind = Literal[
 ]
 
 
+Attached = Mapping[tuple[Direction, str], tuple[int, ...]]
+"""Numbers of handles by direction and hook name, in the order in which they were attached; never changed in place."""
+
+_NOTHING: Attached = {}
+_attached: ContextVar[Mapping[int, Attached]] = ContextVar("rlmech hooks", default={})  # noqa: B039  # never mutated
+"""What each registry, by number, has attached in this context. It holds numbers alone, so that it keeps nothing alive."""
+_numbers = itertools.count()
+
+
 class HookHandle:
     """One attached function; `remove` takes exactly it away, and knows whether it ever ran.
 
     Usable as a context manager.
     """
 
-    def __init__(self, function: HookFunction, name: str, attached: dict[str, list[HookHandle]]) -> None:
-        self.function, self.name, self.fired = function, name, 0
+    def __init__(self, function: HookFunction, name: str, direction: Direction, registry: HookRegistry) -> None:
+        self.function, self.name, self.direction, self.fired = function, name, direction, 0
         self.listening = True
-        self._attached = attached
-        attached.setdefault(name, []).append(self)
+        self.number = next(_numbers)
+        self._registry = registry
 
     def remove(self) -> None:
         """Detach the function; detaching twice does nothing. A backward pass that is still to come passes it by."""
         self.listening = False
-        handles = self._attached.get(self.name, [])
-        if self in handles:
-            handles.remove(self)
-        if not handles:
-            self._attached.pop(self.name, None)
-
-    def move(self, attached: dict[str, list[HookHandle]]) -> None:
-        """Attach the function elsewhere."""
-        self.remove()
-        self.listening, self._attached = True, attached
-        attached.setdefault(self.name, []).append(self)
+        self._registry.detach(self)
 
     def __enter__(self) -> HookHandle:
         return self
@@ -76,48 +78,82 @@ class HookHandle:
 
 
 class HookRegistry:
-    """All functions attached to the points of one policy."""
+    """All functions attached to the points of one policy.
+
+    They act in the context (`contextvars`) that attached them and in those copied from it later: a thread's or task's
+    hooks do not reach another's.
+    """
 
     def __init__(self) -> None:
-        self.attached: dict[Direction, dict[str, list[HookHandle]]] = {"fwd": {}, "bwd": {}}
+        self._number = next(_numbers)
+        self._handles: dict[int, HookHandle] = {}
 
-    def attach(self, name: str, function: HookFunction, direction: Direction) -> HookHandle:
-        """Attach a function to a point by name."""
-        return HookHandle(function, name, self.attached[direction])
+    def attach(self, pairs: Iterable[tuple[str, HookFunction]], direction: Direction) -> list[HookHandle]:
+        """Attach functions to points by name, in order."""
+        handles = [HookHandle(function, name, direction, self) for name, function in pairs]
+        attached = dict(self._here())
+        for handle in handles:
+            self._handles[handle.number] = handle
+            key = (direction, handle.name)
+            attached[key] = (*attached.get(key, ()), handle.number)
+        self._set(attached)
+        return handles
+
+    def detach(self, handle: HookHandle) -> None:
+        """Take a function away, whichever context attached it."""
+        if self._handles.pop(handle.number, None) is None:
+            return
+        key, attached = (handle.direction, handle.name), dict(self._here())
+        if key in attached:
+            attached[key] = tuple(number for number in attached[key] if number != handle.number)
+            self._set(attached)
 
     def active(self) -> set[str]:
-        """Names of the points that have functions."""
-        return {*self.attached["fwd"], *self.attached["bwd"]}
+        """Names of the points that have functions in this context."""
+        return {
+            name for (_, name), numbers in self._here().items() if any(number in self._handles for number in numbers)
+        }
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is attached anywhere."""
-        return not (self.attached["fwd"] or self.attached["bwd"])
+        """Whether nothing is attached anywhere in this context."""
+        return not self._handles or not self.active()
 
     def clear(self, name: str) -> None:
-        """Detach everything from a point."""
-        for names in self.attached.values():
-            names.pop(name, None)
+        """Detach everything that this context attached to a point."""
+        for direction in ("fwd", "bwd"):
+            for handle in self._at(direction, name):
+                handle.remove()
 
     @contextmanager
     def suspended(self) -> Generator[None]:
-        """Let code that runs inside a hook see only the hooks that it attaches itself."""
-        outer = self.attached
-        inner: dict[Direction, dict[str, list[HookHandle]]] = {"fwd": {}, "bwd": {}}
-        self.attached = inner
+        """Let code that runs inside a hook see only the hooks that it attaches itself; those it leaves act on."""
+        outer = self._here()
+        self._set(_NOTHING)
         try:
             yield
         finally:
-            left, self.attached = inner, outer
-            for direction, names in left.items():
-                for handle in [handle for handles in names.values() for handle in handles]:
-                    handle.move(outer[direction])
+            left = self._here()
+            keys = dict.fromkeys((*outer, *left))
+            self._set({key: (*outer.get(key, ()), *left.get(key, ())) for key in keys})
+
+    def _here(self) -> Attached:
+        return _attached.get().get(self._number, _NOTHING)
+
+    def _set(self, attached: Attached) -> None:
+        alive = {key: numbers for key, numbers in attached.items() if any(n in self._handles for n in numbers)}
+        everything = {number: other for number, other in _attached.get().items() if number != self._number}
+        _attached.set({**everything, self._number: alive} if alive else everything)
+
+    def _at(self, direction: Direction, name: str) -> list[HookHandle]:
+        numbers = self._here().get((direction, name), ())
+        return [handle for number in numbers if (handle := self._handles.get(number)) is not None]
 
     def intercept(self, point: HookPoint, value: Tensor) -> Tensor:
         """Pass an activation, in canonical axes, through the functions attached to its point."""
-        for handle in tuple(self.attached["fwd"].get(point.name, ())):
+        for handle in self._at("fwd", point.name):
             value = self.run(handle, point, value)
-        backward = tuple(self.attached["bwd"].get(point.name, ()))
+        backward = self._at("bwd", point.name)
         if backward:
             value = self._listen(point, value, backward)
         return value
@@ -177,7 +213,7 @@ class HookPoint(nn.Module):
         self._registry = registry
 
     def add_hook(self, fn: HookFunction, dir: Direction = "fwd") -> HookHandle:
-        """Attach a function until its handle, or `remove_hooks`, takes it away.
+        """Attach a function until its handle, or `remove_hooks`, takes it away; it acts in this thread or task only.
 
         Args:
             fn: `fn(tensor, hook=point) -> tensor | None`; for `dir="bwd"` the tensor is the gradient.
@@ -186,10 +222,10 @@ class HookPoint(nn.Module):
         Returns:
             The handle; `handle.remove()` detaches, and `with point.add_hook(fn):` does so by itself.
         """
-        return self._registry.attach(self.name, fn, dir)
+        return self._registry.attach([(self.name, fn)], dir)[0]
 
     def remove_hooks(self) -> None:
-        """Detach everything from this point."""
+        """Detach everything that this thread or task attached to this point."""
         self._registry.clear(self.name)
 
     def size(self, axis: str) -> int:

@@ -423,4 +423,4 @@ class HookedPolicy(nn.Module):
 
     def _attach(self, hooks: Hooks, direction: Direction) -> list[HookHandle]:
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
-        return [self._registry.attach(name, function, direction) for name, function in pairs]
+        return self._registry.attach(pairs, direction)

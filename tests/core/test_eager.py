@@ -145,3 +145,23 @@ def test_a_point_that_only_the_graph_has_is_refused_in_train_mode():
     with pytest.raises(EngineError, match=r"policy\.eval\(\)"):
         policy.run_with_cache(nets.scenes(2), "*.hook_result")
     assert "embed.hook_out" in policy.run_with_cache(nets.scenes(2))[1]
+
+
+def test_a_pass_made_inside_a_hook_does_not_disturb_the_pass_around_it():
+    torch.manual_seed(0)
+    policy, obs = rlm.HookedPolicy(nets.Branching(), torch.rand(2, 4)), torch.rand(3, 4)
+    inner: list[torch.Tensor] = []
+
+    def run_again(tensor, hook):
+        inner.append(policy.module(obs))
+        inner.append(policy.run_with_cache(obs)[0])
+
+    handles = [policy.point(name).add_hook(run_again) for name in ("hook_obs", "tanh_0.hook_out")]
+    _, cache = policy.run_with_cache(obs)
+    for handle in handles:
+        handle.remove()
+    _, plain = policy.run_with_cache(obs)
+    assert len(inner) == 4
+    assert list(cache) == list(plain)
+    for name, value in plain.items():
+        assert torch.equal(cache[name], value)
