@@ -17,9 +17,11 @@ from rlmech.errors import ConfigError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.sweeps.sweep import outputs_of
-from rlmech.statistics import Clusters, normalised_recovery
+from rlmech.statistics import Clusters, Interval, Shares, bootstrap_mean, normalised_recovery
 
 VERSION = version("rlmech")
+SHARE = "fraction"
+"""The unit of a metric that says yes or no in each pair, so that its mean is a share."""
 Direction = Literal["denoise", "noise"]
 
 
@@ -69,7 +71,9 @@ def patching_result(
     assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    recovery = normalised_recovery(patched, source=source, base=base, clusters=clusters, seed=seed)
+    recovery = normalised_recovery(
+        patched, source=source, base=base, clusters=clusters, seed=seed, shares=bound.unit == SHARE
+    )
     change = recovery.change
     unit = {"units": bound.unit}
     data: dict[str, Any] = {
@@ -92,6 +96,28 @@ def patching_result(
         **recovery.ratio.attrs,
     }
     return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
+
+
+def mean_change(
+    bound: BoundMetric,
+    patched: Float[np.ndarray, "site pair"],
+    base: Float[np.ndarray, " pair"],
+    *,
+    clusters: Clusters | None,
+    seed: int,
+) -> Interval:
+    """The mean of patched - base over pairs, with its interval: a score interval where the metric says yes or no.
+
+    Args:
+        bound: The metric.
+        patched: Of the patched runs, in its unit.
+        base: Of the unpatched runs.
+        clusters: A label for each pair; pairs of one label are resampled together.
+        seed: Of the bootstrap.
+    """
+    shares: Shares | None = None if bound.unit != SHARE else "differences" if base.any() else "shares"
+    change, scale = patched - base, float(max(np.abs(patched).max(initial=0.0), np.abs(base).max(initial=0.0)))
+    return bootstrap_mean(change, clusters=clusters, seed=seed, scale=scale, shares=shares)
 
 
 def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:

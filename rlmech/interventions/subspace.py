@@ -135,7 +135,7 @@ def _placebo(
 
 
 def _rate(hits: Tensor, *, seed: int) -> Interval:
-    return bootstrap_mean(hits.double().cpu().numpy(), seed=seed)
+    return bootstrap_mean(hits.double().cpu().numpy(), seed=seed, shares="shares")
 
 
 def _actions(policy: HookedPolicy, expected: Sequence[int | str] | np.ndarray, *, like: Tensor) -> Tensor:

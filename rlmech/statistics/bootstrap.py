@@ -103,6 +103,9 @@ class Recovery:
     trustworthy: bool
 
 
+Shares = Literal["shares", "differences"]
+"""Values that are yes and no (1 and 0), or differences of such (-1, 0, 1)."""
+
 Clusters = Shaped[np.ndarray, " pair"] | Sequence[int] | Sequence[str]
 """A label for each pair; pairs of one label are resampled together."""
 
@@ -115,7 +118,7 @@ def bootstrap_mean(
     n_resamples: int = 2000,
     seed: int = 0,
     scale: float | None = None,
-    shares: bool | None = None,
+    shares: Shares | None = None,
 ) -> Interval:
     """Mean over pairs, per site, with an interval.
 
@@ -128,8 +131,9 @@ def bootstrap_mean(
         seed: Of the draws; the same seed gives the same interval.
         scale: How large a value can be, in the values' unit. It bounds the mean of a site whose pairs all have the same
             value: unseen others have a share of at most 1 - ((1 - confidence) / 2)^(1/n). None: the largest given.
-        shares: Whether the values are yes and no (1 and 0), or differences of such (-1, 0, 1), whose means get score
-            intervals: Wilson's, or Tango's where a value is negative. None: where all are 0 or 1 in size, and some 1.
+        shares: `shares` where the values are yes and no (1 and 0), `differences` where they are differences of such
+            (-1, 0, 1): their means get score intervals, Wilson's and Tango's. None, or other values: as the values
+            show themselves to be, for which some must not be zero.
 
     Returns:
         Estimate and ends in the unit of `values`.
@@ -150,12 +154,11 @@ def bootstrap_mean(
     """
     ones = np.ones(values.shape[-1])
     _check(values, ones, confidence=confidence)
-    sizes = np.abs(values)
-    largest = float(sizes.max(initial=0.0))
-    if shares is None:
-        shares = largest == 1 and bool(((sizes == 0) | (sizes == 1)).all())
-    if shares:
-        return _score_interval(values.astype(np.float64), clusters=clusters, confidence=confidence, seed=seed)
+    largest = float(np.abs(values).max(initial=0.0))
+    shares = _shares_in(values, shares)
+    if shares is not None:
+        given: dict[str, Any] = {"clusters": clusters, "confidence": confidence, "seed": seed}
+        return _score_interval(values.astype(np.float64), shares, **given)
     draws = _Draws(values, ones, clusters=clusters, n_resamples=n_resamples, seed=seed)
     return draws.interval(confidence=confidence, scale=largest if scale is None else scale)
 
@@ -206,7 +209,7 @@ def normalised_recovery(
     n_resamples: int = 2000,
     seed: int = 0,
     tiny_share: float = 0.01,
-    shares: bool | None = None,
+    shares: bool = False,
 ) -> Recovery:
     """How far patching takes the metric from the base runs to the source runs, as a ratio of means over pairs.
 
@@ -220,7 +223,8 @@ def normalised_recovery(
         n_resamples: Bootstrap draws.
         seed: Of the draws.
         tiny_share: Share of the denominators' root mean square below which a pair is flagged.
-        shares: Whether the metric says yes or no, as for `bootstrap_mean`: the change is then one of shares.
+        shares: Whether the metric says yes or no (1 or 0): the change is then one of shares, which gets a score
+            interval. False: told by the values.
 
     Returns:
         Dimensionless; 0 where a patch does nothing, 1 where it does all that the whole input does, and beyond either
@@ -241,15 +245,13 @@ def normalised_recovery(
     given: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
     draws = _Draws(numerator, denominator, **given)
     largest = float(max(np.abs(denominator).max(), np.abs(numerator).max(initial=0.0)))
-    mean: dict[str, Any] = {"confidence": confidence, "scale": largest, "shares": shares}
-    if shares is None:
-        sizes = np.abs(np.concatenate([numerator.ravel(), denominator]))
-        mean["shares"] = sizes.max() == 1 and bool(((sizes == 0) | (sizes == 1)).all())
-    if mean["shares"]:
+    kind: Shares = "differences" if base.any() else "shares"
+    mean: dict[str, Any] = {"confidence": confidence, "scale": largest, "shares": kind if shares else None}
+    if _shares_in(numerator, mean["shares"]) is not None:
         change = bootstrap_mean(numerator, **given, **mean)
-    else:
-        together = np.ones(numerator.shape[1])
-        own = together if clusters is None else together @ membership_of(clusters, len(together))
+    else:  # the same draws serve both
+        ones = np.ones(numerator.shape[1])
+        own = ones if clusters is None else ones @ membership_of(clusters, len(ones))
         change = draws.over(own).interval(confidence=confidence, scale=largest)
     spread = bootstrap_mean(denominator[None, :], **given, **mean)
     size = np.sqrt(np.mean(denominator**2))
@@ -263,17 +265,29 @@ def normalised_recovery(
     )
 
 
+def _shares_in(values: Float[np.ndarray, "site pair"], said: Shares | None) -> Shares | None:
+    """Whether values are shares or differences of them; None: neither."""
+    sizes = np.abs(values)
+    if not ((sizes == 0) | (sizes == 1)).all() or (said is None and not sizes.any()):
+        return None
+    return "differences" if said == "differences" or bool((values < 0).any()) else "shares"
+
+
 def _score_interval(
-    values: Float[np.ndarray, "site pair"], *, clusters: Clusters | None, confidence: float, seed: int
+    values: Float[np.ndarray, "site pair"],
+    shares: Shares,
+    *,
+    clusters: Clusters | None,
+    confidence: float,
+    seed: int,
 ) -> Interval:
     """The interval of shares or of their differences."""
     together = None if clusters is None else membership_of(clusters, values.shape[1])
     n = values.shape[1] if together is None else together.shape[1]
     given: dict[str, Any] = {"membership": together}
-    signed = bool((values < 0).any())
     low, high, p = (np.full(len(values), np.nan) for _ in range(3))
     if n >= FEWEST:
-        ends = share_difference_interval if signed else share_interval
+        ends = share_difference_interval if shares == "differences" else share_interval
         low, high = ends(values, confidence=confidence, **given)
         p = share_difference_p(values, **given)
     return Interval(
@@ -284,7 +298,7 @@ def _score_interval(
         confidence=confidence,
         n_pairs=n,
         clustered=clusters is not None,
-        method="Tango's score interval" if signed else "Wilson's score interval",
+        method="Tango's score interval" if shares == "differences" else "Wilson's score interval",
         n_resamples=0,
         seed=seed,
     )
@@ -313,6 +327,7 @@ class _Draws:
         if clusters is not None:  # a ratio of means is a ratio of sums: the sums over clusters stand in for pairs
             together = membership_of(clusters, numerator.shape[1])
             self.numerator, self.denominator = self.numerator @ together, self.denominator @ together
+        self.proportional = bool(np.ptp(denominator) > 0)
         self.seed, self.n_resamples, self.clustered = seed, n_resamples, clusters is not None
         self.n_sites, self.n_pairs = self.numerator.shape
         self._weights: Float[np.ndarray, "resample pair"] | None = None
@@ -332,12 +347,13 @@ class _Draws:
                 counts[start : start + n_draws] = counted.reshape(n_draws, self.n_pairs)
             counts /= self.n_pairs
             self._weights = counts
+            return counts
         return self._weights
 
-    def over(self, other: Float[np.ndarray, " pair"]) -> _Draws:
-        """The same draws of the same numerator over another denominator, one value a pair or cluster."""
+    def over(self, counts: Float[np.ndarray, " pair"]) -> _Draws:
+        """The same draws of the same numerator over the number of pairs (in each cluster): its mean."""
         twin = copy(self)
-        twin.denominator = other
+        twin.denominator, twin.proportional = counts, False
         return twin
 
     def interval(self, *, confidence: float, scale: float) -> Interval:
@@ -425,10 +441,14 @@ class _Draws:
         tail: float,
         found: tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"], Float[np.ndarray, " site"]],
     ) -> tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
-        """Where all values are the same: the share of unseen others, times how far they may lie."""
+        """Where all values are the same: the share of unseen others, times how far they may lie.
+
+        Numerators in proportion to denominators that vary are more than that: each pair says the same of the ratio.
+        """
         low, high, p = found
         n = self.n_pairs
         half = (1 - tail ** (1 / n)) * scale if scale > 0 else np.inf
+        half = np.where((ratio != 0) & self.proportional, 0.0, half)
         reach = np.minimum(np.abs(ratio) / scale, 1.0) if scale > 0 else np.ones(len(ratio))
         same = np.minimum(1, 2 * (1 - reach) ** n) if scale > 0 else np.ones(len(ratio))
         return (

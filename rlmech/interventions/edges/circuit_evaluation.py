@@ -101,8 +101,7 @@ def measure_jobs(
 def _put(
     data: dict[str, Any], name: str, numerator: Float[np.ndarray, "site pair"], span: Any, *, seed: int, dim: str = ""
 ) -> None:
-    with np.errstate(invalid="ignore"):  # draws of pairs whose span is nothing at all: infinite, and said to be
-        interval = bootstrap_ratio(numerator, span, seed=seed)
+    interval = bootstrap_ratio(numerator, span, seed=seed)
     for suffix, values in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high)):
         data[name + suffix] = (dim, values, {"units": "1"}) if dim else ((), values[0], {"units": "1"})
 

@@ -119,8 +119,7 @@ def _result(
     }
     quotients = {"recovery": (scrubbed - resampled, whole - resampled), "error": (far, all_the_way)}
     for name, (numerator, denominator) in quotients.items():
-        with np.errstate(invalid="ignore"):  # draws of pairs whose denominator is nothing: infinite, and said to be
-            interval = bootstrap_ratio(numerator[None], denominator, seed=seed)
+        interval = bootstrap_ratio(numerator[None], denominator, seed=seed)
         for suffix, value in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high)):
             data[name + suffix] = ((), float(value[0]), {"units": "1"})
     spread = bootstrap_mean((whole - resampled)[None], seed=seed)
