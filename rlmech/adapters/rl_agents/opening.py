@@ -15,8 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlmech.adapters.environment import action_space_of, check_spec, observation_space_of, read_spec
-from rlmech.adapters.rl_agents_config import Config, model_config, read_config, refuse_dropout
-from rlmech.adapters.rl_agents_plan import RlAgentsPlan, sized
+from rlmech.adapters.rl_agents.config import Config, model_config, read_config, refuse_dropout
+from rlmech.adapters.rl_agents.plan import RlAgentsPlan, sized
 from rlmech.adapters.safe import as_tensors, fit_weights, read_weights
 from rlmech.adapters.spaces import draw_observations
 from rlmech.core.policy import HookedPolicy
