@@ -26,6 +26,8 @@ def depends_on_mode(module: nn.Module) -> bool:
     """Whether train mode changes what a layer computes."""
     if hasattr(module, "track_running_stats"):  # batch norm, and instance norm that keeps statistics
         return True
+    if "ra_mean" in module._buffers:  # batch renorm of sb3-contrib  # pyright: ignore[reportPrivateUsage]
+        return True
     dropout = getattr(module, "p" if type(module).__name__.endswith("Dropout") else "dropout", 0.0)
     return isinstance(dropout, float) and dropout > 0
 
