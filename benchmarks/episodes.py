@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 import rlmech as rlm
-from rlmech.rollouts import manifest as manifests
-from rlmech.rollouts import recording as store
-from rlmech.rollouts.driving import Driver
-from rlmech.rollouts.shards import FINAL, Episodes, Writer
-from rlmech.rollouts.simulation import Simulator
+from rlmech.episodes import manifest as manifests
+from rlmech.episodes import recording as store
+from rlmech.episodes.driving import Driver
+from rlmech.episodes.shards import FINAL, Episodes, Writer
+from rlmech.episodes.simulation import Simulator
 
 POLICY, ENV = "zoo:intersection-ego-attention", "intersection-v2"
 N_STEPS, STEPS_AN_EPISODE, EPISODES_A_SHARD = 1_000_000, 10, 500
@@ -189,7 +189,7 @@ _READ = """
 import json, re, sys, time
 from pathlib import Path
 import rlmech, pandas, pyarrow.dataset, duckdb
-from rlmech.rollouts.recording import Recording
+from rlmech.episodes.recording import Recording
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before, found = peak(), {}
 def timed(name, call):

@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from rlmech.circuits.qk_ov import ov_circuit, ov_factored, qk_circuit, qk_factored
     from rlmech.circuits.regions import region_margins
     from rlmech.circuits.statistics import circuit_statistics
+    from rlmech.episodes import when
+    from rlmech.episodes.compare import compare_rollouts, dose_response
+    from rlmech.episodes.comparison import compare_recordings, comparison_table, seeds_needed
+    from rlmech.episodes.driving import Condition
+    from rlmech.episodes.exchange import from_minari, to_minari
+    from rlmech.episodes.recorder import record
+    from rlmech.episodes.recording import Recording
+    from rlmech.episodes.video import save_video
     from rlmech.interventions.ablation import ablation_sweep, steering_sweep
     from rlmech.interventions.edges.circuit import Circuit
     from rlmech.interventions.edges.component_graph import component_graph
@@ -68,30 +76,22 @@ if TYPE_CHECKING:
     from rlmech.interventions.sites import sliding_windows
     from rlmech.interventions.subspace import interchange_intervention
     from rlmech.plot.report import report
-    from rlmech.rollouts import when
-    from rlmech.rollouts.compare import compare_rollouts, dose_response
-    from rlmech.rollouts.comparison import compare_recordings, comparison_table, seeds_needed
-    from rlmech.rollouts.driving import Condition
-    from rlmech.rollouts.env import make_env, spec_of
-    from rlmech.rollouts.exchange import from_minari, to_minari
-    from rlmech.rollouts.record import record
-    from rlmech.rollouts.recording import Recording
-    from rlmech.rollouts.scenes import Scene, SceneEdit
-    from rlmech.rollouts.scenes.field import scene_field
-    from rlmech.rollouts.scenes.smallest_change import smallest_change
-    from rlmech.rollouts.video import save_video
+    from rlmech.scenes import Scene, SceneEdit
+    from rlmech.scenes.field import scene_field
+    from rlmech.scenes.flip_search import smallest_change
+    from rlmech.simulators.env import make_env, spec_of
 
 __version__ = version("rlmech")
 
 _LAZY = {
     "Circuit": "rlmech.interventions.edges.circuit",
-    "Condition": "rlmech.rollouts.driving",
+    "Condition": "rlmech.episodes.driving",
     "FactoredMatrix": "rlmech.circuits.factored_matrix",
     "Metric": "rlmech.interventions.metrics",
     "OptimalConstants": "rlmech.interventions.optimal",
-    "Recording": "rlmech.rollouts.recording",
-    "Scene": "rlmech.rollouts.scenes",
-    "SceneEdit": "rlmech.rollouts.scenes",
+    "Recording": "rlmech.episodes.recording",
+    "Scene": "rlmech.scenes",
+    "SceneEdit": "rlmech.scenes",
     "ablation_sweep": "rlmech.interventions.ablation",
     "action_flip": "rlmech.interventions.metrics",
     "action_gap": "rlmech.interventions.metrics",
@@ -105,26 +105,26 @@ _LAZY = {
     "centre_actions": "rlmech.circuits.action_attribution",
     "choose_units": "rlmech.interventions.edges.units",
     "circuit_statistics": "rlmech.circuits.statistics",
-    "compare_recordings": "rlmech.rollouts.comparison",
-    "compare_rollouts": "rlmech.rollouts.compare",
-    "comparison_table": "rlmech.rollouts.comparison",
+    "compare_recordings": "rlmech.episodes.comparison",
+    "compare_rollouts": "rlmech.episodes.compare",
+    "comparison_table": "rlmech.episodes.comparison",
     "component_graph": "rlmech.interventions.edges.component_graph",
     "composition_scores": "rlmech.circuits.composition",
     "deep_lift": "rlmech.circuits.captum_attribution",
     "direct_action_attribution": "rlmech.circuits.direct",
     "discover_circuit": "rlmech.interventions.edges.discover",
-    "dose_response": "rlmech.rollouts.compare",
+    "dose_response": "rlmech.episodes.compare",
     "edge_attribution": "rlmech.interventions.edges.edge_attribution",
     "edge_patching": "rlmech.interventions.edges.edge_patching",
     "exact_integrated_gradients": "rlmech.circuits.exact_gradients",
-    "from_minari": "rlmech.rollouts.exchange",
+    "from_minari": "rlmech.episodes.exchange",
     "integrated_gradients": "rlmech.circuits.captum_attribution",
     "interchange_intervention": "rlmech.interventions.subspace",
     "key_feature_effects": "rlmech.circuits.pattern_effects",
     "layer_conductance": "rlmech.circuits.captum_conductance",
     "load": "rlmech.adapters.load",
     "local_affine": "rlmech.circuits.affine",
-    "make_env": "rlmech.rollouts.env",
+    "make_env": "rlmech.simulators.env",
     "neuron_conductance": "rlmech.circuits.captum_conductance",
     "off_manifold_distance": "rlmech.interventions.manifold",
     "optimal_constants": "rlmech.interventions.optimal",
@@ -137,22 +137,22 @@ _LAZY = {
     "policy_kl": "rlmech.interventions.metrics",
     "qk_circuit": "rlmech.circuits.qk_ov",
     "qk_factored": "rlmech.circuits.qk_ov",
-    "record": "rlmech.rollouts.record",
+    "record": "rlmech.episodes.recorder",
     "region_margins": "rlmech.circuits.regions",
     "report": "rlmech.plot.report",
     "saliency": "rlmech.circuits.captum_attribution",
     "save_policy": "rlmech.adapters.native",
-    "save_video": "rlmech.rollouts.video",
-    "scene_field": "rlmech.rollouts.scenes.field",
-    "seeds_needed": "rlmech.rollouts.comparison",
+    "save_video": "rlmech.episodes.video",
+    "scene_field": "rlmech.scenes.field",
+    "seeds_needed": "rlmech.episodes.comparison",
     "sliding_windows": "rlmech.interventions.sites",
-    "smallest_change": "rlmech.rollouts.scenes.smallest_change",
-    "spec_of": "rlmech.rollouts.env",
+    "smallest_change": "rlmech.scenes.flip_search",
+    "spec_of": "rlmech.simulators.env",
     "state_value": "rlmech.interventions.metrics",
     "steering_sweep": "rlmech.interventions.ablation",
-    "to_minari": "rlmech.rollouts.exchange",
+    "to_minari": "rlmech.episodes.exchange",
 }
-_MODULES = {"plot": "rlmech.plot", "testbed": "rlmech.testbed", "when": "rlmech.rollouts.when", "zoo": "rlmech.zoo"}
+_MODULES = {"plot": "rlmech.plot", "testbed": "rlmech.testbed", "when": "rlmech.episodes.when", "zoo": "rlmech.zoo"}
 
 __all__ = [
     "ActivationCache",

@@ -2,7 +2,7 @@
 
 A normalised feature u in [-1, 1] stands for low + (u + 1) / 2 * (high - low) in its unit. Pure data: nothing here
 imports an environment; `spec_from_config` reads the configuration that highway-env and rl-agents keep as JSON,
-`rlmech.rollouts.env.spec_of` a live environment.
+`rlmech.simulators.env.spec_of` a live environment.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import rlmech as rlm
 from rlmech import cli
 from rlmech.cli.ablations import conditions
 from rlmech.nets import EgoAttentionNetwork
-from rlmech.rollouts import make_env, spec_of
+from rlmech.simulators import make_env, spec_of
 
 COMMANDS = ("demo", "train", "inspect", "record", "compare", "patch", "ablate", "circuits", "view", "report")
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from rlmech.adapters import native, rl_agents
 from rlmech.adapters.environment import check_spaces, read_spec
-from rlmech.adapters.rl_agents_config import read_config
+from rlmech.adapters.rl_agents.config import read_config
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest
 

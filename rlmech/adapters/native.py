@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rlmech.adapters import rl_agents
-from rlmech.adapters.rl_agents_plan import RlAgentsPlan
+from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
@@ -123,7 +123,7 @@ def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu"
     match content.get("adapter"):
         case "sb3" if isinstance(plan, dict):
             from rlmech.adapters import sb3
-            from rlmech.adapters.sb3_plan import SB3Plan
+            from rlmech.adapters.sb3.plan import SB3Plan
 
             return sb3.open_plan(SB3Plan.from_json(plan), tensors, spec=spec, device=device, name=path.name)
         case "rl_agents" if isinstance(plan, dict):

@@ -20,11 +20,10 @@ from rlmech.circuits.feature_space import States, as_states
 from rlmech.circuits.gated import gated_maps
 from rlmech.circuits.labels import choose_block, score_units
 from rlmech.core.attention import AttentionBlock
+from rlmech.core.masked import is_masked
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 
-_HIDDEN = -1e8
-"""Attention scores below this are a mask's."""
 _ROWS_AT_ONCE = 8192
 _SIGN = "score with the changed pattern less the score: negative where what is taken away was raising the score"
 
@@ -166,7 +165,7 @@ class _Run:
             arrays=arrays,
             outputs=shown,
             scores=scores,
-            hidden=scores < _HIDDEN,
+            hidden=is_masked(scores),
             v=v,
             keys=keys,
         )

@@ -29,6 +29,8 @@ def depends_on_mode(module: nn.Module) -> bool:
         return True
     if isinstance(module, nn.RReLU) or (type(module).__module__.partition(".")[0] != "torch" and _reads_mode(module)):
         return True
+    if "ra_mean" in module._buffers:  # batch renorm of sb3-contrib  # pyright: ignore[reportPrivateUsage]
+        return True
     dropout = getattr(module, "p" if type(module).__name__.endswith("Dropout") else "dropout", 0.0)
     return isinstance(dropout, float) and dropout > 0
 

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from rlmech.core.engine import Engine
 from rlmech.core.hook_point import HookPoint, HookRegistry
+from rlmech.core.masked import excess
 from rlmech.core.module_record import nan_weights
 from rlmech.core.observation import ObservationFormat
 from rlmech.errors import ParityError
 
 BATCHES = (1, 2, 7)
 TOLERANCE = 1e-5
-MASKED = -1e7
-"""Scores below this stand for choices that are masked: each is compared by itself, and gives the others no scale."""
 
 
 def prove_parity(module: nn.Module, engine: Engine, observation: ObservationFormat) -> None:
@@ -77,18 +76,11 @@ def difference(given: Tensor, expected: Tensor) -> str | None:
         return None
     if given.shape != expected.shape:
         return f"shape {list(given.shape)}"
-    given, expected = given.double(), expected.double()
     if not torch.equal(given.isnan(), expected.isnan()):
         here, there = int(given.isnan().sum()), int(expected.isnan().sum())
         return f"{here} scores that are NaN, where the module gives {there} of {expected.numel()}"
-    given, expected = given[~given.isnan()], expected[~expected.isnan()]
-    plain = expected.isfinite() & (expected > MASKED)
-    scale = max(float(expected[plain].abs().max()), 1e-12) if plain.any() else 1.0
-    gap = torch.where(given == expected, 0.0, (given - expected).abs())
-    allowed = torch.where(plain, scale, expected.abs().clamp(max=torch.finfo(torch.float64).max)) * TOLERANCE
-    if bool((gap <= allowed).all()):
-        return None
-    return f"a largest difference of {float(gap.max()):.2g}, of scores up to {scale:.2g}"
+    largest = float(excess(given, expected, 1e-12).max())
+    return None if largest <= TOLERANCE else f"a largest difference of {largest:.2g} of the scores' scale"
 
 
 def is_fused_path(

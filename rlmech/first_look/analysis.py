@@ -20,13 +20,13 @@ from jaxtyping import Float, Int
 from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
+from rlmech.episodes import Recording, record
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive
 from rlmech.interventions.ablation import ablation_sweep
 from rlmech.interventions.metrics import action_flip, action_gap
 from rlmech.interventions.patching import activation_patching
 from rlmech.plot import recorded_pattern
-from rlmech.rollouts import Recording, record
 
 if TYPE_CHECKING:
     import gymnasium as gym

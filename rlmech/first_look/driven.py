@@ -17,12 +17,12 @@ import xarray as xr
 
 from rlmech.core.edit import Edit, Site, mean_ablation
 from rlmech.core.policy import HookedPolicy
+from rlmech.episodes.compare import compare_rollouts
+from rlmech.episodes.comparison import BASELINE
+from rlmech.episodes.recorder import record
+from rlmech.episodes.recording import Recording
 from rlmech.interventions.ablation import ablation_sweep
 from rlmech.interventions.metrics import action_flip
-from rlmech.rollouts.compare import compare_rollouts
-from rlmech.rollouts.comparison import BASELINE
-from rlmech.rollouts.record import record
-from rlmech.rollouts.recording import Recording
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from rlmech.episodes.comparison import BASELINE, seeds_needed
 from rlmech.first_look.analysis import FirstLook
 from rlmech.first_look.driven import Driven
 from rlmech.plot import Panel, Section, comparison, side_by_side
 from rlmech.plot.style import MINUS
-from rlmech.rollouts.comparison import BASELINE, seeds_needed
 
 UNTOUCHED = "untouched"
 _PRECISION = 0.1  # of the baseline's mean return: what the page calls precise

@@ -1,7 +1,8 @@
 """The metrics: what a patch or an ablation is measured by.
 
-Actions and reference distributions come from the unpatched runs and stay as they are. Cost: a gather per row. `measure`
-says what a metric is, and how to write one.
+Actions and reference distributions come from the unpatched runs and stay as they are. What a network masks (-inf, -1e8)
+is no score: gaps and divergences are between actions that are open. Cost: a gather per row. `measure` says what a
+metric is, and how to write one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.interventions.measure import (
     BoundMetric,
@@ -43,13 +45,15 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
         better: Name or number of the action whose score counts positively.
         worse: The other one's. Without both, each pair has its own, fixed from the unpatched runs: the clean run's
             choice against the corrupt run's, or against the clean run's runner-up where both choose the same or there
-            is no corrupt run.
+            is no corrupt run; all of them among the actions that both runs leave open.
 
     Returns:
-        A metric that is positive where `better` is preferred. A shift common to all actions leaves it as it is.
+        A metric that is positive where `better` is preferred. A shift common to all actions leaves it as it is. It is 0
+        where a single action is open, or both actions are masked.
 
     Raises:
-        MetricError: One action is given without the other, or twice the same.
+        MetricError: One action is given without the other, or twice the same. When it measures: one of the two actions
+            is masked, and the other is not.
 
     Source:
         Wang et al. 2022, *Interpretability in the Wild*, arXiv 2211.00593, section 3 (the logit difference).
@@ -62,6 +66,8 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
             fix="action_gap('FASTER', 'SLOWER'), or action_gap()",
         )
 
+    name = "action_gap" if better is None else f"action_gap({better}, {worse})"
+
     def prepare(context: MetricContext) -> RowFunction:
         _refuse_continuous(context, "action_gap")
         if better is None or worse is None:
@@ -73,11 +79,13 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
             contra = torch.full(shape, context.action(worse), device=device)
 
         def measure(outputs: Outputs, pair: Tensor) -> Tensor:
-            return _pick(outputs.scores, pro[pair]) - _pick(outputs.scores, contra[pair])
+            first, second = _pick(outputs.scores, pro[pair]), _pick(outputs.scores, contra[pair])
+            hidden = is_masked(first)
+            _refuse_masked(hidden != is_masked(second), name)
+            return (first - second).masked_fill(hidden | (pro[pair] == contra[pair]), 0)
 
         return measure
 
-    name = "action_gap" if better is None else f"action_gap({better}, {worse})"
     return Metric(name=name, unit=None, prepare=prepare)
 
 
@@ -85,13 +93,24 @@ def action_score(action: int | str) -> Metric:
     """Score of one action, by name or number; the unit of the scores.
 
     Of Q-values most of the variance is the state's value, common to all actions: prefer `action_gap` for what decides.
+
+    Raises:
+        MetricError: When it measures: the action is masked.
     """
+    name = f"action_score({action})"
 
     def prepare(context: MetricContext) -> RowFunction:
         column = context.action(action)
-        return lambda outputs, pair: outputs.scores[:, column]
 
-    return Metric(name=f"action_score({action})", unit=None, prepare=prepare)
+        def measure(outputs: Outputs, pair: Tensor) -> Tensor:
+            score = outputs.scores[:, column]
+            if context.output_kind != "mean_action":
+                _refuse_masked(is_masked(score), name)
+            return score
+
+        return measure
+
+    return Metric(name=name, unit=None, prepare=prepare)
 
 
 def action_flip() -> Metric:
@@ -103,7 +122,12 @@ def action_flip() -> Metric:
     def prepare(context: MetricContext) -> RowFunction:
         _refuse_continuous(context, "action_flip")
         chosen = context.clean.scores.argmax(-1)
-        return lambda outputs, pair: (outputs.scores.argmax(-1) != chosen[pair]).to(outputs.scores.dtype)
+
+        def measure(outputs: Outputs, pair: Tensor) -> Tensor:
+            flipped = (outputs.scores.argmax(-1) != chosen[pair]).to(outputs.scores.dtype)
+            return flipped.masked_fill(outputs.scores.isnan().any(-1), torch.nan)  # NaN would pass for the greatest
+
+        return measure
 
     return Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
 
@@ -114,6 +138,9 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
     Args:
         temperature: tau of softmax(scores / tau), above 0. Needed for Q-values, whose policy is greedy and has no
             distribution of its own; None for logits means 1, the policy's own distribution.
+
+    Returns:
+        A metric over the actions that both runs leave open, each distribution normalised over them.
 
     Raises:
         MetricError: The temperature is not positive, is missing for Q-values, or the actions are continuous.
@@ -133,11 +160,14 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
                 fix="policy_kl(temperature=1.0), and report it with the result",
             )
         tau = 1.0 if temperature is None else temperature
-        reference = (context.clean.scores / tau).log_softmax(-1)
+        clean = context.clean.scores / tau
+        clean_open = open_actions(context.clean.scores)
 
         def measure(outputs: Outputs, pair: Tensor) -> Tensor:
-            log_p = reference[pair]
-            return (log_p.exp() * (log_p - (outputs.scores / tau).log_softmax(-1))).sum(-1)
+            hidden = ~(clean_open[pair] & open_actions(outputs.scores))
+            log_p, log_q = _log_policy(clean[pair], hidden), _log_policy(outputs.scores / tau, hidden)
+            terms = log_p.exp() * (log_p - log_q).masked_fill(hidden, 0)  # not 0 * (-inf - -inf)
+            return terms.sum(-1)
 
         return measure
 
@@ -221,6 +251,24 @@ def _pick(scores: Tensor, action: Tensor) -> Tensor:
     return scores.gather(-1, action[:, None])[:, 0]
 
 
+def _log_policy(scores: Tensor, hidden: Tensor) -> Tensor:
+    """The logarithm of the policy over the actions that are not hidden; uniform where every score is -inf."""
+    nothing_open = scores.isneginf().all(-1, keepdim=True)
+    return scores.masked_fill(nothing_open, 0).masked_fill(hidden, -torch.inf).log_softmax(-1)
+
+
+def _refuse_masked(hidden: Tensor, name: str) -> None:
+    if hidden.any():
+        rows = hidden.nonzero()[:, 0]
+        raise MetricError(
+            f"The metric {name!r} is of an action that is masked, whose score says nothing.",
+            given=f"a score of -1e7 or less in {len(rows)} of {len(hidden)} rows, the first one {int(rows[0])}",
+            expected="actions that are open in every row",
+            fix="measure pairs in which the action is open, or take action_gap(), which fixes open actions itself, "
+            "policy_kl() or action_flip()",
+        )
+
+
 def _fixed_actions(context: MetricContext) -> tuple[Tensor, Tensor]:
     clean = context.clean.scores
     if clean.shape[-1] < 2:
@@ -230,12 +278,15 @@ def _fixed_actions(context: MetricContext) -> tuple[Tensor, Tensor]:
             expected="at least 2 actions",
             fix="take action_score(0)",
         )
-    best = clean.argsort(dim=-1, descending=True, stable=True)
+    shown = open_actions(clean)
+    if context.corrupt is not None:
+        shown = shown & open_actions(context.corrupt.scores)
+    best = clean.masked_fill(~shown, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     better, worse = best[:, 0], best[:, 1]
     if context.corrupt is not None:
-        corrupt = context.corrupt.scores.argmax(-1)
+        corrupt = context.corrupt.scores.masked_fill(~shown, -torch.inf).argmax(-1)
         worse = torch.where(corrupt != better, corrupt, worse)
-    return better, worse
+    return better, torch.where(shown.sum(-1) > 1, worse, better)  # a single open action has no gap
 
 
 def _refuse_continuous(context: MetricContext, name: str) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, ObservationError
+from rlmech.errors import ConfigError, MetricError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.sweeps.sweep import outputs_of
-from rlmech.statistics import Clusters, normalised_recovery
+from rlmech.statistics import Clusters, Interval, bootstrap_ratio, normalised_recovery
 
 VERSION = version("rlmech")
 Direction = Literal["denoise", "noise"]
+CANCELLED = 1e-6
+"""A mean below this share of the mean magnitude is what rounding leaves of differences that cancel."""
 
 
 def bind_pairs(
@@ -92,6 +95,58 @@ def patching_result(
         **recovery.ratio.attrs,
     }
     return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
+
+
+def cluster_labels(clusters: Clusters, n_pairs: int) -> Int[np.ndarray, " pair"]:
+    """Clusters as numbers from 0, one for each pair.
+
+    Raises:
+        MetricError: There is not one label for each pair.
+    """
+    labels = np.asarray(clusters)
+    if labels.shape != (n_pairs,):
+        raise MetricError(
+            "Clusters label the pairs.",
+            given=f"labels of shape {list(labels.shape)} for {n_pairs} pairs",
+            expected=f"one label for each of the {n_pairs} pairs",
+            fix='give e.g. the episode of each pair: clusters=recording.steps["episode"]',
+        )
+    return np.unique(labels, return_inverse=True)[1].reshape(n_pairs)
+
+
+def ratio_of_means(
+    numerator: Float[np.ndarray, "site pair"],
+    denominator: Float[np.ndarray, " pair"],
+    *,
+    clusters: Clusters | None,
+    seed: int,
+) -> Interval:
+    """A ratio of means over pairs that never shows a number where the mean of the denominators is zero.
+
+    There it is 1 for a numerator that agrees with the denominator pair by pair, which is all that can be said, and NaN
+    for any other.
+
+    Args:
+        numerator: By site and pair.
+        denominator: By pair.
+        clusters: A label for each pair; pairs of one label are resampled together.
+        seed: Of the bootstrap.
+
+    Example:
+        >>> import numpy as np
+        >>> from rlmech.interventions.results import ratio_of_means
+        >>> cancelling = np.array([1.0, -1.0, 2.0, -2.0])
+        >>> ratio_of_means(np.stack([cancelling, abs(cancelling)]), cancelling, clusters=None, seed=0).estimate
+        array([ 1., nan])
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # draws in which the denominators cancel
+        interval = bootstrap_ratio(numerator, denominator, clusters=clusters, seed=seed)
+    size = np.abs(denominator).mean()
+    same = (np.abs(numerator - denominator) <= CANCELLED * size).all(1)
+    if np.abs(denominator.mean()) > CANCELLED * size:
+        return interval
+    ends = [np.where(same, 1.0, np.nan) for _ in range(3)]
+    return replace(interval, estimate=ends[0], low=ends[1], high=ends[2])
 
 
 def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:

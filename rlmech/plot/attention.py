@@ -22,7 +22,7 @@ from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 
 if TYPE_CHECKING:
-    from rlmech.rollouts.recording import Recording
+    from rlmech.episodes.recording import Recording
 
 NO_BREAK_SPACE = "\u00a0"
 

@@ -12,7 +12,7 @@ from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, 
 from rlmech.plot.svg import SvgFigure, tag, text
 
 if TYPE_CHECKING:
-    from rlmech.rollouts.recording import Recording
+    from rlmech.episodes.recording import Recording
 
 FEW_STEPS = 16
 SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}

@@ -20,7 +20,7 @@ from rlmech.plot.style import CRASHED, EGO, FONT, INK, MUTED, ROAD, RULE, VEHICL
 from rlmech.plot.svg import SvgFigure, tag, text
 
 if TYPE_CHECKING:
-    from rlmech.rollouts.recording import Recording
+    from rlmech.episodes.recording import Recording
 
 SMALLEST = 0.03
 PIXELS = 900

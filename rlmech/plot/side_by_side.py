@@ -23,7 +23,7 @@ from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLA
 from rlmech.plot.svg import SvgFigure, tag, text
 
 if TYPE_CHECKING:
-    from rlmech.rollouts.recording import Recording
+    from rlmech.episodes.recording import Recording
 
 _GAP = 40.0  # pixels between the two
 _BARS = 1.55  # how much larger than by themselves the bars are drawn

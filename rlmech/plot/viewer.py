@@ -15,7 +15,7 @@ from rlmech.plot.scene import scene
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rlmech.rollouts.recording import Recording
+    from rlmech.episodes.recording import Recording
 
 
 def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable[int] | None = None) -> Steps:

@@ -21,7 +21,7 @@ import stable_baselines3
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlmech.rollouts.env import make_env, spec_of
+from rlmech.simulators.env import make_env, spec_of
 from rlmech.training.config import TrainConfig
 from rlmech.training.evaluate import Actor, Predicts, baseline_actors, evaluate, paired_difference, summarise
 from rlmech.zoo.card import POLICY, Card, Evaluation

@@ -19,8 +19,8 @@ from gymnasium import spaces
 from jaxtyping import Float
 from rich.progress import track
 
+from rlmech.episodes.episode import Decide, run_episode, summary
 from rlmech.errors import ConfigError
-from rlmech.rollouts.episode import Decide, run_episode, summary
 from rlmech.statistics import wilson
 
 COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")

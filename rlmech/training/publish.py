@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlmech.adapters.native import save_policy
 from rlmech.adapters.sb3 import from_sb3
-from rlmech.rollouts.env import make_env
+from rlmech.simulators.env import make_env
 from rlmech.training.assess import checkpoints
 from rlmech.training.config import TrainConfig
 from rlmech.zoo.card import Card

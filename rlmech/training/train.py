@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlmech.errors import ConfigError, nearest
-from rlmech.rollouts.env import make_env
+from rlmech.simulators.env import make_env
 from rlmech.training.assess import assess
 from rlmech.training.config import TrainConfig
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from rlmech.adapters.load import load
 from rlmech.adapters.rl_agents import from_rl_agents
-from rlmech.adapters.rl_agents_config import completed, read_config
+from rlmech.adapters.rl_agents.config import completed, read_config
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.nets import ConvolutionalNetwork, DuelingNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 

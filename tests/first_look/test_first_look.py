@@ -11,11 +11,12 @@ import torch
 import xarray as xr
 
 import rlmech as rlm
+from rlmech.episodes import record
 from rlmech.errors import ObservationError
 from rlmech.first_look import FirstLook, first_look, summary, take_away, write_page
 from rlmech.first_look.driven import most_changed
 from rlmech.nets import EgoAttentionNetwork
-from rlmech.rollouts import make_env, record, spec_of
+from rlmech.simulators import make_env, spec_of
 
 SHORT = {"duration": 8}
 

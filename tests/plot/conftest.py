@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import rlmech as rlm
+from rlmech.episodes import Recording, record
 from rlmech.nets import EgoAttentionNetwork
-from rlmech.rollouts import Recording, make_env, record, spec_of
+from rlmech.simulators import make_env, spec_of
 
 
 @pytest.fixture(scope="session")

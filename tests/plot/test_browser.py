@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from rlmech.episodes import Recording
 from rlmech.plot import Frame, Panel, Section, Steps, SvgFigure, attention, episodes, heatmap, report
-from rlmech.rollouts import Recording
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlmech.episodes import Recording
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import Steps, episodes, q_values, scores
-from rlmech.rollouts import Recording
 from rlmech.spec import PolicySpec
 
 

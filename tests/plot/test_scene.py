@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from rlmech.episodes import Recording
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import SvgFigure, scene
 from rlmech.plot.scene import SMALLEST
 from rlmech.plot.style import CRASHED, EGO, head_colour
-from rlmech.rollouts import Recording
 from rlmech.spec import PolicySpec
 
 SVG = "{http://www.w3.org/2000/svg}"

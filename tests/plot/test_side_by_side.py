@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import rlmech as rlm
+from rlmech.episodes import Recording, record
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import Steps, scene, side_by_side
 from rlmech.plot.scene import ego_way
-from rlmech.rollouts import Recording, make_env, record
+from rlmech.simulators import make_env
 
 
 @pytest.fixture(scope="module")

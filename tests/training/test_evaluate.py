@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from rlmech.errors import ConfigError
-from rlmech.rollouts.env import make_env
+from rlmech.simulators.env import make_env
 from rlmech.training.evaluate import (
     Actor,
     baseline_actors,

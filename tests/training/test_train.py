@@ -16,7 +16,7 @@ from stable_baselines3 import DQN
 
 from rlmech import load
 from rlmech.errors import ConfigError
-from rlmech.rollouts.env import make_env
+from rlmech.simulators.env import make_env
 from rlmech.training import TrainConfig, publish, train
 from rlmech.training.assess import _binned_curve, _choose, _curve, checkpoints
 from rlmech.training.train import _RunRecorder, learn

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import rlmech as rlm
+from rlmech.episodes.episode import run_episode, summary
 from rlmech.errors import CheckpointError
-from rlmech.rollouts.env import make_env
-from rlmech.rollouts.episode import run_episode, summary
+from rlmech.simulators.env import make_env
 from rlmech.zoo import Card
 from rlmech.zoo.card import POLICY
 

@@ -26,7 +26,7 @@ from rlmech.interventions.edges.edge_patching import name_edges
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
-from rlmech.statistics import bootstrap_mean
+from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
 _EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all
@@ -42,6 +42,7 @@ def edge_attribution(
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
     steps: int = 0,
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Estimate to first order what patching each edge would do.
@@ -56,6 +57,8 @@ def edge_attribution(
             zero at the run it is measured from: take `steps` with it.
         direction: `denoise`: gradients at corrupt runs, differences towards clean ones; `noise`: the reverse.
         steps: 0 for gradients at the base run; else the number of midpoints between the observations.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
 
     Returns:
@@ -88,7 +91,7 @@ def edge_attribution(
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     estimate = estimate_edges(graph, policy.coerce(base), policy.coerce(source), metric=bound, steps=steps)
-    return _result(policy, graph, bound, estimate, direction=direction, steps=steps, seed=seed)
+    return _result(policy, graph, bound, estimate, direction=direction, steps=steps, clusters=clusters, seed=seed)
 
 
 def estimate_edges(
@@ -296,13 +299,15 @@ def _result(
     *,
     direction: Direction,
     steps: int,
+    clusters: Clusters | None,
     seed: int,
 ) -> xr.Dataset:
     assert bound.corrupt is not None  # noqa: S101  # pairs always bind both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     means = [
-        bootstrap_mean(estimate[i : i + _EDGES_AT_ONCE], seed=seed) for i in range(0, len(estimate), _EDGES_AT_ONCE)
+        bootstrap_mean(estimate[i : i + _EDGES_AT_ONCE], clusters=clusters, seed=seed)
+        for i in range(0, len(estimate), _EDGES_AT_ONCE)
     ]
     unit = {"units": bound.unit}
     first = [number for number, (sender, _) in enumerate(graph.edges) if _observes(graph, sender)]

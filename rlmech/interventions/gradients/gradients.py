@@ -119,17 +119,20 @@ def refuse_undifferentiable(metric: BoundMetric) -> None:
 def finite_change(base: Tensor, source: Tensor, *, name: str) -> Tensor:
     """Source less base; 0 where both are the same infinity, as masked attention scores are.
 
+    It is 0, too, where the base is NaN, as attention to nothing is in some networks: one that mends it has no gradient
+    there, and of one that does not the metric is NaN, which is told.
+
     Raises:
         SiteError: An element changes by an infinite amount, to which a gradient says nothing.
     """
     change = source - base
     if change.sum().isfinite():  # one number instead of a test of each
         return change
-    change = torch.where(base == source, torch.zeros_like(base), change)
+    change = torch.where((base == source) | base.isnan(), torch.zeros_like(base), change)
     if not change.isfinite().all():
         raise SiteError(
             f"A gradient says nothing about {name!r}: between the runs, some of it changes by an infinite amount.",
-            given=f"{int((~change.isfinite()).sum())} elements that are masked in one run only",
+            given=f"{int((~change.isfinite()).sum())} elements that are masked, or NaN, in one run only",
             expected="finite changes",
             fix='repairs=("softmax",) with steps=0, or activation_patching',
         )

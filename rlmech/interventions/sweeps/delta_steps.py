@@ -37,7 +37,7 @@ class Runs:
     def difference(self, node: Node) -> Tensor:
         """Source less base, [pair ...]; zero where both are the same infinity, as masked scores are."""
         source, base = self.source[node], self.base[node]
-        return (source - base).masked_fill_(source == base, 0)
+        return (source - base).masked_fill_((source == base) | (source.isnan() & base.isnan()), 0)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from rlmech.core.engine import GraphEngine
+from rlmech.core.masked import excess
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
 
 PROBED_ROWS = 8
+TOLERANCE = 1e-4
+"""Largest move of a row's scores that counts as rounding, relative to the scale of those that no mask hides."""
 _independent: WeakSet[GraphEngine] = WeakSet()
 
 
@@ -71,15 +74,15 @@ def check_rows(policy: HookedPolicy, obs: Observation) -> None:
         arrays = tuple(_with_another(array) for array in arrays)
         n = 2
     scores = engine.forward(arrays)
-    tolerance = 1e-4 * max(1.0, float(scores.abs().max()))
     reversed_rows, part, twice = torch.arange(n).flip(0), torch.arange(n - 1), torch.arange(n).repeat(2)
     for what, rows in (("order", reversed_rows), ("number", part), ("number", twice)):
         rows = rows.to(scores.device)
         again = engine.forward(tuple(array[rows] for array in arrays))
-        if not bool(((again - scores[rows]).abs() <= tolerance).all()):
+        moved = float(excess(again, scores[rows], 1.0).max())
+        if moved > TOLERANCE:
             raise EngineError(
                 f"The network couples the rows of a batch: a row's scores depend on the {what} of the others.",
-                given=f"scores that move by {float((again - scores[rows]).abs().max()):.3g}",
+                given=f"scores that move by {moved:.3g} of their scale",
                 expected="rows that are independent of one another, as in eval mode",
                 fix="policy.eval(); statistics over the batch inside forward cannot be swept over",
             )

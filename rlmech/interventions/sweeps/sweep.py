@@ -23,6 +23,7 @@ from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
+from rlmech.core.masked import agree
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
@@ -334,8 +335,8 @@ class _Sweep:
                 suffix.run(self.arrays, self.base, self._replaced(group), job=job, pair=pair),
                 strict=True,
             ):
-                tolerance = TOLERANCE.get(theirs.dtype, 1e-2) * max(1.0, float(theirs.abs().max()))
-                agrees &= bool(((mine - theirs).abs() <= tolerance).all())
+                tolerance = TOLERANCE.get(theirs.dtype, 1e-2)
+                agrees &= agree(mine, theirs, tolerance=tolerance, smallest_scale=1.0)
         group.checked = len(rows) > 0
         if not agrees:
             group.plan = None

@@ -1,0 +1,324 @@
+"""From recordings of the same seeds under several conditions to a table of differences, with intervals and tests.
+
+A difference is that of one seed's episode from the baseline's, so that what the traffic does to both falls away. Means
+carry a BCa bootstrap interval over seeds, rates Wilson's; differences carry a BCa interval, an exact test and Holm's
+correction for the number of conditions. Nothing here runs an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Bool, Float, Shaped
+
+from rlmech.episodes.paired import exact_test, holm, n_seeds_for
+from rlmech.episodes.recording import Recording
+from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
+from rlmech.statistics import bootstrap_mean, wilson
+
+if TYPE_CHECKING:
+    from rlmech.core.policy import HookedPolicy
+
+BASELINE = "baseline"
+OUTCOMES = {
+    "return": ("return", "sum of the rewards"),
+    "crashed": ("share of episodes", "the episode ended in a crash"),
+    "arrived": ("share of episodes", "the goal was reached"),
+    "length": ("step", "decisions in the episode"),
+    "speed": ("m/s", "mean over the episode"),
+}
+RATES = ("crashed", "arrived")
+ALONG = {
+    "edited": ("share of steps", "steps at which edits were at work"),
+    "agreement": ("share of steps", "steps at which the unedited baseline policy would do the same in that very state"),
+    "onset": ("step", "first step at which edits were at work; NaN: none"),
+    "divergence": ("step", "first step at which another action was taken than in the baseline's episode; NaN: none"),
+    "steps_to_change": ("step", "from onset to divergence; NaN: no edit, or no other action"),
+    "steps_to_crash": ("step", "from onset to the crash; NaN: no edit, or no crash"),
+}
+
+
+def compare_recordings(
+    recordings: Mapping[str, Recording],
+    *,
+    policy: HookedPolicy | None = None,
+    control_of: Mapping[str, str] = MappingProxyType({}),
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    bootstrap_seed: int = 0,
+) -> xr.Dataset:
+    """Compare recordings of the same seeds with the one named `baseline`.
+
+    Args:
+        recordings: By condition; one is `baseline`.
+        policy: The baseline's policy, to tell where recordings of other policies agree with it; None: not told.
+        control_of: By control, the condition that it belongs to. Controls are corrected among themselves, so that
+            asking for them makes no finding less significant.
+        confidence: Nominal coverage of all intervals.
+        n_resamples: Bootstrap draws.
+        bootstrap_seed: Of the draws.
+
+    Returns:
+        Dimensions `condition` and `seed`. Of `return`, `crashed`, `arrived`, `length` and `speed`, as far as the
+        environment tells them: the episodes' values `[condition, seed]`; `mean_return[condition]` with `_low` and
+        `_high`; `delta_return[condition]`, the mean difference from the baseline of the same seed (positive: more than
+        the baseline), with `_low`, `_high`, `_se` (standard error), `_p` (exact test) and `_p_holm` (corrected for the
+        number of conditions). And along the episodes `[condition, seed]`: edited, agreement, onset, divergence,
+        steps_to_change, steps_to_crash.
+
+    Raises:
+        ConfigError: No baseline, or nothing to compare with it.
+        RecordingError: The recordings have no seed in common, hold parts of episodes, or are imported.
+    """
+    _check(recordings)
+    for name, recording in recordings.items():
+        _check_whole(name, recording)
+    shared = set.intersection(*(set(recording.episodes["seed"]) for recording in recordings.values()))
+    seeds = [seed for seed in recordings[BASELINE].episodes["seed"] if seed in shared]
+    if not seeds:
+        raise RecordingError(
+            "The recordings have no seed in common.",
+            given=f"recordings of {', '.join(repr(name) for name in recordings)}",
+            expected="episodes of the same seeds, which is what makes them comparable",
+            fix="record all of them with the same seeds, or use rlm.compare_rollouts",
+        )
+    names = [BASELINE, *(name for name in recordings if name != BASELINE)]
+    tables = {name: recordings[name].episodes.set_index("seed").loc[seeds] for name in names}
+    told = [name for name in OUTCOMES if all(name in table for table in tables.values())]
+    data: dict[str, Any] = {}
+    controls = np.array([name in control_of for name in names])
+    for outcome in told:
+        unit, meaning = OUTCOMES[outcome]
+        values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
+        attrs = {"units": unit, "long_name": meaning}
+        data[outcome] = (("condition", "seed"), values, attrs)
+        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": bootstrap_seed}
+        found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
+        data |= {name: ("condition", value, attrs) for name, value in found.items()}
+    along = [_along(recordings[name], recordings[BASELINE], seeds, policy) for name in names]
+    for name, (unit, meaning) in ALONG.items():
+        values = np.stack([table[name].to_numpy(dtype=float) for table in along])
+        data[name] = (("condition", "seed"), values, {"units": unit, "long_name": meaning})
+    coords = {
+        "condition": names,
+        "seed": seeds,
+        "policy": ("condition", [recordings[name].manifest["policy"].get("fingerprint", "") for name in names]),
+        "edits": ("condition", ["; ".join(recordings[name].manifest["edits"]) for name in names]),
+        "control_of": ("condition", [control_of.get(name, "") for name in names]),
+        "when": ("condition", [recordings[name].manifest["when"] or "" for name in names]),
+    }
+    return xr.Dataset(
+        data, coords=coords, attrs=_attrs(recordings, data, names, confidence, n_resamples, bootstrap_seed)
+    )
+
+
+def comparison_table(result: xr.Dataset) -> pd.DataFrame:
+    """A comparison as a table to read: a row a condition, each difference with its interval.
+
+    Args:
+        result: What `compare_rollouts` returned.
+
+    Returns:
+        Texts: means of the baseline, differences of the others as `-0.52 [-0.83, -0.21]`, with a star where Holm's
+        corrected p-value is below 0.05; agreement, and the share of episodes that ever differ.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    told = [name for name in OUTCOMES if name in result]
+    for name in result["condition"].values.tolist():
+        one = result.sel(condition=name)
+        if name == BASELINE:
+            row = {outcome: _text(one, f"mean_{outcome}", plus="") for outcome in told}
+        else:
+            row = {outcome: _text(one, f"delta_{outcome}", plus="+") for outcome in told}
+        row["agreement"] = f"{float(one['agreement'].mean()):.2f}"
+        row["episodes changed"] = f"{float(one['divergence'].notnull().mean()):.2f}"
+        if name in result.attrs["never_active"]:
+            row["episodes changed"] = "never at work"
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: float) -> xr.DataArray:
+    """How many seeds each condition's difference takes to be known as precisely as wanted.
+
+    Approximate: the normal interval, with the spread found so far.
+
+    Args:
+        result: What `compare_rollouts` returned.
+        variable: `return`, `crashed`, `arrived`, `length` or `speed`.
+        half_width: Half the width of the interval wanted, in the variable's unit.
+
+    Returns:
+        `[condition]`, all seeds together: those run already are `result.sizes["seed"]`.
+
+    Raises:
+        MetricError: No such variable, a width that is none, or one seed only.
+    """
+    if f"delta_{variable}" not in result or half_width <= 0:
+        known = [name for name in OUTCOMES if name in result]
+        close = nearest(variable, known)
+        raise MetricError(
+            "There is no such precision.",
+            given=f"variable={variable!r}, half_width={half_width}",
+            expected=f"one of {known} and a width above 0",
+            fix=f"did you mean {close[0]!r}?" if close and close[0] != variable else "give half_width=0.1, say",
+        )
+    if result.sizes["seed"] < 2:
+        raise MetricError(
+            "One seed does not tell how much the differences spread.",
+            given="a comparison of 1 seed",
+            expected="at least 2",
+            fix="compare over, say, 20 seeds first",
+        )
+    differences = (result[variable] - result[variable].sel(condition=BASELINE)).values
+    spread = differences.std(1, ddof=1)
+    needed = [n_seeds_for(s, half_width=half_width, confidence=result.attrs["confidence"]) for s in spread]
+    attrs = {"units": "seeds", "variable": variable, "half_width": half_width}
+    return xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}, attrs=attrs)
+
+
+def _check(recordings: Mapping[str, Recording]) -> None:
+    if BASELINE not in recordings or len(recordings) < 2:
+        raise ConfigError(
+            "There is nothing to compare.",
+            given=f"recordings of {', '.join(repr(name) for name in recordings) or 'nothing'}",
+            expected="a recording named 'baseline' and at least one other",
+            fix="e.g. {'baseline': rlm.record(policy, env, ...), 'head 3': rlm.record(policy, env, edits=[...], ...)}",
+        )
+
+
+def _check_whole(name: str, recording: Recording) -> None:
+    if not recording.manifest["policy"]:
+        raise RecordingError(
+            f"The recording {name!r} is not of a policy.",
+            given=f"episodes imported from {recording.manifest.get('origin', 'elsewhere')}",
+            expected="recordings that rlm.record made, which tell when edits were at work",
+            fix="record the policies to be compared",
+        )
+    if len(recording.steps) != recording.episodes["length"].sum():
+        raise RecordingError(
+            f"The recording {name!r} is of some steps only.",
+            given=f"{len(recording.steps)} of the {recording.episodes['length'].sum()} steps of its episodes",
+            expected="whole episodes: what parts them is looked for step by step",
+            fix="compare the recordings themselves, or their of_seeds(...), not what where(...) left of them",
+        )
+
+
+def _means(
+    outcome: str, values: Float[np.ndarray, "condition seed"], **options: Any
+) -> dict[str, Float[np.ndarray, " condition"]]:
+    interval = bootstrap_mean(values, **options)
+    low, high = interval.low, interval.high
+    if outcome in RATES:
+        ends = [wilson(float(rate), values.shape[1], confidence=options["confidence"]) for rate in interval.estimate]
+        low, high = np.array(ends).T
+    return {f"mean_{outcome}": interval.estimate, f"mean_{outcome}_low": low, f"mean_{outcome}_high": high}
+
+
+def _differences(
+    outcome: str, values: Float[np.ndarray, "condition seed"], controls: Bool[np.ndarray, " condition"], **options: Any
+) -> dict[str, Float[np.ndarray, " condition"]]:
+    differences = values - values[:1]
+    interval = bootstrap_mean(differences, **options)
+    p = np.array([exact_test(own, seed=options["seed"]) for own in differences])
+    n = values.shape[1]
+    error = differences.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
+    name = f"delta_{outcome}"
+    return {
+        name: interval.estimate,
+        f"{name}_low": interval.low,
+        f"{name}_high": interval.high,
+        f"{name}_se": error,
+        f"{name}_p": p,
+        f"{name}_p_holm": _corrected(p, controls),
+    }
+
+
+def _corrected(
+    p: Float[np.ndarray, " condition"], controls: Bool[np.ndarray, " condition"]
+) -> Float[np.ndarray, " condition"]:
+    """Holm's correction over the conditions asked for, and over their controls; the baseline, the first, is neither."""
+    corrected, asked = np.ones_like(p), ~controls & (np.arange(len(p)) > 0)
+    for family in (asked, controls):
+        corrected[family] = holm(p[family])
+    return corrected
+
+
+def _along(recording: Recording, baseline: Recording, seeds: list[int], policy: HookedPolicy | None) -> pd.DataFrame:
+    """What happened along each seed's episode, beside the baseline's."""
+    theirs = _actions(baseline)
+    ours = _actions(recording)
+    steps = recording.steps[["seed", "step", "edited", "action_changed"]].copy()
+    steps["crashed"] = recording.steps.get("crashed", False)
+    steps["agrees"] = ~steps["action_changed"] if policy is None else _agrees(recording, policy)
+    rows: dict[int, dict[str, float]] = {}
+    for seed, own in steps.groupby("seed"):
+        active, crash = own["step"][own["edited"]], own["step"][own["crashed"].astype(bool)]
+        onset = float(active.iloc[0]) if len(active) else np.nan
+        divergence = _first_difference(ours[int(seed)], theirs[int(seed)]) if int(seed) in theirs else np.nan  # type: ignore[call-overload]
+        rows[int(seed)] = {  # type: ignore[call-overload]
+            "edited": own["edited"].mean(),
+            "agreement": own["agrees"].mean(),
+            "onset": onset,
+            "divergence": divergence,
+            "steps_to_change": divergence - onset,
+            "steps_to_crash": float(crash.iloc[0]) - onset if len(crash) and crash.iloc[0] >= onset else np.nan,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").loc[seeds]
+
+
+def _actions(recording: Recording) -> dict[int, Shaped[np.ndarray, "step ..."]]:
+    actions, seeds = recording.actions, recording.steps["seed"].to_numpy()
+    order = recording.episodes["seed"].to_list()
+    starts = np.flatnonzero(np.r_[True, seeds[1:] != seeds[:-1]])
+    return dict(zip(order, np.split(actions, starts[1:]), strict=True))
+
+
+def _first_difference(ours: Shaped[np.ndarray, "ours ..."], theirs: Shaped[np.ndarray, "theirs ..."]) -> float:
+    n = min(len(ours), len(theirs))
+    differ = np.flatnonzero((ours[:n] != theirs[:n]).reshape(n, -1).any(1))
+    return float(differ[0]) if len(differ) else np.nan
+
+
+def _agrees(recording: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, " step"]:
+    """Whether a policy would do in each recorded state what was done there."""
+    if recording.manifest["policy"].get("fingerprint") == policy.fingerprint:
+        return ~recording.steps["action_changed"].to_numpy()
+    actions = [policy.predict(part.observations, deterministic=True)[0] for part in recording.parts()]
+    return (np.concatenate(actions) == recording.actions).reshape(len(recording.actions), -1).all(1)
+
+
+def _attrs(
+    recordings: Mapping[str, Recording],
+    data: Mapping[str, Any],
+    names: list[str],
+    confidence: float,
+    n_resamples: int,
+    bootstrap_seed: int,
+) -> dict[str, Any]:
+    baseline = recordings[BASELINE].manifest
+    idle = [name for name, share in zip(names, data["edited"][1].mean(1), strict=True) if share == 0]
+    return {
+        "sign": "positive: more than the baseline on the same seed",
+        "env": baseline["env"]["id"] or "",
+        "policy": baseline["policy"].get("fingerprint", ""),
+        "confidence": confidence,
+        "interval": "bootstrap over seeds, BCa; of rates Wilson's",
+        "test": "sign changes of the paired differences, exact; _p_holm corrected over conditions, over controls apart",
+        "n_resamples": n_resamples,
+        "bootstrap_seed": bootstrap_seed,
+        "never_active": [name for name in idle if recordings[name].manifest["edits"]],
+        "rlmech": version("rlmech"),
+    }
+
+
+def _text(one: xr.Dataset, name: str, *, plus: str) -> str:
+    estimate, low, high = (float(one[name + end]) for end in ("", "_low", "_high"))
+    star = "*" if f"{name}_p_holm" in one and float(one[f"{name}_p_holm"]) < 0.05 else ""
+    return f"{estimate:{plus}.2f} [{low:{plus}.2f}, {high:{plus}.2f}]{star}"

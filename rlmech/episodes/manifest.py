@@ -1,0 +1,74 @@
+"""A recording's manifest: how its episodes were made, in a file that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlmech.episodes.shards import SHARDS, damaged, unwritable
+from rlmech.errors import RecordingError
+from rlmech.files import moved_into_place
+
+FORMAT = "rlmech.recording/2"
+MANIFEST = "manifest.json"
+
+
+def create(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Make a recording's directory, with its manifest and no episode.
+
+    Raises:
+        RecordingError: The path is taken, or cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise RecordingError(
+            "There is something at the recording's path already.",
+            given=path,
+            expected="a path that does not exist, or a recording to go on with",
+            fix="choose another path",
+        ) from None
+    except OSError as error:
+        raise unwritable("The recording", path, error) from error
+    try:
+        (path / SHARDS).mkdir()
+        write_manifest(path, manifest)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise unwritable("The recording", path, error) from error
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Set a recording's manifest: wholly, or not at all."""
+    with moved_into_place(path / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A recording's manifest.
+
+    Raises:
+        RecordingError: There is none, or it is damaged or of another format.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecordingError(
+            "There is no recording at this path.",
+            given=path,
+            expected=f"a directory with a {MANIFEST}",
+            fix="check the path; rlm.record(..., path=...) makes one",
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise RecordingError(
+            "This version of rlmech does not read that recording.",
+            given=f"format {manifest.get('format') if isinstance(manifest, dict) else None!r}",
+            expected=f"format {FORMAT!r}",
+            fix="record again, or open it with the version that made it",
+        )
+    return manifest

@@ -1,0 +1,371 @@
+"""Run a policy's episodes and write down what it saw, computed and did.
+
+Episodes are the same, bit for bit, recorded or not, with one worker or many: each begins with `reset(seed=...)`,
+nothing is observed twice, and one thread does the arithmetic. Cost: the environment's stepping, a forward pass a step.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+
+from rlmech.core.modes import evaluating
+from rlmech.episodes import recording as store
+from rlmech.episodes.driving import Condition, Driver, Hook, Names
+from rlmech.episodes.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
+from rlmech.episodes.recording import Recording
+from rlmech.episodes.shards import SHARDS, Writer, sole_writer
+from rlmech.episodes.when import Moment, When
+from rlmech.episodes.workers import Backend, Result, one_thread, simulate_here, simulate_in_processes
+from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
+from rlmech.progress import progress_bar, remark
+from rlmech.simulators.env import check_fit, spec_of
+from rlmech.simulators.highway.traffic import lanes_of
+
+if TYPE_CHECKING:
+    from rlmech.core.edit import Edit
+    from rlmech.core.policy import HookedPolicy
+
+_TOLD_ELSEWHERE = ("config", "render_mode")
+PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
+
+
+def record(
+    policy: HookedPolicy,
+    env: gym.Env,
+    *,
+    seeds: Iterable[int],
+    names: Names = (),
+    edits: Sequence[Edit | Hook] = (),
+    when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
+    frames: bool = False,
+    workers: int = 1,
+    backend: Backend = "processes",
+    path: str | Path | None = None,
+    progress: bool = True,
+) -> Recording:
+    """Record one episode for each seed, driven by the policy's best action.
+
+    Args:
+        policy: The policy.
+        env: An environment that fits it.
+        seeds: Seeds of the episodes, each once.
+        names: Hook points to record: names, globs, a function of the name; None for all, `()` for none.
+        edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
+        when: When they act: None for always, a step, several, a range, one of `rlm.when`, or a function of a `Moment`.
+        frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
+        workers: Processes to run in.
+        backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
+        path: Directory to write; of a recording made in the same way, only the seeds that it lacks are run. None for a
+            temporary one that goes when the recording does.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The recording of these seeds, on disk at `path`.
+
+    Raises:
+        EnvironmentFitError: The environment's spaces do not fit the policy, or it takes no seed.
+        RecordingError: The path is taken by something else, or could not be written to; finished episodes are kept.
+        ConfigError: No seeds, one twice, frames of an environment that makes none, no worker, or edits that are none.
+        SiteError: A name that no hook point has.
+        WorkerError: Workers died again and again.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=[7], names="hook_obs", progress=False)
+        >>> recording.axes("hook_obs"), len(recording.steps) == len(recording.activation("hook_obs"))
+        (('step', 'feature'), True)
+    """
+    condition = Condition(edits=edits, when=when)
+    recordings = record_conditions(
+        policy,
+        env,
+        {"": condition},
+        seeds=seeds,
+        names=names,
+        frames=frames,
+        workers=workers,
+        backend=backend,
+        paths=None if path is None else {"": Path(path)},
+        progress=progress,
+    )[0]
+    recording = recordings[""]
+    if edits and not recording.steps["edited"].any():
+        held = recording.manifest["when"]
+        remark(
+            f"The edits were never at work: in no step of the {len(recording)} episodes held: {held}.", enabled=progress
+        )
+    return recording
+
+
+def record_conditions(
+    policy: HookedPolicy,
+    env: gym.Env,
+    conditions: Mapping[str, Condition],
+    *,
+    seeds: Iterable[int],
+    names: Names,
+    frames: bool,
+    workers: int,
+    backend: Backend,
+    paths: Mapping[str, Path] | None,
+    progress: bool,
+) -> tuple[dict[str, Recording], dict[str, Any]]:
+    """Record one episode for each seed and condition; conditions share simulation for as long as they do the same.
+
+    Args:
+        policy: The policy of conditions that name none.
+        env: An environment that fits all policies.
+        conditions: By name.
+        seeds: As for `record`, like the rest.
+        names: Hook points to record.
+        frames: Whether to keep pictures.
+        workers: Processes.
+        backend: Where they run.
+        paths: A directory for each condition; None for temporary ones.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        A recording for each condition, and what it took: `sharing`, `n_simulated` environment steps.
+    """
+    seeds = _checked(seeds, env, frames=frames, workers=workers)
+    with one_thread(), ExitStack() as while_driving:
+        drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
+        for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
+            check_fit(driver.policy, env)
+            while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
+            driver.policy.check_unchanged()
+        manifests = _manifests(drivers, env, seeds, frames=frames)
+        folder = store.TemporaryFolder() if paths is None else None
+        if folder is not None:
+            paths = {name: folder.path / str(i) for i, name in enumerate(drivers)}
+        logs = {name: _Log(Path(path), manifests[name], while_driving) for name, path in (paths or {}).items()}
+        cost = _simulate(env, drivers, logs, seeds, frames=frames, workers=workers, backend=backend, progress=progress)
+    recordings = {name: Recording.load(log.path).of_seeds(seeds) for name, log in logs.items()}
+    if folder is not None:
+        recordings = {name: recording.hold(folder) for name, recording in recordings.items()}
+    return recordings, cost
+
+
+def _simulate(
+    env: gym.Env,
+    drivers: Mapping[str, Driver],
+    logs: Mapping[str, _Log],
+    seeds: list[int],
+    *,
+    frames: bool,
+    workers: int,
+    backend: Backend,
+    progress: bool,
+) -> dict[str, Any]:
+    cost: dict[str, Any] = {"sharing": "nothing was left to simulate", "n_simulated": 0}
+    lacking = _lacking(logs, seeds)
+    try:
+        with progress_bar("recording", sum(map(len, lacking.values())), enabled=progress) as advance:
+
+            def deliver(result: Result) -> None:
+                for episodes in result[0]:
+                    for name, episode in episodes.items():
+                        logs[name].add(episode)
+                cost["sharing"], cost["n_simulated"] = result[1], cost["n_simulated"] + result[2]
+                advance(len(result[0]))
+
+            for names, numbered in lacking.items():
+                own = {name: drivers[name] for name in names}
+                if workers == 1 and backend == "processes":
+                    simulate_here(env, own, numbered, frames=frames, deliver=deliver)
+                else:
+                    given: dict[str, Any] = {"frames": frames, "workers": workers, "backend": backend}
+                    simulate_in_processes(env, own, numbered, deliver=deliver, **given)
+        for log in logs.values():
+            log.writer.close()
+    except BaseException:
+        for log in logs.values():
+            log.writer.abandon()
+        raise
+    return cost
+
+
+def _lacking(logs: Mapping[str, _Log], seeds: list[int]) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+    """Numbers and seeds of the episodes to run, by the conditions that lack them."""
+    number_of = next(iter(logs.values())).number_of
+    lacking: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for seed in seeds:
+        if names := tuple(name for name, log in logs.items() if log.lacks(seed)):
+            lacking.setdefault(names, []).append((number_of[seed], seed))
+    return lacking
+
+
+class _Log:
+    """Where a condition's episodes are written: a new recording, or one to go on with.
+
+    Args:
+        path: Its directory.
+        manifest: How the episodes are made.
+        while_writing: Keeps other processes out until it closes.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], while_writing: ExitStack) -> None:
+        self.path = path
+        seeds = list(manifest["seeds"])
+        if (path / MANIFEST).exists():
+            while_writing.enter_context(sole_writer(path))
+            there = read_manifest(path)
+            _check_same(path, there, manifest)
+            seeds = there["seeds"] + [seed for seed in seeds if seed not in set(there["seeds"])]
+            if seeds != there["seeds"]:
+                write_manifest(path, {**there, "seeds": seeds})
+        else:
+            _remove_unbegun(path)
+            create(path, manifest)
+            while_writing.enter_context(sole_writer(path))
+        self.number_of = {seed: number for number, seed in enumerate(seeds)}
+        self.writer = Writer(path)
+
+    def lacks(self, seed: int) -> bool:
+        return self.number_of[seed] not in self.writer.finished
+
+    def add(self, episode: Any) -> None:
+        """Write an episode under its number here, where seeds may have come in another order."""
+        number = self.number_of[episode.episodes["seed"][0].as_py()]
+        self.writer.add(episode if episode.numbers == [number] else episode.numbered(number))
+
+
+def _remove_unbegun(path: Path) -> None:
+    """Remove what a kill left of a recording before it had a manifest: an empty directory, or one of empty shards."""
+    for folder in (path / SHARDS, path):
+        with suppress(OSError):  # not there, or not empty: then it is something else
+            folder.rmdir()
+
+
+def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Check that a recording can be gone on with."""
+    keys = [key for key in ours if key not in ("seeds", "lanes") and key in there]
+    differ = [key for key in keys if there[key] != ours[key]]
+    if differ or None in ours["edits_digest"] or not ours["when_told"]:
+        untold = "its edits are functions" if None in ours["edits_digest"] else "its condition is a function"
+        what = ", ".join(differ) or f"nothing that can be told, but {untold}"
+        raise RecordingError(
+            "There is another recording at this path.",
+            given=f"{path}, which differs in {what}: { ({key: there.get(key) for key in differ[:2]}) }",
+            expected=f"a recording of { ({key: ours[key] for key in differ[:2]}) }",
+            fix="choose another path, or remove that recording",
+        )
+
+
+def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) -> list[int]:
+    given: Any = seeds
+    with suppress(TypeError):  # a number is no seeds
+        given = list(given)
+    try:
+        checked = [index(seed) for seed in given]
+    except TypeError:
+        checked = []  # not whole numbers, or none at all
+    if not checked or len(set(checked)) < len(checked) or min(checked) < 0 or max(checked) >= 2**63:
+        raise ConfigError(
+            "Each episode needs a seed of its own.",
+            given=given[:20] if isinstance(given, list) else repr(given),
+            expected="whole numbers: at least one, none below 0 or beyond 64 bits, none twice",
+            fix="give e.g. seeds=range(20)",
+        )
+    if frames and env.render_mode != "rgb_array":
+        raise ConfigError(
+            "The environment makes no pictures.",
+            given=f"render_mode={env.render_mode!r}",
+            expected="render_mode='rgb_array'",
+            fix="make_env(..., render_mode='rgb_array'), or record without frames",
+        )
+    if getattr(env.action_space, "start", 0) != 0:
+        raise EnvironmentFitError(
+            "The environment counts its actions from elsewhere than 0.",
+            given=f"actions in {env.action_space}",
+            expected="a Discrete space that starts at 0, as policies' scores do",
+            fix="wrap it in a gymnasium.Wrapper that shifts the actions",
+        )
+    if workers < 1 or (workers > 1 and env.spec is None):
+        raise ConfigError(
+            "The episodes cannot be given to that many workers.",
+            given=f"workers={workers}, an environment {'without' if env.spec is None else 'with'} a Gymnasium spec",
+            expected="at least one worker; for several, an environment that gymnasium.make can make again",
+            fix="set workers=1, or make the environment with rlm.make_env",
+        )
+    return checked
+
+
+def _manifests(
+    drivers: Mapping[str, Driver], env: gym.Env, seeds: list[int], *, frames: bool
+) -> dict[str, dict[str, Any]]:
+    """What a reader needs to know of each condition, found out on the first scene."""
+    observation, spec = _first_scene(env, seeds[0]), spec_of(env)
+    manifests: dict[str, dict[str, Any]] = {}
+    for name, driver in drivers.items():
+        with torch.no_grad():
+            activations = driver.look(observation, driver.names).activations
+        policy = driver.policy
+        manifest = {
+            "format": FORMAT,
+            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            **driver.describe(),
+            "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
+            "env": {"id": spec.env_id, "config": spec.env_config},
+            "env_made": _layers(env),
+            "seeds": seeds,
+            "activations": {point: ["step", *policy.hook_dict[point].axes[1:]] for point in activations},
+            "observation_keys": list(observation) if isinstance(observation, dict) else [],
+            "frames": frames,
+            "lanes": lanes_of(env),
+        }
+        manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
+    return manifests
+
+
+def _layers(env: gym.Env) -> list[dict[str, Any]]:
+    """How an environment was made: its own arguments, and the wrappers around it, as far as they tell theirs."""
+    layers: list[dict[str, Any]] = []
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, PassiveEnvChecker | OrderEnforcing):  # which change nothing
+            layers.append({"name": type(env).__qualname__, "given": getattr(env, "_saved_kwargs", {})})
+        env = env.env
+    given = {} if env.spec is None else {k: v for k, v in env.spec.kwargs.items() if k not in _TOLD_ELSEWHERE}
+    return [*layers, {"name": type(env).__qualname__, "given": given}]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _first_scene(env: gym.Env, seed: int) -> Any:
+    """The first observation of a seed, which must come again when it is asked for again."""
+    try:
+        observation, again = env.reset(seed=seed)[0], env.reset(seed=seed)[0]
+    except TypeError as error:
+        if "seed" not in str(error):
+            raise
+        observation, again = 0, 1
+    if not _same(observation, again):
+        raise EnvironmentFitError(
+            "The environment does not take a seed.",
+            given=f"reset(seed={seed}) of {type(env.unwrapped).__name__}, whose episodes cannot be repeated",
+            expected="the same first observation whenever it is reset with the same seed",
+            fix="draw everything random in reset and step from self.np_random, after super().reset(seed=seed)",
+        )
+    return observation
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, dict):
+        return all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    return bool(np.array_equal(ours, theirs, equal_nan=np.asarray(ours).dtype.kind == "f"))

@@ -1,0 +1,326 @@
+"""The files of a recording: shards of whole episodes, written beside and renamed, small ones merged as they come.
+
+    shards/00000007/            one episode, as it was finished
+    shards/00000000-00000511/   many, merged
+        episodes.parquet  one row an episode          steps.parquet       one row a decision
+        vehicles.parquet  one row a vehicle and scene arrays.safetensors  observations, scores, activations, frames
+
+A shard appears under its name when it is complete, so that a kill or a full disk leaves what was finished. One process
+writes; merging keeps the number of files, and with it the time to open a recording, a thousand times smaller.
+Cost: about 5 ms an episode. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from rlmech.errors import RecordingError
+from rlmech.simulators.highway.measures import VEHICLE_COLUMNS
+
+SHARDS = "shards"
+TABLES = ("episodes", "steps", "vehicles")
+ARRAYS = "arrays.safetensors"
+FINAL = "final_observation"
+MOST_EPISODES = 512
+MOST_BYTES = 64 * 2**20
+_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
+_NAME = re.compile(r"(\d{8})(?:-(\d{8}))?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episodes:
+    """Some episodes in memory, in order.
+
+    Attributes:
+        episodes: One row each: episode, seed, length, return and what the environment tells of its end.
+        steps: One row a decision.
+        vehicles: One row a vehicle and scene.
+        arrays: By name; the first axis is the step, or the episode for the final observations.
+    """
+
+    episodes: pa.Table
+    steps: pa.Table
+    vehicles: pa.Table
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The episodes' numbers."""
+        return self.episodes["episode"].to_pylist()
+
+    def numbered(self, number: int) -> Episodes:
+        """The same single episode under another number."""
+        tables = {name: _set_episode(getattr(self, name), number) for name in TABLES}
+        return replace(self, **tables)
+
+
+def joined(parts: Sequence[Episodes]) -> Episodes:
+    """Some episodes one after the other."""
+    tables = {
+        name: pa.concat_tables([getattr(part, name) for part in parts], promote_options="permissive") for name in TABLES
+    }
+    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+    return Episodes(**tables, arrays=arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A folder of whole episodes.
+
+    Attributes:
+        path: The folder.
+        first: Number of its first episode.
+        last: Number of its last one; all in between are there.
+    """
+
+    path: Path
+    first: int
+    last: int
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One of its tables.
+
+        Raises:
+            RecordingError: The file is damaged.
+        """
+        try:
+            with pq.ParquetFile(self.path / f"{name}.parquet") as file:
+                return file.read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(self.path, error) from error
+
+    def array(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """Rows of one of its arrays; a slice reads no others.
+
+        Raises:
+            RecordingError: The file is damaged.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.path / ARRAYS, framework="numpy") as file:  # type: ignore[no-untyped-call]
+                if isinstance(rows, slice):
+                    return file.get_slice(name)[rows.start : rows.stop]
+                return file.get_tensor(name)[rows]
+        except (OSError, SafetensorError) as error:
+            raise damaged(self.path, error) from error
+
+    def load(self) -> Episodes:
+        """All of it.
+
+        Raises:
+            RecordingError: A file is damaged.
+        """
+        try:
+            arrays = load_file(self.path / ARRAYS)
+        except (OSError, SafetensorError) as error:
+            raise damaged(self.path, error) from error
+        return Episodes(**{name: self.table(name) for name in TABLES}, arrays=arrays)
+
+
+def shards_in(path: Path) -> list[Shard]:
+    """A recording's shards in the order of their episodes, without those that a merged one stands for."""
+    found: list[Shard] = []
+    for folder in (path / SHARDS).glob("[0-9]*"):
+        if named := _NAME.match(folder.name):
+            found.append(Shard(folder, int(named[1]), int(named[2] or named[1])))
+    kept: list[Shard] = []
+    for shard in sorted(found, key=lambda s: (s.first, -s.last)):
+        if not kept or shard.first > kept[-1].last:
+            kept.append(shard)
+    return kept
+
+
+class Writer:
+    """Adds finished episodes to a recording's directory.
+
+    Args:
+        path: The recording's directory, made by `create`.
+
+    Attributes:
+        finished: Numbers of the episodes that are there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._folder = path, path / SHARDS
+        shards = shards_in(path)
+        self._clean({shard.path for shard in shards})
+        self.finished = {number for shard in shards for number in range(shard.first, shard.last + 1)}
+        self._small = {shard.first: _size(shard.path) for shard in shards if shard.first == shard.last}
+
+    def add(self, part: Episodes) -> None:
+        """Add episodes with consecutive numbers: wholly, or not at all.
+
+        Raises:
+            RecordingError: They could not be written, e.g. because the disk is full.
+        """
+        numbers = part.numbers
+        folder = self._write(part, numbers[0], numbers[-1])
+        self.finished.update(numbers)
+        if len(numbers) == 1:
+            self._small[numbers[0]] = _size(folder)
+            self._merge(self._run_to(numbers[0]), whole=False)
+
+    def close(self) -> None:
+        """Merge what is left, where it is complete."""
+        while self._small:
+            self._merge(self._run_to(max(self._small)), whole=True)
+
+    def abandon(self) -> None:
+        """Clean up after an interruption: half-written shards go, and the recording where nothing is finished."""
+        for partial in self._folder.glob(".*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        if not self.finished:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _run_to(self, number: int) -> list[int]:
+        """Small shards around one of them without a gap."""
+        first = last = number
+        while first - 1 in self._small:
+            first -= 1
+        while last + 1 in self._small:
+            last += 1
+        return list(range(first, last + 1))
+
+    def _merge(self, run: list[int], *, whole: bool) -> None:
+        """Merge small shards from the first on, as long as they fill one; with `whole`, what is left, too."""
+        start, size = 0, 0
+        for place, number in enumerate(run):
+            size += self._small[number]
+            full = place + 1 - start >= MOST_EPISODES or size >= MOST_BYTES
+            if full or (whole and place == len(run) - 1):
+                self._merge_exactly(run[start : place + 1])
+                start, size = place + 1, 0
+
+    def _merge_exactly(self, numbers: list[int]) -> None:
+        folders = [self._folder / _name(number, number) for number in numbers]
+        if len(numbers) > 1:
+            parts = [Shard(folder, n, n).load() for folder, n in zip(folders, numbers, strict=True)]
+            self._write(joined(parts), numbers[0], numbers[-1])
+            for folder in folders:
+                shutil.rmtree(folder)
+        for number in numbers:
+            del self._small[number]
+
+    def _write(self, part: Episodes, first: int, last: int) -> Path:
+        partial = self._folder / f".{_name(first, last)}.{os.getpid()}"
+        try:
+            partial.mkdir()
+            for name in TABLES:
+                pq.write_table(getattr(part, name), partial / f"{name}.parquet", compression="zstd")
+            save_file({name: np.ascontiguousarray(array) for name, array in part.arrays.items()}, partial / ARRAYS)
+            return partial.rename(self._folder / _name(first, last))
+        except (OSError, SafetensorError, pa.ArrowException) as error:
+            what = f"Episode {first}" if first == last else f"Episodes {first} to {last}"
+            raise unwritable(what, self.path, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _clean(self, kept: set[Path]) -> None:
+        """Remove what a kill left: half-written shards, and small ones whose merged one is complete."""
+        for folder in self._folder.iterdir():
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Generator[None]:
+    """Keep every other process from writing to a recording; the system lets go of it when this one dies.
+
+    Raises:
+        RecordingError: Another process is writing to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock on a directory
+        yield
+        return
+    place = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have none either
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecordingError(
+                    "Another process is writing to this recording.",
+                    given=path,
+                    expected="one writer at a time",
+                    fix="wait for it, or record to another path",
+                ) from None
+        yield
+    finally:
+        os.close(place)
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table; a value that a row lacks is null."""
+    plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row)  # Arrow by itself takes those of the first row alone
+    return pa.table({name: [row.get(name) for row in plain] for name in names})
+
+
+def vehicle_table(scenes: Sequence[Sequence[tuple[Any, ...]]], *, episode: int, seed: int) -> pa.Table:
+    """The vehicles of an episode's scenes as a table, with the same columns whether there are any or not.
+
+    Args:
+        scenes: For each observation, a row of `VEHICLE_COLUMNS` a vehicle.
+        episode: The episode's number.
+        seed: Its seed.
+    """
+    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(VEHICLE_COLUMNS)
+    step = np.repeat(np.arange(len(scenes)), np.array([len(scene) for scene in scenes], dtype=int))
+    columns = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
+    own = zip(VEHICLE_COLUMNS.items(), values, strict=True)
+    return pa.table(columns | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
+
+
+def damaged(path: Path, error: Exception) -> RecordingError:
+    """The error for files that are not as they were written."""
+    return RecordingError(
+        "The recording is damaged.",
+        given=f"{path}: {error}",
+        expected="files as rlm.record wrote them",
+        fix="remove the damaged shard's folder and record again to the same path: only what is missing is redone",
+    )
+
+
+def unwritable(what: str, path: Path, error: Exception) -> RecordingError:
+    """The error for a full disk, a missing permission and the like."""
+    return RecordingError(
+        f"{what} could not be written.",
+        given=f"{path}: {error}",
+        expected="room on the disk and permission to write",
+        fix="make room and record again to the same path: finished episodes are kept, what is missing is redone",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _set_episode(table: pa.Table, number: int) -> pa.Table:
+    column = pa.array(np.full(len(table), number, dtype=np.int64))
+    if "episode" in table.column_names:
+        return table.set_column(table.column_names.index("episode"), "episode", column)
+    return table.add_column(0, "episode", column)
+
+
+def _name(first: int, last: int) -> str:
+    return f"{first:08d}" if first == last else f"{first:08d}-{last:08d}"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

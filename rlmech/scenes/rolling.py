@@ -1,0 +1,74 @@
+"""Driving on from a scene: what a policy does there, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from rlmech.errors import SceneError
+
+if TYPE_CHECKING:
+    from rlmech.core.edit import Edit
+    from rlmech.core.policy import HookedPolicy
+    from rlmech.scenes.scene import Scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roll:
+    """What happened after a scene.
+
+    Attributes:
+        steps: A line for each step: `step` from 0, `action`, `name`, `reward`, and of highway-env's environments the
+            ego's `x` and `y` in m, `heading` in rad and `speed` in m/s in the state that was decided in.
+        total_reward: The sum of rewards from here on.
+        crashed: Whether the ego crashed; None where the environment does not say.
+        arrived: Whether it reached its goal; None where there is none.
+        ended: Whether the episode was over, rather than the number of steps.
+        last: The scene at the end.
+    """
+
+    steps: pd.DataFrame
+    total_reward: float
+    crashed: bool | None
+    arrived: bool | None
+    ended: bool
+    last: Scene = field(repr=False)
+
+
+def roll(scene: Scene, policy: HookedPolicy, *, steps: int | None, edits: Sequence[Edit]) -> Roll:
+    """Let a policy drive on from a scene; see `Scene.roll`."""
+    if scene.ended or (steps is not None and steps < 1):
+        raise SceneError(
+            "There is nothing to drive: the episode is over." if scene.ended else "A roll takes at least one step.",
+            given=f"steps={steps}",
+            expected="a scene before the end, and steps of 1 or more",
+            fix="go on from an earlier scene" if scene.ended else "leave steps out to drive to the end",
+        )
+    lines: list[dict[str, Any]] = []
+    info: Any = {}
+    here = scene
+    while not here.ended and (steps is None or len(lines) < steps):
+        decision = here.decide(policy, edits=edits)
+        line = {"step": len(lines), "action": decision.action, "name": decision.name} | _ego(here)
+        here, reward, info = here.advance(decision.action)
+        lines.append(line | {"reward": reward})
+    arrived = info.get("rewards", {}).get("arrived_reward")
+    return Roll(
+        steps=pd.DataFrame(lines),
+        total_reward=float(sum(line["reward"] for line in lines)),
+        crashed=bool(info["crashed"]) if "crashed" in info else None,
+        arrived=None if arrived is None else bool(arrived),
+        ended=here.ended,
+        last=here,
+    )
+
+
+def _ego(scene: Scene) -> dict[str, float]:
+    if not scene.stage.has_road:
+        return {}
+    ego = scene.stage.ego
+    x, y = ego.position
+    return {"x": float(x), "y": float(y), "heading": float(ego.heading), "speed": float(ego.speed)}

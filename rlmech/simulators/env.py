@@ -1,0 +1,149 @@
+"""Environments, their specs, and whether a policy fits them.
+
+highway-env is imported when an environment of its own is asked for, never before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rlmech.errors import ConfigError, EnvironmentFitError, nearest
+from rlmech.spec import PolicySpec, spec_from_config
+
+if TYPE_CHECKING:
+    from rlmech.core.policy import HookedPolicy
+
+
+def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gym.Env:
+    """Make a Gymnasium environment; highway-env's are registered on demand.
+
+    Args:
+        env_id: Gymnasium id, e.g. `intersection-v2`.
+        config: Changes to highway-env's own configuration; other environments take none.
+        render_mode: `rgb_array` for frames.
+
+    Returns:
+        The environment; `spec_of` tells what its numbers mean.
+
+    Raises:
+        ConfigError: No such environment, or one that takes no configuration.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> env = rlm.make_env("highway-fast-v0", config={"vehicles_count": 5})
+        >>> env.observation_space.shape
+        (5, 5)
+    """
+    if env_id not in gym.registry:
+        import highway_env
+
+        gym.register_envs(highway_env)
+    try:
+        gym.spec(env_id)
+    except gym.error.Error:
+        close = nearest(env_id, gym.registry)
+        raise ConfigError(
+            f"Gymnasium knows no environment {env_id!r}.",
+            given=repr(env_id),
+            expected="a registered id, e.g. 'intersection-v2'",
+            fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
+        ) from None
+    kwargs: dict[str, Any] = {} if config is None else {"config": dict(config)}
+    try:
+        return gym.make(env_id, render_mode=render_mode, **kwargs)
+    except TypeError as error:
+        if config is None or "config" not in str(error):
+            raise
+        raise ConfigError(
+            f"{env_id} takes no configuration.",
+            given=f"config={dict(config)}",
+            expected="config=None: configurations are highway-env's",
+            fix="leave config out",
+        ) from None
+
+
+def spec_of(env: gym.Env) -> PolicySpec:
+    """Read what an environment's observations and actions mean, from its own configuration.
+
+    Returns:
+        The spec; without names where the environment is not highway-env's or its observations are not entities.
+
+    Example:
+        >>> from rlmech.simulators import make_env, spec_of
+        >>> spec_of(make_env("intersection-v2")).actions
+        ('SLOWER', 'IDLE', 'FASTER')
+    """
+    env_id = None if env.spec is None else env.spec.id
+    base: Any = env.unwrapped
+    if not (isinstance(getattr(base, "config", None), dict) and hasattr(base, "observation_type")):
+        return PolicySpec(env_id=env_id)
+    config = {key: value for key, value in base.config.items() if key != "offscreen_rendering"}
+    config = json.loads(json.dumps(config, default=_as_json))
+    return spec_from_config({**config, "id": env_id}, n_lanes=_n_lanes(base))
+
+
+def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
+    """Check that a policy can act in an environment.
+
+    Raises:
+        EnvironmentFitError: The observations or the actions do not fit.
+    """
+    observed, wanted = _shape(env.observation_space), _observed_by(policy)
+    if wanted is not None and observed != wanted:
+        raise EnvironmentFitError(
+            "The environment's observations do not fit the policy.",
+            given=f"{_name(env)} observes {observed}",
+            expected=f"{wanted}",
+            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+        )
+    n_given, n_wanted = _n_actions(env.action_space), _n_scored(policy)
+    if n_given != n_wanted:
+        raise EnvironmentFitError(
+            "The environment's actions do not fit the policy.",
+            given=f"{_name(env)} takes {env.action_space}",
+            expected=f"{n_wanted} actions",
+            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+        )
+
+
+def _n_lanes(base: Any) -> int | None:
+    """Lanes of the ego's road, as highway-env counts them for its default range of y."""
+    if getattr(base, "road", None) is None or base.vehicle is None:
+        return None
+    return len(base.road.network.all_side_lanes(base.vehicle.lane_index))
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _name(env: gym.Env) -> str:
+    return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+
+
+def _shape(space: spaces.Space) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _shape(part) for key, part in space.spaces.items()}
+    return space.shape
+
+
+def _observed_by(policy: HookedPolicy) -> Any:
+    """Shape of an observation of the policy; None where its space is unknown and it takes several arrays."""
+    if policy.observation_space is not None:
+        return _shape(policy.observation_space)
+    return policy.hook_dict["hook_obs"].shape[1:] if "hook_obs" in policy.hook_dict else None
+
+
+def _n_scored(policy: HookedPolicy) -> int | None:
+    return policy.hook_dict[f"hook_{policy.output_kind}"].shape[-1]
+
+
+def _n_actions(space: spaces.Space) -> int:
+    """Number of discrete actions, or components of a continuous one."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (0,)))
