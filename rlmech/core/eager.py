@@ -125,9 +125,9 @@ class EagerEngine:
         wanted = [name for name in self.points if name in active or name in names]
         by_key: dict[Key, list[str]] = {}
         for name in wanted:
-            if self.points[name].kind not in ("observation", "output"):
+            if self.points[name].kind != "output" and self.points[name].address.node.op != "input":
                 by_key.setdefault(self.points[name].address.node.owner, []).append(name)
-        inputs = [name for name, point in self.points.items() if point.kind == "observation"]
+        inputs = [name for name, point in self.points.items() if point.address.node.op == "input"]
         arrays = tuple(
             visit(name, array) if name in wanted else array for name, array in zip(inputs, arrays, strict=True)
         )

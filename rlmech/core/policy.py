@@ -127,11 +127,11 @@ class HookedPolicy(nn.Module):
             return EagerEngine(self.module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
     @classmethod
-    def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None) -> HookedPolicy:
+    def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
         """Wrap a live Stable-Baselines3 algorithm or policy; see `rlmech.adapters.sb3.from_sb3`."""
         from rlmech.adapters.sb3 import from_sb3
 
-        return from_sb3(model, env=env)
+        return from_sb3(model, env=env, vecnormalize=vecnormalize)
 
     @classmethod
     def from_rl_agents(cls, agent: Any, *, env: Env[Any, Any] | None = None) -> HookedPolicy:

@@ -138,7 +138,7 @@ def _placebo(
 
 
 def _rate(hits: Tensor, *, clusters: Clusters | None, seed: int) -> Interval:
-    return bootstrap_mean(hits.double().cpu().numpy(), clusters=clusters, seed=seed)
+    return bootstrap_mean(hits.double().cpu().numpy(), clusters=clusters, seed=seed, shares="shares")
 
 
 def _actions(policy: HookedPolicy, expected: Sequence[int | str] | np.ndarray, *, like: Tensor) -> Tensor:

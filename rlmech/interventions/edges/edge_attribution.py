@@ -29,7 +29,6 @@ from rlmech.interventions.results import Direction, bind_pairs, sweep_attrs, swe
 from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
-_EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all
 
 
 def edge_attribution(
@@ -305,17 +304,14 @@ def _result(
     assert bound.corrupt is not None  # noqa: S101  # pairs always bind both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    means = [
-        bootstrap_mean(estimate[i : i + _EDGES_AT_ONCE], clusters=clusters, seed=seed)
-        for i in range(0, len(estimate), _EDGES_AT_ONCE)
-    ]
+    mean = bootstrap_mean(estimate, clusters=clusters, seed=seed, scale=float(np.abs(source - base).max()))
     unit = {"units": bound.unit}
     first = [number for number, (sender, _) in enumerate(graph.edges) if _observes(graph, sender)]
     data = {
         "estimate": (("site", "pair"), estimate, unit | {"long_name": f"estimated change of {bound.name}"}),
-        "change": ("site", np.concatenate([mean.estimate for mean in means]), unit),
-        "change_low": ("site", np.concatenate([mean.low for mean in means]), unit),
-        "change_high": ("site", np.concatenate([mean.high for mean in means]), unit),
+        "change": ("site", mean.estimate, unit),
+        "change_low": ("site", mean.low, unit),
+        "change_high": ("site", mean.high, unit),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
         "completeness_error": ("pair", estimate[first].sum(0) - (source - base), unit),
@@ -325,7 +321,7 @@ def _result(
         "method": f"edge attribution, {direction}, {how}",
         "steps": steps,
         "sign": "positive: patching the edge from the source run would raise the metric",
-        **means[0].attrs,
+        **mean.attrs,
     }
     receivers = [graph.units[receiver] for _, receiver in graph.edges]
     coords = sweep_coords(policy, receivers, estimate.shape[1])
