@@ -42,9 +42,9 @@ def observed_arrays(policy: HookedPolicy) -> tuple[ObservedArray, ...]:
     """The arrays of a policy's observation, in the order in which `policy.coerce` gives them."""
     found: list[ObservedArray] = []
     for name, point in policy.hook_dict.items():
-        if point.kind != "observation":
+        if policy.points[name].address.node.op != "input":
             continue
-        key = name.removeprefix("hook_obs").lstrip(".")
+        key = name.removeprefix("hook_obs_raw").removeprefix("hook_obs").lstrip(".")
         dims = tuple(f"{axis}_{key}" if key else str(axis) for axis in point.axes[1:])
         coords: dict[str, Any] = {}
         for dim, axis in zip(dims, point.axes[1:], strict=True):

@@ -80,6 +80,8 @@ SCORES_NAME: dict[OutputKind, str] = {
 SPATIAL = {name for name, kind in OPERATIONS.items() if kind in ("convolution", "pool")}
 ROW_WISE = {name for name, kind in OPERATIONS.items() if kind in ("activation", "norm")}
 MOST_AXES = 6
+NORMALIZATION = "normalization"
+"""Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,9 @@ class _Namer:
     def _observation(self) -> list[Point]:
         points: list[Point] = []
         for node in self.graph.inputs:
-            name = f"hook_obs.{node.owner}" if node.owner else "hook_obs"
+            normalized = self._normalized(node.owner)
+            end = f".{node.owner}" if node.owner else ""
+            name = f"hook_obs_raw{end}" if normalized else f"hook_obs{end}"
             shape = node.sizes
             axes = self.axis_names.of_observation(node)
             if len(shape) > MOST_AXES:
@@ -143,13 +147,23 @@ class _Namer:
             points.append(
                 Point(name=name, kind="observation", axes=axes, address=Address(node=node, layout=Layout.of(node)))
             )
+            if normalized:
+                address = Address(node=normalized, layout=Layout.of(normalized))
+                points.append(Point(name=f"hook_obs{end}", kind="observation", axes=axes, address=address))
         return points
+
+    def _normalized(self, key: str) -> Node | None:
+        """What the policy's own layer of statistics makes of an observation."""
+        scope = f"{NORMALIZATION}.{key}" if key else NORMALIZATION
+        return next((node for node in reversed(self.graph.nodes) if node.scope == scope and node.shape), None)
 
     def _layers(self, in_attention: set[Node]) -> list[Point]:
         """What leaf modules put out, and every other operation that has a kind, as the k-th of its module."""
         ends = self._leaf_ends()
         points: list[Point] = []
         for node in self.graph.nodes:
+            if node.scope.split(".")[0] == NORMALIZATION:
+                continue
             kind = OPERATIONS.get(node.op)
             ends_leaf = ends.get(node.scope) is node
             if (kind is None or node in in_attention) and not ends_leaf:

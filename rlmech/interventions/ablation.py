@@ -24,10 +24,10 @@ from rlmech.errors import EditError
 from rlmech.interventions.jobs import Place, edited_activations, names_of, run_groups, with_no_ops
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.optimal import optimal_constants
-from rlmech.interventions.results import sweep_attrs, sweep_coords, unknown_choice
+from rlmech.interventions.results import mean_change, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.interventions.sites import Groups, choose_groups
 from rlmech.interventions.sweeps.sweep import Source, Swept, outputs_of
-from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.statistics import Clusters
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 
@@ -204,7 +204,7 @@ def _ablation_result(
     seed: int,
 ) -> xr.Dataset:
     patched, baseline = swept.measured.numpy(), bound.clean.double().cpu().numpy()
-    effect = bootstrap_mean(patched - baseline, clusters=clusters, seed=seed)
+    effect = mean_change(bound, patched, baseline, clusters=clusters, seed=seed)
     data: dict[str, Any] = {
         "patched": (("site", "pair"), patched, {"units": bound.unit}),
         "baseline": ("pair", baseline, {"units": bound.unit}),

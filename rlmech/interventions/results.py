@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, ObservationError
+from rlmech.errors import ConfigError, MetricError, ObservationError
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.interventions.sites import group_coordinates
 from rlmech.interventions.sweeps.sweep import outputs_of
-from rlmech.statistics import Clusters, normalised_recovery
+from rlmech.statistics import (
+    Clusters,
+    Interval,
+    Shares,
+    bootstrap_mean,
+    bootstrap_ratio,
+    normalised_recovery,
+)
 
 VERSION = version("rlmech")
+SHARE = "fraction"
+"""The unit of a metric that says yes or no in each pair, so that its mean is a share."""
 Direction = Literal["denoise", "noise"]
+CANCELLED = 1e-6
+"""A mean below this share of the mean magnitude is what rounding leaves of differences that cancel."""
 
 
 def bind_pairs(
@@ -69,7 +81,9 @@ def patching_result(
     assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    recovery = normalised_recovery(patched, source=source, base=base, clusters=clusters, seed=seed)
+    recovery = normalised_recovery(
+        patched, source=source, base=base, clusters=clusters, seed=seed, shares=bound.unit == SHARE
+    )
     change = recovery.change
     unit = {"units": bound.unit}
     data: dict[str, Any] = {
@@ -92,6 +106,79 @@ def patching_result(
         **recovery.ratio.attrs,
     }
     return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
+
+
+def cluster_labels(clusters: Clusters, n_pairs: int) -> Int[np.ndarray, " pair"]:
+    """Clusters as numbers from 0, one for each pair.
+
+    Raises:
+        MetricError: There is not one label for each pair.
+    """
+    labels = np.asarray(clusters)
+    if labels.shape != (n_pairs,):
+        raise MetricError(
+            "Clusters label the pairs.",
+            given=f"labels of shape {list(labels.shape)} for {n_pairs} pairs",
+            expected=f"one label for each of the {n_pairs} pairs",
+            fix='give e.g. the episode of each pair: clusters=recording.steps["episode"]',
+        )
+    return np.unique(labels, return_inverse=True)[1].reshape(n_pairs)
+
+
+def ratio_of_means(
+    numerator: Float[np.ndarray, "site pair"],
+    denominator: Float[np.ndarray, " pair"],
+    *,
+    clusters: Clusters | None,
+    seed: int,
+) -> Interval:
+    """A ratio of means over pairs that never shows a number where the mean of the denominators is zero.
+
+    There it is 1 for a numerator that agrees with the denominator pair by pair, which is all that can be said, and NaN
+    for any other.
+
+    Args:
+        numerator: By site and pair.
+        denominator: By pair.
+        clusters: A label for each pair; pairs of one label are resampled together.
+        seed: Of the bootstrap.
+
+    Example:
+        >>> import numpy as np
+        >>> from rlmech.interventions.results import ratio_of_means
+        >>> cancelling = np.array([1.0, -1.0, 2.0, -2.0])
+        >>> ratio_of_means(np.stack([cancelling, abs(cancelling)]), cancelling, clusters=None, seed=0).estimate
+        array([ 1., nan])
+    """
+    interval = bootstrap_ratio(numerator, denominator, clusters=clusters, seed=seed)
+    size = np.abs(denominator).mean()
+    same = (np.abs(numerator - denominator) <= CANCELLED * size).all(1)
+    if np.abs(denominator.mean()) > CANCELLED * size:
+        return interval
+    ends = [np.where(same, 1.0, np.nan) for _ in range(3)]
+    return replace(interval, estimate=ends[0], low=ends[1], high=ends[2])
+
+
+def mean_change(
+    bound: BoundMetric,
+    patched: Float[np.ndarray, "site pair"],
+    base: Float[np.ndarray, " pair"],
+    *,
+    clusters: Clusters | None,
+    seed: int,
+) -> Interval:
+    """The mean of patched - base over pairs, with its interval: a score interval where the metric says yes or no.
+
+    Args:
+        bound: The metric.
+        patched: Of the patched runs, in its unit.
+        base: Of the unpatched runs.
+        clusters: A label for each pair; pairs of one label are resampled together.
+        seed: Of the bootstrap.
+    """
+    shares: Shares | None = None if bound.unit != SHARE else "differences" if base.any() else "shares"
+    change, scale = patched - base, float(max(np.abs(patched).max(initial=0.0), np.abs(base).max(initial=0.0)))
+    return bootstrap_mean(change, clusters=clusters, seed=seed, scale=scale, shares=shares)
 
 
 def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:

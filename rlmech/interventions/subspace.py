@@ -25,7 +25,7 @@ from rlmech.interventions.provenance import provenance
 from rlmech.interventions.results import sweep_coords
 from rlmech.interventions.sites import choose_sites
 from rlmech.interventions.sweeps.independence import refuse_train_mode
-from rlmech.statistics import Interval, bootstrap_mean
+from rlmech.statistics import Clusters, Interval, bootstrap_mean
 
 
 def interchange_intervention(
@@ -37,6 +37,7 @@ def interchange_intervention(
     basis: Tensor | None = None,
     expected: Sequence[int | str] | Int[np.ndarray, " pair"] | None = None,
     n_placebo: int = 20,
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Put a site's value in the source run into the base run, and compare the actions with a causal model's.
@@ -50,6 +51,8 @@ def interchange_intervention(
         expected: Per pair, the action (number or name) that the causal model gives for the base input with the
             variable taken from the source; None for the source run's own actions.
         n_placebo: Random directions per pair, each moving the site as far as the intervention did.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the placebo's directions and of the bootstrap.
 
     Returns:
@@ -89,9 +92,9 @@ def interchange_intervention(
         moved = edit.bind(policy.point(chosen.name))(before[chosen.name].clone(), hook=policy.point(chosen.name))
         placebo = _placebo(policy, base, chosen, before[chosen.name], moved, n_placebo=n_placebo, seed=seed)
     rates = {
-        "accuracy": _rate((found == wanted)[None], seed=seed),
-        "placebo": _rate((placebo == wanted).double().mean(0)[None], seed=seed),
-        "unchanged": _rate((base_scores.argmax(-1) == wanted)[None], seed=seed),
+        "accuracy": _rate((found == wanted)[None], clusters=clusters, seed=seed),
+        "placebo": _rate((placebo == wanted).double().mean(0)[None], clusters=clusters, seed=seed),
+        "unchanged": _rate((base_scores.argmax(-1) == wanted)[None], clusters=clusters, seed=seed),
     }
     data: dict[str, Any] = {
         "action": (("site", "pair"), found[None].cpu().numpy()),
@@ -134,8 +137,8 @@ def _placebo(
     return torch.stack(actions)
 
 
-def _rate(hits: Tensor, *, seed: int) -> Interval:
-    return bootstrap_mean(hits.double().cpu().numpy(), seed=seed)
+def _rate(hits: Tensor, *, clusters: Clusters | None, seed: int) -> Interval:
+    return bootstrap_mean(hits.double().cpu().numpy(), clusters=clusters, seed=seed, shares="shares")
 
 
 def _actions(policy: HookedPolicy, expected: Sequence[int | str] | np.ndarray, *, like: Tensor) -> Tensor:

@@ -75,12 +75,7 @@ def circuit_graph(circuit: Circuit, *, title: str | None = None) -> go.Figure:
 
 def _title(circuit: Circuit) -> str:
     text = f"{len(circuit.kept)} of {len(circuit.candidates)} edges"
-    if "faithfulness" not in circuit.dataset:
-        return text
-    name = "faithfulness" if circuit.dataset.attrs.get("denominator_trustworthy", True) else "error"
-    value, low, high = (float(circuit.dataset[f"{name}{suffix}"]) for suffix in ("", "_low", "_high"))
-    interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-    return f"{text}, {name} {value:.2f}{interval}"
+    return f"{text}, {circuit.headline}" if circuit.headline else text
 
 
 def _names(circuit: Circuit) -> dict[int, str]:

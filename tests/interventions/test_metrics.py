@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from scipy.stats import bootstrap
 
 from rlmech.errors import MetricError, SiteError
 from rlmech.interventions.metrics import (
@@ -150,17 +149,6 @@ def test_an_unknown_action_name_is_met_with_the_nearest():
         bind(action_gap("FASTR", "SLOWER"), Q, clean=CLEAN)
 
 
-def test_a_mean_s_interval_is_scipy_s_bca():
-    values = np.random.default_rng(0).exponential(size=(2, 40))
-    ours = bootstrap_mean(values, n_resamples=20_000)
-    for site in range(2):
-        theirs = bootstrap((values[site],), np.mean, n_resamples=20_000, rng=1).confidence_interval
-        width = theirs.high - theirs.low
-        assert abs(ours.low[site] - theirs.low) < 0.03 * width
-        assert abs(ours.high[site] - theirs.high) < 0.03 * width
-    assert ours.attrs["interval"] == "bootstrap over pairs, BCa"
-
-
 def test_intervals_cover_a_ratio_about_as_often_as_they_say():
     rng = np.random.default_rng(1)
     hits = 0
@@ -176,7 +164,7 @@ def test_the_same_seed_gives_the_same_interval_and_sites_do_not_disturb_each_oth
     values = np.random.default_rng(0).normal(size=(5, 30))
     together, again, alone = bootstrap_mean(values), bootstrap_mean(values), bootstrap_mean(values[2:3])
     np.testing.assert_array_equal(together.low, again.low)
-    np.testing.assert_allclose(together.low[2], alone.low[0], rtol=1e-12)
+    np.testing.assert_allclose(together.low[2], alone.low[0], rtol=1e-6)  # draws are on 32 bits
     assert not np.array_equal(together.low, bootstrap_mean(values, seed=1).low)
 
 
@@ -238,9 +226,9 @@ def test_the_change_of_a_recovery_is_the_mean_with_its_own_interval():
     generator = np.random.default_rng(0)
     patched, base = generator.normal(size=(3, 40)), generator.normal(size=40)
     recovery = normalised_recovery(patched, source=generator.normal(size=40), base=base, seed=5)
-    alone = bootstrap_mean(patched - base, seed=5)
+    alone = bootstrap_mean(patched - base, seed=5)  # none of the values is the same in all pairs
     for name in ("estimate", "low", "high"):
-        np.testing.assert_allclose(getattr(recovery.change, name), getattr(alone, name), rtol=1e-12)
+        np.testing.assert_allclose(getattr(recovery.change, name), getattr(alone, name), rtol=1e-5)
 
 
 def test_pairs_of_one_cluster_are_resampled_together():
@@ -252,15 +240,15 @@ def test_pairs_of_one_cluster_are_resampled_together():
     copied = bootstrap_mean(values.repeat(10, axis=1), clusters=labels, seed=1)
     naive = bootstrap_mean(values.repeat(10, axis=1), seed=1)
     for name in ("estimate", "low", "high"):
-        np.testing.assert_allclose(getattr(copied, name), getattr(once, name), rtol=1e-9)
+        np.testing.assert_allclose(getattr(copied, name), getattr(once, name), rtol=1e-5)
     assert ((naive.high - naive.low) < 0.5 * (once.high - once.low)).all()
-    assert copied.attrs["interval"] == "bootstrap over clusters of pairs, BCa"
+    assert copied.attrs["interval"] == "studentised bootstrap over clusters of pairs"
     recovery = normalised_recovery(
         values.repeat(10, axis=1), source=source.repeat(10), base=np.zeros(300), clusters=labels, seed=1
     )
     alone = normalised_recovery(values, source=source, base=np.zeros(30), seed=1)
-    np.testing.assert_allclose(recovery.ratio.low, alone.ratio.low, rtol=1e-9)
-    np.testing.assert_allclose(recovery.change.high, alone.change.high, rtol=1e-9)
+    np.testing.assert_allclose(recovery.ratio.low, alone.ratio.low, rtol=1e-5)
+    np.testing.assert_allclose(recovery.change.high, alone.change.high, rtol=1e-5)
 
 
 def test_clusters_of_unequal_size_leave_the_estimate_as_it_is():

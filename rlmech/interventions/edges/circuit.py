@@ -26,9 +26,10 @@ from rlmech.files import moved_into_place
 from rlmech.interventions.edges.circuit_evaluation import evaluate_edges
 from rlmech.interventions.edges.component_graph import ComponentGraph, Edge, component_graph
 from rlmech.interventions.edges.edge_runs import EdgeRuns
-from rlmech.interventions.edges.references import ABLATIONS, CircuitAblation, reference_values
+from rlmech.interventions.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
 from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.results import bind_pairs, unknown_choice
+from rlmech.statistics import Clusters
 
 FORMAT = "rlmech.circuit/1"
 
@@ -82,10 +83,25 @@ class Circuit:
         return self.dataset["score"]
 
     def __repr__(self) -> str:
-        found = ""
-        if "faithfulness" in self.dataset:
-            found = f", faithfulness {float(self.dataset['faithfulness']):.3f}"
+        found = f", {self.headline}" if self.headline else ""
         return f"Circuit of {len(self.kept)} of {len(self.candidates)} edges, {len(self.nodes)} nodes{found}"
+
+    @property
+    def headline(self) -> str:
+        """How good the circuit is in one phrase, with its interval; empty where it was not measured.
+
+        Where ablating everything does not move the mean of the metric clear of zero, faithfulness says nothing: the
+        phrase says so and gives `error`, in which pairs cannot cancel.
+        """
+        if "faithfulness" not in self.dataset:
+            return ""
+        trusted = bool(self.dataset.attrs.get("denominator_trustworthy", True))
+        if trusted:
+            return _with_interval(self.dataset, "faithfulness")
+        return (
+            f"{_with_interval(self.dataset, 'error')} (0 is best; faithfulness says nothing here: "
+            "ablating everything leaves the mean of the metric about where it is)"
+        )
 
     def graph(self, policy: HookedPolicy) -> ComponentGraph:
         """The component graph of a policy over this circuit's units.
@@ -141,9 +157,20 @@ class Circuit:
         metric: Metric | MetricFunction | None = None,
         ablation: CircuitAblation = "patch",
         n_random: int = 20,
+        clusters: Clusters | None = None,
         seed: int = 0,
     ) -> xr.Dataset:
         """Measure the circuit on other observations; variables as `evaluate_edges` lists them.
+
+        Args:
+            policy: The policy.
+            clean: Observations, one row per pair.
+            corrupt: Their counterparts, row by row.
+            metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
+            ablation: What the other edges carry; see `discover_circuit`.
+            n_random: Random circuits of the same size to compare with.
+            clusters: A label for each pair, say its episode: pairs of one label are resampled together.
+            seed: Of resampled rows, the random circuits and the bootstrap.
 
         Raises:
             SiteError, ConfigError: The policy is not of the circuit's architecture.
@@ -154,7 +181,17 @@ class Circuit:
         graph = self.graph(policy)
         bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
         runs = circuit_runs(graph, policy.coerce(clean), policy.coerce(corrupt), ablation=ablation, seed=seed)
-        result = evaluate_edges(graph, self.kept, runs, metric=bound, pair=None, n_random=n_random, seed=seed)
+        result = evaluate_edges(
+            graph,
+            self.kept,
+            runs,
+            metric=bound,
+            pair=None,
+            n_random=n_random,
+            seed=seed,
+            consistent=ablation in CONSISTENT,
+            clusters=clusters,
+        )
         ends = {name: self.dataset.coords[name] for name in ("sender", "receiver")}
         return result.assign_coords(ends).assign_attrs(
             metric=bound.name,
@@ -232,6 +269,11 @@ def circuit_runs(
     over = [torch.cat(both) for both in zip(clean, corrupt, strict=True)] if dataset is None else dataset
     reference = reference_values(graph, ablation=ablation, clean=clean, corrupt=corrupt, dataset=over, seed=seed)
     return EdgeRuns(graph, clean, reference=reference)
+
+
+def _with_interval(dataset: xr.Dataset, name: str) -> str:
+    value, low, high = (float(dataset[name + suffix]) for suffix in ("", "_low", "_high"))
+    return f"{name} {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else "")
 
 
 def _plain(value: object) -> object:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlmech.core.observation import Observation
@@ -30,8 +30,9 @@ from rlmech.interventions.edges.edge_runs import EdgeRuns
 from rlmech.interventions.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, other_rows
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
-from rlmech.interventions.results import bind_pairs, sweep_attrs, unknown_choice
+from rlmech.interventions.results import bind_pairs, cluster_labels, sweep_attrs, unknown_choice
 from rlmech.progress import progress_bar
+from rlmech.statistics import Clusters
 
 Method = Literal["acdc", "eap", "eap-ig"]
 METHODS: tuple[Method, ...] = ("acdc", "eap", "eap-ig")
@@ -57,6 +58,7 @@ def discover_circuit(
     held_out: float = 0.3,
     steps: int = 8,
     n_random: int = 20,
+    clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Circuit:
@@ -80,6 +82,9 @@ def discover_circuit(
         held_out: Share of the pairs that the circuit is measured on and not found on; 0 to measure where it was found.
         steps: Midpoints of `eap-ig`.
         n_random: Random circuits of the same size to compare with.
+        clusters: A label for each pair, say its episode. Pairs of one label fall on the same side of the split (a share
+            `held_out` of the labels), and are resampled together. None: every pair by itself, which makes intervals too
+            narrow, and the held-out pairs no news, where pairs resemble each other.
         seed: Of the split, the resampled rows, the random circuits and the bootstrap.
         progress: Whether to draw a progress bar.
 
@@ -112,7 +117,8 @@ def discover_circuit(
     graph = choose_units(policy, units=units, over=over)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     here, there = policy.coerce(clean), policy.coerce(corrupt)
-    found_on, measured_on = _split(here[0].shape[0], held_out=held_out, seed=seed)
+    labels = None if clusters is None else cluster_labels(clusters, here[0].shape[0])
+    found_on, measured_on = _split(here[0].shape[0], held_out=held_out, labels=labels, seed=seed)
     mine = [[array[found_on] for array in arrays] for arrays in (here, there)]
     held = [[array[measured_on] for array in arrays] for arrays in (here, there)]
     dataset = [torch.cat(both) for both in zip(*mine, strict=True)]
@@ -128,7 +134,17 @@ def discover_circuit(
         kept = score >= limit if n_edges is None else _highest(graph, score, n_edges, consistent=consistent)
     useful = useful_edges(graph, kept.nonzero()[0].tolist(), consistent=ablation in CONSISTENT)
     test_runs = circuit_runs(graph, *held, ablation=ablation, seed=seed, dataset=dataset)
-    result = evaluate_edges(graph, useful, test_runs, metric=bound, pair=measured_on, n_random=n_random, seed=seed)
+    result = evaluate_edges(
+        graph,
+        useful,
+        test_runs,
+        metric=bound,
+        pair=measured_on,
+        n_random=n_random,
+        seed=seed,
+        consistent=ablation in CONSISTENT,
+        clusters=None if labels is None else labels[measured_on.numpy()],
+    )
     attrs = sweep_attrs(policy, bound, n_pairs=len(measured_on), seed=seed) | {
         "method": f"{method}, {ablation} ablation",
         "ablation": ablation,
@@ -259,20 +275,26 @@ def _highest(
     return kept
 
 
-def _split(n_pairs: int, *, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+def _split(
+    n_pairs: int, *, held_out: float, labels: Int[np.ndarray, " pair"] | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Which pairs the circuit is found on, and which it is measured on; no label has pairs on both sides."""
     everything = torch.arange(n_pairs)
     if held_out == 0:
         return everything, everything
-    n_held = round(n_pairs * held_out)
-    if not 0 < held_out < 1 or n_held in (0, n_pairs):
+    label_of = np.arange(n_pairs) if labels is None else labels
+    n_labels = int(label_of.max()) + 1 if n_pairs else 0
+    n_held = round(n_labels * held_out)
+    if not 0 < held_out < 1 or n_held in (0, n_labels):
+        what = f"{n_pairs} pairs" if labels is None else f"{n_pairs} pairs in {n_labels} clusters"
         raise ConfigError(
             "The pairs cannot be split like this.",
-            given=f"{n_pairs} pairs, held_out={held_out}",
-            expected="a share that leaves at least one pair on either side, or 0 for no split",
+            given=f"{what}, held_out={held_out}",
+            expected="a share that leaves at least one pair, or one cluster of them, on either side, or 0 for no split",
             fix="give more pairs, or held_out=0 to measure the circuit where it was found",
         )
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(n_pairs))
-    return order[n_held:].sort().values, order[:n_held].sort().values
+    held = np.isin(label_of, np.random.default_rng(seed).permutation(n_labels)[:n_held])
+    return everything[torch.from_numpy(~held)], everything[torch.from_numpy(held)]
 
 
 def _check(method: str, *, threshold: float | None, n_edges: int | None, ablation: str) -> None:

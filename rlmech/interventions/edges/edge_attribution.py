@@ -26,10 +26,9 @@ from rlmech.interventions.edges.edge_patching import name_edges
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
-from rlmech.statistics import bootstrap_mean
+from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
-_EDGES_AT_ONCE = 2048  # bootstrap draws of so many edges are held at once; the same draws of pairs serve all
 
 
 def edge_attribution(
@@ -42,6 +41,7 @@ def edge_attribution(
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
     steps: int = 0,
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Estimate to first order what patching each edge would do.
@@ -56,6 +56,8 @@ def edge_attribution(
             zero at the run it is measured from: take `steps` with it.
         direction: `denoise`: gradients at corrupt runs, differences towards clean ones; `noise`: the reverse.
         steps: 0 for gradients at the base run; else the number of midpoints between the observations.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
 
     Returns:
@@ -88,7 +90,7 @@ def edge_attribution(
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     estimate = estimate_edges(graph, policy.coerce(base), policy.coerce(source), metric=bound, steps=steps)
-    return _result(policy, graph, bound, estimate, direction=direction, steps=steps, seed=seed)
+    return _result(policy, graph, bound, estimate, direction=direction, steps=steps, clusters=clusters, seed=seed)
 
 
 def estimate_edges(
@@ -296,21 +298,20 @@ def _result(
     *,
     direction: Direction,
     steps: int,
+    clusters: Clusters | None,
     seed: int,
 ) -> xr.Dataset:
     assert bound.corrupt is not None  # noqa: S101  # pairs always bind both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    means = [
-        bootstrap_mean(estimate[i : i + _EDGES_AT_ONCE], seed=seed) for i in range(0, len(estimate), _EDGES_AT_ONCE)
-    ]
+    mean = bootstrap_mean(estimate, clusters=clusters, seed=seed, scale=float(np.abs(source - base).max()))
     unit = {"units": bound.unit}
     first = [number for number, (sender, _) in enumerate(graph.edges) if _observes(graph, sender)]
     data = {
         "estimate": (("site", "pair"), estimate, unit | {"long_name": f"estimated change of {bound.name}"}),
-        "change": ("site", np.concatenate([mean.estimate for mean in means]), unit),
-        "change_low": ("site", np.concatenate([mean.low for mean in means]), unit),
-        "change_high": ("site", np.concatenate([mean.high for mean in means]), unit),
+        "change": ("site", mean.estimate, unit),
+        "change_low": ("site", mean.low, unit),
+        "change_high": ("site", mean.high, unit),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
         "completeness_error": ("pair", estimate[first].sum(0) - (source - base), unit),
@@ -320,7 +321,7 @@ def _result(
         "method": f"edge attribution, {direction}, {how}",
         "steps": steps,
         "sign": "positive: patching the edge from the source run would raise the metric",
-        **means[0].attrs,
+        **mean.attrs,
     }
     receivers = [graph.units[receiver] for _, receiver in graph.edges]
     coords = sweep_coords(policy, receivers, estimate.shape[1])

@@ -20,6 +20,7 @@ from rlmech.interventions.edges.edge_runs import EdgeRuns
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
+from rlmech.statistics import Clusters
 
 _ROWS_AT_ONCE = 4096
 
@@ -34,6 +35,7 @@ def edge_patching(
     over: Over = "layer",
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Patch each edge of a component graph from one run into the other, pair by pair.
@@ -47,6 +49,8 @@ def edge_patching(
         over: With `units="auto"`: hidden activations as a `layer`, or `neuron` by neuron.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
         direction: `denoise`: clean values along the edge in corrupt runs; `noise`: corrupt ones in clean runs.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
 
     Returns:
@@ -84,7 +88,14 @@ def edge_patching(
         patched[start : start + len(part)] = runs.measure(off, bound)
     receivers = [graph.units[graph.edges[number][1]] for number in chosen]
     result = patching_result(
-        policy, receivers, bound, patched=patched, method="edge patching", direction=direction, seed=seed
+        policy,
+        receivers,
+        bound,
+        patched=patched,
+        method="edge patching",
+        direction=direction,
+        clusters=clusters,
+        seed=seed,
     )
     return name_edges(result, graph, chosen)
 

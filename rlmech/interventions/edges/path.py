@@ -28,6 +28,7 @@ from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction
 from rlmech.interventions.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.interventions.sites import Sites, choose_sites
 from rlmech.interventions.sweeps.independence import refuse_unfit
+from rlmech.statistics import Clusters
 
 ROWS_AT_ONCE = 1024
 """Pairs run at once: past the second-level cache a larger stack loses on a CPU."""
@@ -43,6 +44,7 @@ def path_patching(
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
     through: str | Sequence[str] = (),
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Patch what reaches some receivers from each sender directly, and measure what it does to the decision.
@@ -58,6 +60,8 @@ def path_patching(
         direction: `denoise`: the sender's clean value in corrupt runs; `noise`: its corrupt value in clean runs.
         through: Hook names or globs of points between that the paths may run through; points in series with them are
             free too. All others that some path bypasses are frozen at the base run.
+        clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
+            itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
 
     Returns:
@@ -97,7 +101,14 @@ def path_patching(
     runs = _PathRuns(policy, paths, base=policy.coerce(base), source=policy.coerce(source))
     patched = np.stack([runs.measure(site, found, bound) for site, found in zip(senders, routes, strict=True)])
     result = patching_result(
-        policy, senders, bound, patched=patched, method="path patching", direction=direction, seed=seed
+        policy,
+        senders,
+        bound,
+        patched=patched,
+        method="path patching",
+        direction=direction,
+        clusters=clusters,
+        seed=seed,
     )
     frozen = dict.fromkeys(node for found in routes for route in found for node in route.frozen)
     return result.assign_attrs(

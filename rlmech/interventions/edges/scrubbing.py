@@ -25,9 +25,9 @@ from rlmech.interventions.edges.edge_runs import EdgeRuns
 from rlmech.interventions.edges.references import other_rows
 from rlmech.interventions.edges.units import Over, Units, choose_units
 from rlmech.interventions.metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
-from rlmech.interventions.results import sweep_attrs
+from rlmech.interventions.results import ratio_of_means, sweep_attrs
 from rlmech.interventions.sweeps.sweep import outputs_of
-from rlmech.statistics import bootstrap_mean, bootstrap_ratio
+from rlmech.statistics import Clusters, bootstrap_mean
 
 
 def causal_scrubbing(
@@ -39,6 +39,7 @@ def causal_scrubbing(
     over: Over = "layer",
     metric: Metric | MetricFunction | None = None,
     n_draws: int = 8,
+    clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Resample everything that a hypothesis calls unimportant, and measure what remains.
@@ -51,6 +52,8 @@ def causal_scrubbing(
         over: With `units="auto"`: hidden activations as a `layer`, or `neuron` by neuron.
         metric: What is measured; None for the gap between the policy's best action and its runner-up.
         n_draws: How often everything is drawn anew; the metric is averaged over draws.
+        clusters: A label for each observation, say its episode: those of one label are resampled together in the
+            bootstrap. None: every one by itself, which makes intervals too narrow where they resemble each other.
         seed: Of the draws and of the bootstrap.
 
     Returns:
@@ -97,7 +100,7 @@ def causal_scrubbing(
     for draw in range(n_draws):
         drawn = _rows(graph, arrays[0].shape[0], seed=[seed, draw])
         measured[draw] = EdgeRuns(graph, arrays, reference=reference, drawn=drawn).measure(off, bound)
-    return _result(policy, bound, measured, n_kept=len(kept), seed=seed)
+    return _result(policy, bound, measured, n_kept=len(kept), clusters=clusters, seed=seed)
 
 
 def _rows(graph: ComponentGraph, n_pairs: int, *, seed: Sequence[int]) -> Int[np.ndarray, "edge pair"]:
@@ -106,7 +109,13 @@ def _rows(graph: ComponentGraph, n_pairs: int, *, seed: Sequence[int]) -> Int[np
 
 
 def _result(
-    policy: HookedPolicy, bound: BoundMetric, measured: Float[np.ndarray, "draw job pair"], *, n_kept: int, seed: int
+    policy: HookedPolicy,
+    bound: BoundMetric,
+    measured: Float[np.ndarray, "draw job pair"],
+    *,
+    n_kept: int,
+    clusters: Clusters | None,
+    seed: int,
 ) -> xr.Dataset:
     whole = bound.clean.double().cpu().numpy()
     scrubbed, resampled = measured.mean(0)
@@ -119,16 +128,16 @@ def _result(
     }
     quotients = {"recovery": (scrubbed - resampled, whole - resampled), "error": (far, all_the_way)}
     for name, (numerator, denominator) in quotients.items():
-        with np.errstate(invalid="ignore"):  # draws of pairs whose denominator is nothing: infinite, and said to be
-            interval = bootstrap_ratio(numerator[None], denominator, seed=seed)
+        interval = ratio_of_means(numerator[None], denominator, clusters=clusters, seed=seed)
         for suffix, value in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high)):
             data[name + suffix] = ((), float(value[0]), {"units": "1"})
-    spread = bootstrap_mean((whole - resampled)[None], seed=seed)
+    spread = bootstrap_mean((whole - resampled)[None], clusters=clusters, seed=seed)
     attrs = sweep_attrs(policy, bound, n_pairs=len(whole), seed=seed) | {
         "method": "causal scrubbing, every unimportant edge resampled on its own",
         "n_draws": len(measured),
         "n_edges": n_kept,
         "sign": "recovery: 1 where nothing is lost, 0 where no more is left than with everything resampled",
-        "denominator_trustworthy": bool(spread.low[0] * spread.high[0] > 0),
+        "denominator_trustworthy": int(spread.low[0] * spread.high[0] > 0),
+        **spread.attrs,
     }
     return xr.Dataset(data, coords={"pair": np.arange(len(whole))}, attrs=attrs)

@@ -1,8 +1,8 @@
 """Stable-Baselines3 zips and live models as a `HookedPolicy`.
 
-A zip is never unpickled unless `trust_pickle` says so: see `sb3_zip`. On every wrap the greedy actions of the wrapped
-scores are compared with those of SB3's own `predict`. Statistics of `VecNormalize` are not part of a policy: feed it
-what it was trained on.
+A zip is never unpickled unless `trust_pickle` says so: see `zip_file`. On every wrap the greedy actions of the wrapped
+scores are compared with those of SB3's own `predict`. Statistics of
+`VecNormalize` are the policy's first layer: see `normalized`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from typing import Any, cast
 import gymnasium as gym
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rlmech.adapters.environment import check_spaces, check_spec, read_spec
 from rlmech.adapters.safe import fit_weights
-from rlmech.adapters.sb3_plan import SB3Plan
-from rlmech.adapters.sb3_scores import ActorCriticScores, ContinuousScores, OutputKind, scores_module
-from rlmech.adapters.sb3_zip import read_data, read_zip
+from rlmech.adapters.sb3.algorithms import Family, algorithm_of, plain
+from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
+from rlmech.adapters.sb3.plan import SB3Plan
+from rlmech.adapters.sb3.scores import OBSERVATION_KEY, OutputKind
+from rlmech.adapters.sb3.statistics import find_statistics, read_statistics
+from rlmech.adapters.sb3.trusting import load_trusting
+from rlmech.adapters.sb3.zip_file import read_zip
 from rlmech.adapters.spaces import Observation, draw_observations
+from rlmech.core.modes import depends_on_mode
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import CheckpointError, ConfigError, ParityError
+from rlmech.errors import ConfigError, ParityError
 from rlmech.spec import PolicySpec
 
 EXAMPLES = 8
@@ -41,6 +45,7 @@ def open_zip(
     features_extractor_class: type[nn.Module] | None = None,
     observation_space: spaces.Space[Any] | None = None,
     action_space: spaces.Space[Any] | None = None,
+    vecnormalize: Any = None,
     trust_pickle: bool = False,
     device: str = "cpu",
 ) -> HookedPolicy:
@@ -54,6 +59,7 @@ def open_zip(
         features_extractor_class: The class of the features extractor, where it is not SB3's or this package's.
         observation_space: The space, where the zip holds it only as a pickle (Dict spaces).
         action_space: Likewise.
+        vecnormalize: Statistics of VecNormalize: see `statistics.find_statistics`.
         trust_pickle: Whether SB3's own loader may run whatever the zip holds.
         device: Where to put the policy.
 
@@ -61,8 +67,9 @@ def open_zip(
         CheckpointError: The zip is damaged, its weights do not fit, or something must be given.
         EnvironmentFitError: The environment is not one for this policy.
     """
+    statistics = find_statistics(path, vecnormalize)
     if trust_pickle:
-        policy = _load_trusting(path, device=device)
+        policy = load_trusting(path, device=device)
     else:
         plan, tensors = read_zip(
             path,
@@ -79,22 +86,24 @@ def open_zip(
     policy = policy.to(device)
     if env is not None:
         check_spaces(env, policy.observation_space, policy.action_space)
-    return wrap(policy, spec=read_spec(env, env_config))
+    return wrap(policy, spec=read_spec(env, env_config), statistics=statistics)
 
 
-def from_sb3(model: Any, *, env: Any = None) -> HookedPolicy:
+def from_sb3(model: Any, *, env: Any = None, vecnormalize: Any = None) -> HookedPolicy:
     """Open a live algorithm or policy: its own modules, which may train on underneath.
 
     Args:
-        model: A `DQN`, `PPO`, `A2C`, `SAC`, `TD3` or `DDPG`, or the policy of one.
+        model: A model of SB3 or sb3-contrib without memory, or the policy of one.
         env: The environment, for names and units; the algorithm's own by default.
+        vecnormalize: Statistics of VecNormalize as they are now: a live one, a path to its pickle or an npz; the
+            algorithm's own by default, False for none.
 
     Raises:
         ConfigError: It is neither.
         CheckpointError: Its kind of policy has no scores of one action.
         ParityError: The policy decides otherwise than its scores.
     """
-    policy = model.policy if isinstance(model, BaseAlgorithm) else model
+    policy = plain(model.policy if isinstance(model, BaseAlgorithm) else model)
     if not isinstance(policy, BasePolicy):
         raise ConfigError(
             f"{type(model).__name__} is not a Stable-Baselines3 model.",
@@ -105,7 +114,10 @@ def from_sb3(model: Any, *, env: Any = None) -> HookedPolicy:
     if env is not None:
         check_spaces(env, policy.observation_space, policy.action_space)
     own = model.get_env() if isinstance(model, BaseAlgorithm) else None
-    return wrap(policy, spec=read_spec(own if env is None else env, None))
+    if vecnormalize is None and isinstance(model, BaseAlgorithm):
+        vecnormalize = model.get_vec_normalize_env()
+    statistics = read_statistics(vecnormalize) if vecnormalize not in (None, False) else None
+    return wrap(policy, spec=read_spec(own if env is None else env, None), statistics=statistics)
 
 
 def open_plan(
@@ -113,9 +125,12 @@ def open_plan(
 ) -> HookedPolicy:
     """Open a policy from its plan and the weights of its scores."""
     policy = plan.build()
-    module, _, _ = scores_module(policy)
+    module, _, _ = algorithm_of(policy).family.scores(policy)
+    statistics = plan.blank_statistics()
+    module = module if statistics is None else NormalizedScores(statistics, module)
     fit_weights(module, tensors, name=name, fix="write the file again with save_policy")
-    return wrap(policy.to(device), spec=spec)
+    statistics = module.statistics() if isinstance(module, NormalizedScores) else None
+    return wrap(policy.to(device), spec=spec, statistics=statistics)
 
 
 def plan_of(module: nn.Module) -> SB3Plan | None:
@@ -124,23 +139,28 @@ def plan_of(module: nn.Module) -> SB3Plan | None:
     Raises:
         CheckpointError: It is one that no plan can describe.
     """
-    if isinstance(module, ContinuousScores):
-        raise CheckpointError(
-            "Policies of SAC and TD3 cannot be saved in rlmech's own format yet.",
-            given=type(module).__name__,
-            expected="a policy of DQN, PPO or A2C, or a network of rl-agents",
-            fix="keep SB3's own zip, model.save(path): load(path) opens it",
-        )
-    network = module.policy if isinstance(module, ActorCriticScores) else module
-    return SB3Plan.of(network) if isinstance(network, BasePolicy) else None
+    return SB3Plan.of(module)
 
 
-def wrap(policy: BasePolicy, *, spec: PolicySpec) -> HookedPolicy:
+def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None = None) -> HookedPolicy:
     """Wrap a policy, after checking that its scores decide as SB3 does."""
-    module, output_kind, root = scores_module(policy)
-    example = draw_observations(policy.observation_space, EXAMPLES)
+    family = algorithm_of(policy).family
+    module, output_kind, root = family.scores(policy)
+    if any(depends_on_mode(part) for part in policy.modules()):
+        policy.set_training_mode(False)  # as SB3's predict does: CrossQ's layers would learn from what they are shown
+    space = family.observation_space(policy)
+    example = draw_observations(space, EXAMPLES)
+    scores = module
+    if statistics is not None:
+        if isinstance(space, spaces.Dict) and "" in statistics.mean:  # a single array, beside its mask
+            statistics = statistics.under(OBSERVATION_KEY)
+        statistics.check(space)
+        example = statistics.observations(example, space)
+        module = NormalizedScores(statistics, module).to(policy.device)
+        root = f"scores.{root}".rstrip(".")
     example = _to(example, policy.device)
-    _check_actions(policy, module, example, output_kind)
+    seen = module.normalize(example) if isinstance(module, NormalizedScores) else example
+    _check_actions(policy, family, scores, seen, output_kind)
     n_actions = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else None
     check_spec(spec, shape=policy.observation_space.shape, n_actions=n_actions)
     return HookedPolicy(
@@ -149,7 +169,7 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec) -> HookedPolicy:
         spec=spec,
         output_kind=output_kind,
         root=root,
-        observation_space=policy.observation_space,
+        observation_space=space,
         action_space=policy.action_space,
     )
 
@@ -158,7 +178,9 @@ def _to(obs: Observation, device: torch.device) -> Observation:
     return {key: value.to(device) for key, value in obs.items()} if isinstance(obs, dict) else obs.to(device)
 
 
-def _check_actions(policy: BasePolicy, module: nn.Module, example: Observation, output_kind: OutputKind) -> None:
+def _check_actions(
+    policy: BasePolicy, family: Family, module: nn.Module, example: Observation, output_kind: OutputKind
+) -> None:
     """Compare the greedy actions of the scores with SB3's own, in eval mode as `predict` has it."""
     modes = {part: part.training for part in policy.modules()}
     policy.set_training_mode(False)
@@ -166,7 +188,7 @@ def _check_actions(policy: BasePolicy, module: nn.Module, example: Observation, 
         with torch.no_grad():
             outputs = module(example)
             scores: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            own = policy._predict(cast(Any, example), deterministic=True)  # pyright: ignore[reportPrivateUsage]
+            own = family.decide(policy, example)
             if output_kind == "mean_action":
                 own = own.reshape(scores.shape)
                 own = _unscaled(policy, own) if policy.squash_output else own
@@ -189,24 +211,3 @@ def _unscaled(policy: BasePolicy, action: Tensor) -> Tensor:
     space = cast(spaces.Box, policy.action_space)
     low, high = (torch.as_tensor(bound.ravel(), device=action.device) for bound in (space.low, space.high))
     return low + 0.5 * (action + 1.0) * (high - low)
-
-
-def _load_trusting(path: Path, *, device: str) -> BasePolicy:
-    """SB3's own loader, which unpickles; the class of the algorithm is told by the entries that only it has."""
-    data = read_data(path)
-    marks: dict[str, type[BaseAlgorithm]] = {
-        "exploration_fraction": DQN,
-        "target_entropy": SAC,
-        "clip_range": PPO,
-        "policy_delay": DDPG if data.get("policy_delay") == 1 else TD3,
-        "gae_lambda": A2C,
-    }
-    algorithm = next((known for mark, known in marks.items() if mark in data), None)
-    if algorithm is None or any(mark in data for mark in ("quantile_net_kwargs", "top_quantiles_to_drop_per_net")):
-        raise CheckpointError(
-            f"{path.name} is of an algorithm that is not Stable-Baselines3's own.",
-            given=f"entries {', '.join(list(data)[:6])}, ...",
-            expected="DQN, PPO, A2C, SAC, TD3 or DDPG",
-            fix="load it with its own library and open the live model: HookedPolicy.from_sb3(model)",
-        )
-    return algorithm.load(path, device=device).policy

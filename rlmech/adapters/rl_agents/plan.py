@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlmech.adapters.rl_agents_config import Config, completed
+from rlmech.adapters.rl_agents.config import Config, completed
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.nets import ConvolutionalNetwork, DuelingNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from rlmech.nets.mlp import Activation

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, permutation_test
 
-from rlmech.episodes import paired
-from rlmech.episodes.paired import exact_test, holm, n_seeds_for
+from rlmech.statistics import exact_test, holm, permutation
 
 DIFFERENCES = arrays(float, st.integers(2, 8), elements=st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 3.0]))
 
@@ -33,8 +32,8 @@ def test_two_valued_outcomes_are_tested_by_mcnemar() -> None:
 def test_drawn_signs_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     differences = np.random.default_rng(0).normal(0.6, 1, 13)
     exact = exact_test(differences)
-    monkeypatch.setattr(paired, "MOST_ENUMERATED", 0)
-    monkeypatch.setattr(paired, "_AT_ONCE", 13 * 1000)
+    monkeypatch.setattr(permutation, "MOST_ENUMERATED", 0)
+    monkeypatch.setattr(permutation, "_AT_ONCE", 13 * 1000)
     assert 0.01 < exact < 0.5
     assert exact_test(differences) == pytest.approx(exact, abs=4 * np.sqrt(exact / 100_000))
     assert exact_test(np.full(40, 1.0) + np.arange(40)) == pytest.approx(1 / 100_000), "never zero"
@@ -54,10 +53,3 @@ def test_holms_correction_is_its_definition(p: np.ndarray) -> None:
     for rank, place in enumerate(order):
         expected[place] = min(1, max((len(p) - k) * p[order[k]] for k in range(rank + 1)))
     assert holm(p) == pytest.approx(expected)
-
-
-def test_as_many_seeds_as_asked_for_give_the_width_asked_for() -> None:
-    rng = np.random.default_rng(2)
-    n = n_seeds_for(3.0, half_width=0.4)
-    halves = [1.96 * rng.normal(0, 3, n).std(ddof=1) / np.sqrt(n) for _ in range(200)]
-    assert np.mean(halves) == pytest.approx(0.4, rel=0.03)

@@ -19,38 +19,18 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
 
+from rlmech.adapters.clear_text import space_from_clear_text
 from rlmech.adapters.environment import action_space_of, observation_space_of
 from rlmech.adapters.safe import as_tensors, read_weights
-from rlmech.adapters.sb3_plan import EXTRACTORS, SB3Plan
-from rlmech.adapters.spaces import space_from_clear_text, space_to_json
+from rlmech.adapters.sb3.algorithms import ALGORITHMS, Algorithm
+from rlmech.adapters.sb3.options import options_of_zip
+from rlmech.adapters.sb3.plan import EXTRACTORS, SB3Plan
+from rlmech.adapters.spaces import ordered_dict, space_to_json
 from rlmech.errors import CheckpointError, ConfigError, nearest
 
-POLICY_CLASSES: dict[tuple[str, str], tuple[str, str]] = {
-    ("dqn", "DQNPolicy"): ("DQNPolicy", "FlattenExtractor"),
-    ("dqn", "CnnPolicy"): ("DQNPolicy", "NatureCNN"),
-    ("dqn", "MultiInputPolicy"): ("DQNPolicy", "CombinedExtractor"),
-    ("common", "ActorCriticPolicy"): ("ActorCriticPolicy", "FlattenExtractor"),
-    ("common", "ActorCriticCnnPolicy"): ("ActorCriticPolicy", "NatureCNN"),
-    ("common", "MultiInputActorCriticPolicy"): ("ActorCriticPolicy", "CombinedExtractor"),
-    ("sac", "SACPolicy"): ("SACPolicy", "FlattenExtractor"),
-    ("sac", "CnnPolicy"): ("SACPolicy", "NatureCNN"),
-    ("sac", "MultiInputPolicy"): ("SACPolicy", "CombinedExtractor"),
-    ("td3", "TD3Policy"): ("TD3Policy", "FlattenExtractor"),
-    ("td3", "CnnPolicy"): ("TD3Policy", "NatureCNN"),
-    ("td3", "MultiInputPolicy"): ("TD3Policy", "CombinedExtractor"),
-}
-"""What SB3's policy classes are: (subpackage, class) -> (base class, default features extractor)."""
-
-DEFAULT_ACTIVATION = {"DQNPolicy": "ReLU", "ActorCriticPolicy": "Tanh", "SACPolicy": "ReLU", "TD3Policy": "ReLU"}
-EXTRACTOR_PREFIX = {
-    "DQNPolicy": "q_net.features_extractor.",
-    "ActorCriticPolicy": "features_extractor.",
-    "SACPolicy": "actor.features_extractor.",
-    "TD3Policy": "actor.features_extractor.",
-}
 KWARGS = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "normalize_images")
 TOLD_BY_TENSORS = ("net_arch", "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "use_sde")
-OPTIONS = ("full_std", "use_expln", "squash_output", "clip_mean", "n_critics", "share_features_extractor")
+OPTIONS = tuple(dict.fromkeys(option for algorithm in ALGORITHMS for option in algorithm.options))
 
 
 def read_data(path: Path) -> dict[str, Any]:
@@ -106,23 +86,34 @@ def read_zip(
             weights = read_weights(file, name=f"policy.pth in {path.name}")
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, NotImplementedError) as error:
         raise _damaged(path, error) from error
-    tensors = as_tensors(weights, name=f"policy.pth in {path.name}")
-    policy_class, default_extractor = _policy_class(data.get("policy_class"))
+    algorithm, variant = _policy_class(data.get("policy_class"))
+    tensors: dict[str, Tensor] = {}
+    for key, value in as_tensors(weights, name=f"policy.pth in {path.name}").items():
+        plain = key.replace("_orig_mod.", "")  # of modules that torch.compile wrapped
+        tensors[algorithm.earlier_names.get(plain, plain)] = value
     stored = data.get("policy_kwargs")
     kwargs = {**(stored if isinstance(stored, dict) else {}), **overrides}
-    extractor = _class_name(kwargs.get("features_extractor_class")) or default_extractor
+    extractor = _class_name(kwargs.get("features_extractor_class")) or algorithm.variants[variant]
+    actions = _space(data, "action_space", given=action_space, otherwise=action_space_of(env))
     plan = SB3Plan(
-        policy_class=policy_class,
+        policy_class=algorithm.name,
         observation_space=space_to_json(
             _space(data, "observation_space", given=observation_space, otherwise=observation_space_of(env))
         ),
-        action_space=space_to_json(_space(data, "action_space", given=action_space, otherwise=action_space_of(env))),
-        net_arch=_net_arch(policy_class, tensors),
-        activation_fn=_activation(kwargs.get("activation_fn")) or DEFAULT_ACTIVATION[policy_class],
+        action_space=space_to_json(actions),
+        net_arch=algorithm.family.net_arch(tensors),
+        activation_fn=_activation(kwargs.get("activation_fn")) or algorithm.activation,
         features_extractor=extractor,
-        features_extractor_kwargs=_extractor_kwargs(kwargs, extractor, tensors, EXTRACTOR_PREFIX[policy_class]),
+        features_extractor_kwargs=_extractor_kwargs(kwargs, extractor, tensors, algorithm.family.extractor),
         normalize_images=bool(kwargs.get("normalize_images", True)),
-        options=_options(policy_class, kwargs, tensors, use_sde=data.get("use_sde") is True),
+        options=options_of_zip(
+            algorithm,
+            data=data,
+            kwargs=kwargs,
+            tensors=tensors,
+            variant=variant,
+            n_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+        ),
     )
     return plan, tensors
 
@@ -156,27 +147,31 @@ def _space(
 def channels_first(space: Any) -> Any:
     """SB3 turns images round before a policy sees them."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: channels_first(sub) for key, sub in space.spaces.items()})
+        return ordered_dict({key: channels_first(sub) for key, sub in space.spaces.items()})
     channels_last = is_image_space(space) and not is_image_space_channels_first(space)
     return VecTransposeImage.transpose_space(space) if channels_last else space
 
 
-def _policy_class(entry: Any) -> tuple[str, str]:
+def _policy_class(entry: Any) -> tuple[Algorithm, str]:
     """Recognise the policy class by its module and by the name that its `__init__` prints."""
     module = str(entry.get("__module__", "")) if isinstance(entry, Mapping) else ""
     printed = (
         re.match(r"<function (\w+)\.__init__", str(entry.get("__init__", ""))) if isinstance(entry, Mapping) else None
     )
-    package = re.fullmatch(r"stable_baselines3\.(\w+)\.policies", module)
-    if package and printed and (package[1], printed[1]) in POLICY_CLASSES:
-        return POLICY_CLASSES[package[1], printed[1]]
-    contrib = module.startswith("sb3_contrib.")
+    for algorithm in ALGORITHMS:
+        if module == algorithm.module and printed and printed[1] in algorithm.variants:
+            return algorithm, printed[1]
+    recurrent = module.startswith("sb3_contrib.common.recurrent")
     raise CheckpointError(
-        "The zip's policy class is not one of Stable-Baselines3's own, and the class itself is only there as a pickle.",
+        "The zip's policy has a memory (an LSTM), which is not opened."
+        if recurrent
+        else "The zip's policy class is not one of Stable-Baselines3's or sb3-contrib's own, and the class itself is "
+        "only there as a pickle.",
         given=f"{module or 'an unnamed module'}{f'.{printed[1]}' if printed else ''}",
-        expected="MlpPolicy, CnnPolicy or MultiInputPolicy of DQN, PPO, A2C, SAC, TD3 or DDPG",
-        fix="load the model with sb3_contrib and wrap what scores its actions: HookedPolicy(module, example_obs)"
-        if contrib
+        expected="MlpPolicy, CnnPolicy or MultiInputPolicy of an algorithm of SB3 or sb3-contrib without memory",
+        fix="wrap one step of the network, with the state as a part of the observation: "
+        "HookedPolicy(module, example_obs)"
+        if recurrent
         else "load the model with SB3 and open it live: HookedPolicy.from_sb3(model); "
         "or, if you trust whoever wrote the file, load(..., trust_pickle=True)",
     )
@@ -197,30 +192,6 @@ def _activation(value: Any) -> str | None:
         return None
     path = re.sub(r"^<class '(.*)'>$", r"\1", str(value))
     return path.rsplit(".", 1)[-1] if path.startswith("torch.nn.") else path
-
-
-def _out_sizes(tensors: Mapping[str, Tensor], prefix: str) -> list[int]:
-    found = {
-        int(match[1]): int(value.shape[0])
-        for key, value in tensors.items()
-        if (match := re.fullmatch(re.escape(prefix) + r"(\d+)\.weight", key)) and value.ndim == 2
-    }
-    return [found[index] for index in sorted(found)]
-
-
-def _net_arch(policy_class: str, tensors: Mapping[str, Tensor]) -> list[int] | dict[str, list[int]]:
-    match policy_class:
-        case "DQNPolicy":
-            return _out_sizes(tensors, "q_net.q_net.")[:-1]
-        case "ActorCriticPolicy":
-            return {
-                "pi": _out_sizes(tensors, "mlp_extractor.policy_net."),
-                "vf": _out_sizes(tensors, "mlp_extractor.value_net."),
-            }
-        case "SACPolicy":
-            return {"pi": _out_sizes(tensors, "actor.latent_pi."), "qf": _out_sizes(tensors, "critic.qf0.")[:-1]}
-        case _:
-            return {"pi": _out_sizes(tensors, "actor.mu.")[:-1], "qf": _out_sizes(tensors, "critic.qf0.")[:-1]}
 
 
 def _extractor_kwargs(
@@ -246,15 +217,3 @@ def _extractor_kwargs(
         ]
         inferred = {argument: sizes[0]} if sizes else {}
     return {**inferred, **given}
-
-
-def _options(
-    policy_class: str, kwargs: Mapping[str, Any], tensors: Mapping[str, Tensor], *, use_sde: bool
-) -> dict[str, Any]:
-    options = {key: kwargs[key] for key in OPTIONS if key in kwargs and policy_class != "DQNPolicy"}
-    if policy_class in ("SACPolicy", "TD3Policy"):
-        heads = {match[1] for key in tensors if (match := re.match(r"critic\.qf(\d+)\.", key))}
-        options["n_critics"] = len(heads)
-    if use_sde and policy_class in ("ActorCriticPolicy", "SACPolicy"):
-        options["use_sde"] = True
-    return options

@@ -8,41 +8,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
 )
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
-from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
-from stable_baselines3.sac.policies import SACPolicy
-from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from rlmech.adapters.sb3.algorithms import BY_NAME, NetArch, algorithm_of_scores
+from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
+from rlmech.adapters.sb3.options import options_of_scores
+from rlmech.adapters.sb3.scores import SharedLayers
 from rlmech.adapters.spaces import space_from_json, space_to_json
 from rlmech.errors import CheckpointError, nearest
 from rlmech.nets.sb3_extractor import EgoAttentionExtractor
-
-POLICIES: dict[str, type[BasePolicy]] = {
-    "DQNPolicy": DQNPolicy,
-    "ActorCriticPolicy": ActorCriticPolicy,
-    "SACPolicy": SACPolicy,
-    "TD3Policy": TD3Policy,
-}
-"""The policy classes that differ in more than the default of their features extractor."""
-
-NETWORKS: dict[type[BasePolicy], str] = {
-    QNetwork: "DQNPolicy",
-    ActorCriticPolicy: "ActorCriticPolicy",
-    ActorCriticCnnPolicy: "ActorCriticPolicy",
-    MultiInputActorCriticPolicy: "ActorCriticPolicy",
-}
-"""The live networks that a plan can be read off."""
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "FlattenExtractor": FlattenExtractor,
@@ -78,30 +65,33 @@ class SB3Plan:
     """The architecture of an SB3 policy.
 
     Attributes:
-        policy_class: One of `POLICIES`; an SB3 `CnnPolicy` is its base class with `NatureCNN`.
+        policy_class: Name of a record in `algorithms`; an SB3 `CnnPolicy` is its base class with `NatureCNN`.
         observation_space: The space as `space_to_json` writes it, channels first for images.
         action_space: Likewise.
-        net_arch: Hidden sizes; for actor-critics a dict with `pi` and `vf` (`qf` for SAC and TD3).
+        net_arch: Hidden sizes; for actor-critics a dict with `pi` and `vf` (`qf` for SAC and TD3), and `shared` where
+            the first layers are shared, as they could be before SB3 1.8.
         activation_fn: Name of the activation in `torch.nn`.
         features_extractor: Class name of the features extractor.
         features_extractor_kwargs: Its keyword arguments, JSON values.
         normalize_images: Whether SB3 divides images by 255.
         options: Further constructor arguments, JSON values.
+        normalization: Of VecNormalize: `clip` and `epsilon`, and under `shapes` the shape by key; empty for none.
     """
 
     policy_class: str
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    net_arch: list[int] | dict[str, list[int]]
+    net_arch: NetArch
     activation_fn: str
     features_extractor: str = "FlattenExtractor"
     features_extractor_kwargs: dict[str, Any] = field(default_factory=dict)
     normalize_images: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    normalization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.policy_class not in POLICIES:
-            raise _unknown("policy class", self.policy_class, POLICIES)
+        if self.policy_class not in BY_NAME:
+            raise _unknown("policy class", self.policy_class, BY_NAME)
         if self.activation_fn not in ACTIVATIONS:
             raise _unknown("activation", self.activation_fn, ACTIVATIONS)
 
@@ -122,20 +112,28 @@ class SB3Plan:
                 expected=f"the class {self.features_extractor}, or one of {', '.join(EXTRACTORS)} in the file",
                 fix=f"import it: load(..., features_extractor_class={self.features_extractor.rsplit('.', 1)[-1]})",
             )
-        build: Any = POLICIES[self.policy_class]
+        algorithm = BY_NAME[self.policy_class]
+        build: Any = algorithm.policy_class()
+        arch = self.net_arch
+        heads = {key: arch[key] for key in arch if key != "shared"} if isinstance(arch, dict) else arch
+        with_extractor = {
+            "features_extractor_class": extractor,
+            "features_extractor_kwargs": copy.deepcopy(self.features_extractor_kwargs),
+            "normalize_images": self.normalize_images,
+        }
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():  # gSDE keeps tensors that could not be copied else
                 policy = build(
                     space_from_json(self.observation_space),
                     space_from_json(self.action_space),
-                    _no_schedule,
-                    net_arch=self.net_arch,
+                    *((_no_schedule,) if algorithm.has_extractor else ()),
+                    net_arch=heads,
                     activation_fn=getattr(nn, self.activation_fn),
-                    features_extractor_class=extractor,
-                    features_extractor_kwargs=copy.deepcopy(self.features_extractor_kwargs),
-                    normalize_images=self.normalize_images,
+                    **(with_extractor if algorithm.has_extractor else {}),
                     **self.options,
                 )
+                if self._shared:
+                    self._share_layers(policy)
         except Exception as error:  # whatever a foreign features extractor raises
             raise CheckpointError(
                 f"The {self.policy_class} that the file describes cannot be built: {type(error).__name__}: {error}",
@@ -146,6 +144,32 @@ class SB3Plan:
             ) from error
         policy.set_training_mode(False)
         return cast(BasePolicy, policy)
+
+    @property
+    def _shared(self) -> list[int]:
+        return self.net_arch.get("shared", []) if isinstance(self.net_arch, dict) else []
+
+    def _share_layers(self, policy: Any) -> None:
+        """Put the layers that actor and critic share before their own, which SB3 can no longer build."""
+        arch = cast(dict[str, list[int]], self.net_arch)
+        activation = getattr(nn, self.activation_fn)
+        shared = MlpExtractor(policy.features_dim, {"pi": self._shared}, activation, device="cpu")
+        own = MlpExtractor(self._shared[-1], {"pi": arch["pi"], "vf": arch["vf"]}, activation, device="cpu")
+        policy.mlp_extractor = SharedLayers(shared.policy_net, own.policy_net, own.value_net)
+        policy.action_net = _narrowed(policy.action_net, own.latent_dim_pi)
+        policy.value_net = nn.Linear(own.latent_dim_vf, 1)
+
+    def blank_statistics(self) -> Statistics | None:
+        """Statistics of the plan's shapes, to put the file's into; None where there are none."""
+        if not self.normalization:
+            return None
+        shapes = self.normalization["shapes"]
+        return Statistics(
+            mean={key: np.zeros(shape) for key, shape in shapes.items()},
+            var={key: np.ones(shape) for key, shape in shapes.items()},
+            clip=self.normalization["clip"],
+            epsilon=self.normalization["epsilon"],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values; `from_json` reads them back."""
@@ -169,27 +193,38 @@ class SB3Plan:
             ) from error
 
     @classmethod
-    def of(cls, network: BasePolicy) -> SB3Plan:
-        """Read the plan off a live actor-critic policy, or off the Q-network of a DQN policy.
+    def of(cls, module: nn.Module) -> SB3Plan | None:
+        """Read the plan off a live module of scores; None where it is no such module.
 
         Raises:
             CheckpointError: It is, or holds, a class that this package does not know.
         """
-        name = NETWORKS.get(type(network))
-        if name is None:
-            raise _unknown("network", type(network).__name__, [known.__name__ for known in NETWORKS])
-        live: Any = network
+        if isinstance(module, NormalizedScores):
+            found, plan = module.statistics(), cls.of(module.scores)
+            shapes = {key: list(mean.shape) for key, mean in found.mean.items()}
+            normalization = {"clip": found.clip, "epsilon": found.epsilon, "shapes": shapes}
+            return None if plan is None else replace(plan, normalization=normalization)
+        algorithm = algorithm_of_scores(module)
+        if algorithm is None:
+            return None
+        network = algorithm.family.owner(module)
+        tensors = {algorithm.family.key(name): value for name, value in module.state_dict().items()}
         return cls(
-            policy_class=name,
+            policy_class=algorithm.name,
             observation_space=space_to_json(network.observation_space),
             action_space=space_to_json(network.action_space),
-            net_arch=live.net_arch,
-            activation_fn=live.activation_fn.__name__,
+            net_arch=algorithm.family.net_arch(tensors),
+            activation_fn=network.activation_fn.__name__,
             features_extractor=_extractor_name(network.features_extractor),
             features_extractor_kwargs=_extractor_kwargs(network.features_extractor),
             normalize_images=network.normalize_images,
-            options={} if name == "DQNPolicy" else _actor_critic_options(live),
+            options=options_of_scores(algorithm, module),
         )
+
+
+def _narrowed(layer: nn.Linear, width: int) -> nn.Linear:
+    """A layer like this one for inputs of another width."""
+    return nn.Linear(width, layer.out_features, bias="bias" in dict(layer.named_parameters()))
 
 
 def _no_schedule(_: float) -> float:
@@ -230,11 +265,3 @@ def _extractor_kwargs(extractor: nn.Module) -> dict[str, Any]:
             }
         case _:
             return {}
-
-
-def _actor_critic_options(policy: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"share_features_extractor": policy.share_features_extractor}
-    if policy.use_sde:
-        distribution = {key: policy.dist_kwargs[key] for key in ("full_std", "squash_output", "use_expln")}
-        options |= {"use_sde": True} | distribution
-    return options

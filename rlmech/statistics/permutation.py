@@ -1,4 +1,4 @@
-"""Differences paired by seed: exact tests that nothing changed, and how many seeds a precision takes.
+"""Exact tests that a condition changes nothing, from differences paired by seed, and their correction for their number.
 
 Under the hypothesis that a condition changes nothing, each seed's difference is as likely as its negative. Where all
 that differ differ by the same amount (crashed or not), that is the binomial test, McNemar's; else all 2^n signs are
@@ -9,11 +9,10 @@ tried, or 100,000 of them drawn, the observed ones among them, which keeps the l
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 MOST_ENUMERATED = 14
 N_DRAWS = 100_000
@@ -71,18 +70,3 @@ def holm(p: Float[np.ndarray, " condition"]) -> Float[np.ndarray, " condition"]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(stepped, 1.0)
     return corrected
-
-
-def n_seeds_for(spread: float, *, half_width: float, confidence: float = 0.95) -> int:
-    """Seeds that an interval of a mean difference needs to be as narrow as wanted.
-
-    Args:
-        spread: Standard deviation of the differences over seeds.
-        half_width: Half the interval's width, in the same unit.
-        confidence: Its coverage.
-
-    Example:
-        >>> n_seeds_for(3.6, half_width=0.5)
-        200
-    """
-    return max(2, math.ceil((float(norm.ppf((1 + confidence) / 2)) * spread / half_width) ** 2))
