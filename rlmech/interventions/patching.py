@@ -40,8 +40,10 @@ def activation_patching(
         policy: The policy.
         clean: Observations, one row per pair.
         corrupt: Their counterparts, row by row.
-        sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
-        metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
+        sites: `auto` (what the metric's outputs depend on: the value head's units only for a metric that reads the
+            value), a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
+        metric: What is measured; None for the action gap with actions fixed from the unpatched runs, for continuous
+            actions how far they go from one run's to the other's, `action_shift()`.
         direction: `denoise`: clean activations into corrupt runs (sufficiency); `noise`: corrupt ones into clean runs
             (necessity); `both`, along a dimension `condition`.
         clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
@@ -85,7 +87,7 @@ def activation_patching(
             journal=journal,
             progress=progress,
         )
-    groups = choose_groups(policy, sites)
+    groups = choose_groups(policy, sites, metric=metric)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     swept = run_groups(
