@@ -330,7 +330,7 @@ def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tens
     return Edit(site=site, kind="subspace", value=source[site.name], basis=torch.as_tensor(basis).detach())
 
 
-def _reference(site: Site, reference: Mapping[str, Tensor]) -> Tensor:
+def _reference(site: Site, reference: object) -> Tensor:
     """The site's activation in a reference cache."""
     if isinstance(reference, ActivationCache) or (isinstance(reference, Mapping) and site.name in reference):
         return reference[site.name].detach()
