@@ -20,6 +20,9 @@ from rlmech.interventions.results import Direction, bind_pairs, patching_result,
 from rlmech.interventions.sites import Groups, choose_groups
 from rlmech.statistics import Clusters
 
+OF_PAIRS = ("clean", "corrupt", "tiny_denominator")
+"""Variables that belong to the pairs, and are the same in both directions."""
+
 
 def activation_patching(
     policy: HookedPolicy,
@@ -124,7 +127,7 @@ def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Da
     joined = xr.concat(
         results,
         dim="condition",
-        data_vars="different",
+        data_vars=[name for name in results[0].data_vars if name not in OF_PAIRS],  # also where both are NaN alike
         coords="minimal",
         compat="equals",
         combine_attrs="drop_conflicts",
