@@ -195,6 +195,13 @@ def _recognise(file: Path) -> Kind:
     """Tell the kind of a file by its content."""
     with file.open("rb") as stream:
         start = stream.read(9)
+    if start == b"version h" and b"git-lfs" in _header(file):
+        raise CheckpointError(
+            f"{file.name} is a pointer of Git LFS: the policy itself was not downloaded.",
+            given=f"a text of {file.stat().st_size} bytes",
+            expected="the file that it points to",
+            fix="git lfs pull, in the repository that it comes from",
+        )
     if start[:4] == b"PK\x03\x04":
         try:
             with zipfile.ZipFile(file) as archive:
@@ -206,6 +213,13 @@ def _recognise(file: Path) -> Kind:
                 expected="a whole file, written by model.save(path) or torch.save",
                 fix="copy or download it again, and compare its size with the original's",
             ) from error
+        if any("/code/" in name and name.endswith(".py") for name in names):
+            raise CheckpointError(
+                f"{file.name} is TorchScript: compiled code, whose inside has no modules to hook.",
+                given=f"an archive with {next(name for name in names if '/code/' in name)}",
+                expected="weights, of a network that Python builds",
+                fix="wrap the nn.Module that it was made from: HookedPolicy(module, example_obs)",
+            )
         if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
             return "rl_agents"
         return "sb3"
