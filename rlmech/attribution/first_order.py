@@ -129,7 +129,7 @@ def attribution_patching(
         ({'site': 8, 'pair': 16}, 1.0)
     """
     wanted = _checked_options(direction, steps=steps, repairs=repairs, certificate=certificate)
-    chosen = choose_sites(policy, sites)
+    chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     refuse_undifferentiable(bound)

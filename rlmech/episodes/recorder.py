@@ -146,6 +146,7 @@ def record_conditions(
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
+            driver.policy.check_unchanged()
         manifests = _manifests(drivers, env, seeds, frames=frames)
         folder = store.TemporaryFolder() if paths is None else None
         if folder is not None:

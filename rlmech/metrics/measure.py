@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlmech.errors import MetricError
+from rlmech.errors import MetricError, nearest
 from rlmech.spec import PolicySpec
 
 SCORE_UNITS = {"q_values": "return", "logits": "nat", "mean_action": "action"}
@@ -73,6 +73,7 @@ class MetricContext:
         )
 
 
+Reads = Literal["scores", "value", "both"]
 MetricFunction = Callable[[Tensor, MetricContext], Tensor]
 RowFunction = Callable[[Outputs, Tensor], Any]
 
@@ -86,12 +87,14 @@ class Metric:
         unit: Its unit; None for the unit of the policy's scores (return for Q-values, nat for logits).
         prepare: Takes the context of all pairs, and gives the function of (outputs, pair of each row) that measures.
         differentiable: Whether a gradient of it says anything; attributions refuse a metric that has none.
+        reads: Which outputs it looks at: `sites="auto"` leaves out what none of them depends on.
     """
 
     name: str
     unit: str | None
     prepare: Callable[[MetricContext], RowFunction]
     differentiable: bool = True
+    reads: Reads = "scores"
 
     @classmethod
     def of(cls, function: MetricFunction, *, name: str | None = None, unit: str = "") -> Metric:
@@ -113,7 +116,8 @@ class Metric:
 
             return measure
 
-        return cls(name=name or getattr(function, "__name__", "metric"), unit=unit, prepare=prepare)
+        label = name or getattr(function, "__name__", "metric")
+        return cls(name=label, unit=unit, prepare=prepare, reads="both")  # the context gives it the value too
 
 
 @runtime_checkable
@@ -190,7 +194,7 @@ def bind(
         >>> bind(action_gap("FASTER", "SLOWER"), policy, clean=clean).clean
         tensor([2.])
     """
-    metric = metric if isinstance(metric, Metric) else Metric.of(metric)
+    metric = as_metric(metric)
     if corrupt is not None and corrupt.scores.shape != clean.scores.shape:
         raise MetricError(
             "Clean and corrupt runs do not pair up.",
@@ -212,6 +216,31 @@ def bind(
         corrupt=None if corrupt is None else _checked(metric.name, measure(corrupt, pair), n_rows=n_pairs),
         differentiable=metric.differentiable,
         measure=measure,
+    )
+
+
+MADE_BY = ("action_gap", "action_score", "action_flip", "action_shift", "policy_kl", "state_value")
+"""The functions that make metrics; one of them without its brackets is a slip, not a function of the scores."""
+
+
+def as_metric(metric: Metric | MetricFunction) -> Metric:
+    """A metric, made of a plain function where it is one.
+
+    Raises:
+        MetricError: It is a string, a maker of metrics without its brackets, or no function at all.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    label = metric if isinstance(metric, str) else getattr(metric, "__name__", None)
+    made = str(getattr(metric, "__module__", "")).startswith("rlmech.") and label in MADE_BY
+    if callable(metric) and not made:
+        return Metric.of(metric)
+    name = label if label in MADE_BY else (nearest(str(label), MADE_BY) or ["action_gap"])[0]
+    raise MetricError(
+        "A metric is made by calling its function." if made else "This is no metric.",
+        given=f"the function {label} itself" if made else repr(metric)[:80],
+        expected="a Metric, or a function fn(scores, context) -> [batch]",
+        fix=f"metric=rlm.metrics.{name}({'0' if name == 'action_score' else ''})",
     )
 
 

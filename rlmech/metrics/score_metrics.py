@@ -33,6 +33,7 @@ __all__ = [
     "action_score",
     "action_shift",
     "bind",
+    "default_metric",
     "policy_kl",
     "state_value",
 ]
@@ -177,16 +178,19 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
 
 
 def action_shift() -> Metric:
-    """How far a continuous action lies from the corrupt run's towards the clean run's, in the action's own unit.
+    """How far a continuous action has moved, in the action's own unit.
 
-        (a - a_corrupt) . (a_clean - a_corrupt) / |a_clean - a_corrupt|
+        (a - a_corrupt) . (a_clean - a_corrupt) / |a_clean - a_corrupt|    between two runs
+        |a - a_clean|                                                      where there is one run only (ablations)
 
     Returns:
-        A metric that is 0 for the corrupt run and the actions' distance for the clean one; beyond either where an
-        action overshoots. Where both runs act alike there is no direction, and it is 0 for every action.
+        Between two runs a metric that is 0 for the corrupt run and the actions' distance for the clean one; beyond
+        either where an action overshoots. Where both runs act alike there is no direction, and it is 0 for every
+        action. With one run it is the distance from that run's action, 0 for the run itself and never negative: its
+        mean says that actions change, not to which side (`action_score(i)` does).
 
     Raises:
-        MetricError: When bound: the actions are discrete, or there is no corrupt run.
+        MetricError: When bound: the actions are discrete.
     """
 
     def prepare(context: MetricContext) -> RowFunction:
@@ -198,12 +202,8 @@ def action_shift() -> Metric:
                 fix="take action_gap()",
             )
         if context.corrupt is None:
-            raise MetricError(
-                "action_shift is along the direction between two runs, and there is one run only.",
-                given="no corrupt run",
-                expected="clean and corrupt runs",
-                fix="take action_score(i), the i-th component of the mean action",
-            )
+            own = context.clean.scores
+            return lambda outputs, pair: (outputs.scores - own[pair]).norm(dim=-1)
         origin = context.corrupt.scores
         way = context.clean.scores - origin
         length = way.norm(dim=-1, keepdim=True)
@@ -244,7 +244,12 @@ def state_value() -> Metric:
 
         return measure
 
-    return Metric(name="state_value", unit="return", prepare=prepare)
+    return Metric(name="state_value", unit="return", prepare=prepare, reads="both")
+
+
+def default_metric(output_kind: str) -> Metric:
+    """What is measured where nothing is said: the action gap, or for continuous actions how far they move."""
+    return action_shift() if output_kind == "mean_action" else action_gap()
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:
@@ -295,5 +300,5 @@ def _refuse_continuous(context: MetricContext, name: str) -> None:
             f"{name} compares the scores of discrete actions, and this policy's actions are continuous.",
             given="a policy of mean_action",
             expected="a policy of q_values or logits",
-            fix="take action_score(i), the i-th component of the mean action",
+            fix="take action_shift(), or action_score(i), the i-th component of the mean action",
         )

@@ -21,7 +21,15 @@ from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EditError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
+from rlmech.metrics.score_metrics import (
+    BoundMetric,
+    Metric,
+    MetricFunction,
+    action_gap,
+    action_score,
+    bind,
+    default_metric,
+)
 from rlmech.patching.jobs import Place, edited_activations, names_of, run_groups, with_no_ops
 from rlmech.patching.optimal import optimal_constants
 from rlmech.patching.results import mean_change, sweep_attrs, sweep_coords, unknown_choice
@@ -53,7 +61,8 @@ def ablation_sweep(
         sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is ablated together.
         kind: `zero`, `mean` (over the reference), `resample` (a random reference row for each run) or `optimal` (the
             constant that changes the scores least, trained on the reference).
-        metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
+        metric: What is measured; None for the gap between the unedited run's best action and its runner-up, for
+            continuous actions how far they move, `action_shift()`.
         reference: Observations, or for mean and resample ablation a cache, that the replacement is made from; None
             for `obs` itself.
         clusters: A label for each run, say its episode: runs of one label are resampled together. None: every run by
@@ -73,8 +82,9 @@ def ablation_sweep(
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
-    groups = choose_groups(policy, sites)
-    bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
+    measured = metric or default_metric(policy.output_kind)
+    groups = choose_groups(policy, sites, metric=measured)
+    bound = bind(measured, policy, clean=outputs_of(policy, obs))
     described = "zero" if kind == "zero" else "the observations themselves" if reference is None else "given"
     if kind == "optimal":
         sources, source_of = _optimal(policy, obs if reference is None else reference, groups)
@@ -160,7 +170,10 @@ def steering_sweep(
         site: Where.
         direction: Of the selected shape, without the batch and without axes at a single position.
         coefficients: Factors of the direction.
-        metric: What is measured; None for the gap between the unedited run's best action and its runner-up.
+        metric: What is measured; None for the gap between the two actions that the vector moves farthest apart, the
+            same two for every run, so that runs which prefer different actions do not cancel (for continuous actions
+            the component that it moves most). They are chosen by the mean change of scores under the largest dose on
+            these same runs, so that its effect is never against the vector: name the metric when you report it.
         clusters: A label for each run, say its episode: runs of one label are resampled together. None: every run by
             itself, which makes intervals too narrow where runs resemble each other.
         seed: Of the bootstrap.
@@ -174,11 +187,10 @@ def steering_sweep(
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)
-    bound = bind(metric or action_gap(), policy, clean=outputs_of(policy, obs))
-    doses = [
-        edited_activations(policy, obs, {site.name: steer(site, torch.as_tensor(direction), coefficient=float(dose))})
-        for dose in coefficients
-    ]
+    edits = [steer(site, torch.as_tensor(direction), coefficient=float(dose)) for dose in coefficients]
+    measured = metric or _moved_most(policy, obs, edits)
+    bound = bind(measured, policy, clean=outputs_of(policy, obs))
+    doses = [edited_activations(policy, obs, {site.name: edit}) for edit in edits]
     swept = run_groups(
         policy,
         obs,
@@ -192,6 +204,22 @@ def steering_sweep(
     result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
     result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
     return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
+
+
+def _moved_most(policy: HookedPolicy, obs: Observation, edits: Sequence[Edit]) -> Metric:
+    """The gap between the two actions that the largest dose moves farthest apart on average."""
+    if not edits:
+        return default_metric(policy.output_kind)
+    largest = max(edits, key=lambda edit: (abs(edit.coefficient), edit.coefficient))
+    with torch.no_grad():
+        before = policy(obs)
+        with policy.edited([largest]):
+            change = (policy(obs) - before).double().nan_to_num(0, 0, 0).mean(0)  # masked scores: -inf in both
+    change = change if largest.coefficient >= 0 else -change  # raised by the vector, not by its opposite
+    if policy.output_kind == "mean_action":
+        return action_score(int(change.abs().argmax()))
+    raised, lowered = int(change.argmax()), int(change.argmin())
+    return action_gap() if raised == lowered else action_gap(raised, lowered)
 
 
 def _ablation_result(

@@ -20,6 +20,9 @@ from rlmech.patching.results import Direction, bind_pairs, patching_result, unkn
 from rlmech.patching.sites import Groups, choose_groups
 from rlmech.statistics import Clusters
 
+OF_PAIRS = ("clean", "corrupt", "tiny_denominator")
+"""Variables that belong to the pairs, and are the same in both directions."""
+
 
 def activation_patching(
     policy: HookedPolicy,
@@ -40,8 +43,10 @@ def activation_patching(
         policy: The policy.
         clean: Observations, one row per pair.
         corrupt: Their counterparts, row by row.
-        sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
-        metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
+        sites: `auto` (what the metric's outputs depend on: the value head's units only for a metric that reads the
+            value), a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
+        metric: What is measured; None for the action gap with actions fixed from the unpatched runs, for continuous
+            actions how far they go from one run's to the other's, `action_shift()`.
         direction: `denoise`: clean activations into corrupt runs (sufficiency); `noise`: corrupt ones into clean runs
             (necessity); `both`, along a dimension `condition`.
         clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
@@ -85,7 +90,7 @@ def activation_patching(
             journal=journal,
             progress=progress,
         )
-    groups = choose_groups(policy, sites)
+    groups = choose_groups(policy, sites, metric=metric)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     swept = run_groups(
@@ -122,7 +127,7 @@ def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Da
     joined = xr.concat(
         results,
         dim="condition",
-        data_vars="different",
+        data_vars=[name for name in results[0].data_vars if name not in OF_PAIRS],  # also where both are NaN alike
         coords="minimal",
         compat="equals",
         combine_attrs="drop_conflicts",

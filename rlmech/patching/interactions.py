@@ -70,7 +70,7 @@ def pairwise_interactions(
         >>> bool(abs(found["effect"]).max() < 1e-6)
         True
     """
-    chosen = choose_sites(policy, sites)
+    chosen = choose_sites(policy, sites, metric=metric)
     if len(chosen) < 2:
         raise SiteError(
             "An interaction is between two sites.",

@@ -112,7 +112,7 @@ def optimal_constants(
             expected="at least one step, and a positive learning rate",
             fix="steps=200, learning_rate=0.05",
         )
-    chosen = choose_sites(policy, sites)
+    chosen = choose_sites(policy, sites, metric=loss)
     refuse_discrete(policy, chosen)
     engine, arrays = policy.graph_engine, policy.coerce(obs)
     if arrays[0].shape[0] == 0:

@@ -15,7 +15,7 @@ from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, MetricError, ObservationError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
+from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
 from rlmech.patching.sites import group_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.statistics import (
@@ -52,7 +52,12 @@ def bind_pairs(
             expected="as many of one as of the other, at least one",
             fix="give the corrupt counterpart of each clean observation, in the same order",
         )
-    return bind(metric or action_gap(), policy, clean=outputs_of(policy, clean), corrupt=outputs_of(policy, corrupt))
+    return bind(
+        metric or default_metric(policy.output_kind),
+        policy,
+        clean=outputs_of(policy, clean),
+        corrupt=outputs_of(policy, corrupt),
+    )
 
 
 def patching_result(

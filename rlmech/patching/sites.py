@@ -8,9 +8,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from rlmech.core.edit import Site
+from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
+from rlmech.metrics.measure import Metric, MetricFunction, as_metric
 
 Sites = str | Site | Sequence[Site | str]
 Groups = str | Site | Sequence[Site | str | Sequence[Site]]
@@ -20,18 +22,20 @@ _fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
 _coordinates: WeakKeyDictionary[HookedPolicy, dict[object, dict[str, tuple[str, np.ndarray]]]] = WeakKeyDictionary()
 
 
-def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
+def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricFunction | None = None) -> list[Site]:
     """The sites of a sweep.
 
     Args:
         policy: The policy.
         sites: `auto` for the sensible grid; a hook name or glob for whole points; or a list of sites and names.
+        metric: What is measured: `auto` leaves out what none of the outputs that it reads depends on, as the units of
+            an actor-critic's critic where scores are measured. None: a metric of the scores.
 
     Raises:
         SiteError: A name or a selection does not fit the policy, or nothing is selected.
     """
     if isinstance(sites, str):
-        chosen = _automatic(policy) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, _automatic(policy), metric) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -51,14 +55,16 @@ def choose_sites(policy: HookedPolicy, sites: Sites) -> list[Site]:
     return chosen
 
 
-def choose_groups(policy: HookedPolicy, sites: Groups) -> list[tuple[Site, ...]]:
+def choose_groups(
+    policy: HookedPolicy, sites: Groups, *, metric: Metric | MetricFunction | None = None
+) -> list[tuple[Site, ...]]:
     """The jobs of a sweep: single sites, and groups of sites that are replaced together.
 
     Raises:
         SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
     """
     if isinstance(sites, str | Site) or all(isinstance(item, str | Site) for item in sites):
-        return [(site,) for site in choose_sites(policy, sites)]  # type: ignore[arg-type]  # just looked
+        return [(site,) for site in choose_sites(policy, sites, metric=metric)]  # type: ignore[arg-type]  # just looked
     groups: list[tuple[Site, ...]] = []
     for item in sites:
         if isinstance(item, str | Site):
@@ -149,6 +155,23 @@ def _written(point: HookPoint, site: Site, axis: str) -> int | str:
     labels = point.labels.get(axis)
     names: list[int | str] = [labels[i] if labels else i for i in positions]
     return names[0] if len(names) == 1 else "+".join(map(str, names))
+
+
+def _measured(policy: HookedPolicy, sites: Sequence[Site], metric: Metric | MetricFunction | None) -> list[Site]:
+    """Those of some sites that an output which the metric reads depends on."""
+    reads = "scores" if metric is None else as_metric(metric).reads
+    outputs = [name for name, point in policy.points.items() if point.kind == "output"]
+    wanted = {"scores": outputs[:1], "value": outputs[1:], "both": outputs}[reads]  # the scores come first
+    if policy.engine != "graph" or len(wanted) == len(outputs):
+        return list(sites)
+    ends = [policy.points[name].address.node for name in wanted]
+    names = dict.fromkeys(site.name for site in sites)
+    leading = {name for name in names if _leads(policy, policy.points[name].address.node, ends)}
+    return [site for site in sites if site.name in leading]
+
+
+def _leads(policy: HookedPolicy, start: Node, ends: Sequence[Node]) -> bool:
+    return start in ends or bool(set(ends).intersection(policy.graph_engine.graph.behind({start}, ends)))
 
 
 def _automatic(policy: HookedPolicy) -> list[Site]:

@@ -114,3 +114,12 @@ def test_what_cannot_be_scrubbed_is_refused(known):
         scrub(known, known.edges, n_draws=0)
     with pytest.raises(ObservationError, match="no other row"):
         causal_scrubbing(known.policy, obs=known.clean[:1], hypothesis=known.edges, units=known.units)
+
+
+def test_recovery_is_the_ratio_of_what_is_left_to_what_resampling_takes(known):
+    """Both ends of the quotient, from the values themselves: a denominator of another sign or run fails here."""
+    result = scrub(known, sorted(known.edges, key=repr)[1:], metric=action_gap())
+    left = float((result.scrubbed - result.resampled).mean())
+    taken = float((result.policy - result.resampled).mean())
+    assert abs(taken) > 1e-3
+    assert float(result["recovery"]) == pytest.approx(left / taken)

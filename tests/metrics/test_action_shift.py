@@ -51,9 +51,14 @@ def test_patching_and_attribution_take_it():
     torch.testing.assert_close(torch.tensor(first_order["effect"].values), torch.ones(2).double(), atol=1e-12, rtol=0)
 
 
-def test_discrete_actions_and_a_single_run_are_refused():
+def test_with_a_single_run_it_is_the_distance_from_that_runs_action():
+    bound = bind(action_shift(), CONTINUOUS, clean=CLEAN)
+    assert float(bound.clean.abs().max()) == 0
+    moved = CLEAN.scores + 1
+    torch.testing.assert_close(bound(moved), torch.full((len(moved),), moved.shape[-1] ** 0.5, dtype=moved.dtype))
+
+
+def test_discrete_actions_are_refused():
     discrete = SimpleNamespace(output_kind="q_values", spec=PolicySpec())
     with pytest.raises(MetricError, match="this policy's are discrete"):
         bind(action_shift(), discrete, clean=CLEAN, corrupt=CORRUPT)
-    with pytest.raises(MetricError, match="one run only"):
-        bind(action_shift(), CONTINUOUS, clean=CLEAN)

@@ -135,6 +135,7 @@ class Softmax(Step):
     def __init__(self, node: Node, mask: Tensor) -> None:
         super().__init__(node)
         self.scores = node.args[0]
+        self.softmax: Callable[..., Tensor] = node.call if node.op == "_safe_softmax" and node.call else torch.softmax
         rows = mask.flatten(1, -2)
         touched = rows.any(-1)
         self.n_touched = int(touched.sum(1).max())
@@ -155,7 +156,7 @@ class Softmax(Step):
         place = (pair * n_rows + row).reshape(-1)
         shape = (block.n_pairs, block.n_slots, self.n_touched, width)
         taken = [value.reshape(-1, width).index_select(0, place).reshape(shape) for value in (source, base)]
-        pattern = torch.where(block.of_jobs(self.mask), *taken).softmax(-1)
+        pattern = self.softmax(torch.where(block.of_jobs(self.mask), *taken), -1)
         result = block.rows(block.base(self.node)).clone()
         slot = torch.arange(block.n_rows, device=row.device).reshape(block.n_pairs, block.n_slots, 1)
         result.view(-1, width).index_copy_(0, (slot * n_rows + row).reshape(-1), pattern.reshape(-1, width))
