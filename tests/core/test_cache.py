@@ -128,7 +128,7 @@ def test_a_damaged_or_foreign_file_is_an_error_and_a_failed_write_leaves_the_old
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(CacheError, match="no activation cache"):
+    with pytest.raises(CacheError, match="it holds no checksum"):
         rlm.ActivationCache.load(tmp_path / "other")
 
 

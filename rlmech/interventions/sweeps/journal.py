@@ -114,7 +114,8 @@ def digest(tensors: Sequence[Tensor]) -> str:
 
 
 def function_digest(function: object) -> str:
-    """A short hash of what a function computes: its code, and what it has closed over, takes by default or reads.
+    """A short hash of what a function computes: its code, and what it has closed over, takes by default or reads of plain
+    values.
 
     It is the same in every process. Objects that are no plain values count by their attributes, or by their class where
     they have none to be seen.
@@ -148,8 +149,8 @@ def _parts(value: Any) -> Iterable[Any]:
         return [value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars]
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        names = [name for name in value.__code__.co_names if name in value.__globals__]
-        read = [value.__globals__[name] for name in names if not isinstance(value.__globals__[name], ModuleType | type)]
+        named = [value.__globals__.get(name) for name in value.__code__.co_names]
+        read = [given for given in named if isinstance(given, str | bytes | int | float | Tensor | np.ndarray)]
         return [value.__code__, value.__defaults__, value.__kwdefaults__, cells, read]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
