@@ -114,11 +114,10 @@ def digest(tensors: Sequence[Tensor]) -> str:
 
 
 def function_digest(function: object) -> str:
-    """A short hash of what a function computes: its code, and what it has closed over, takes by default or reads of plain
-    values.
+    """A short hash of a function: its code, what it has closed over, its defaults, the plain globals it reads.
 
     It is the same in every process. Objects that are no plain values count by their attributes, or by their class where
-    they have none to be seen.
+    they have none to be seen. Functions that it calls by a global name count by that name alone.
     """
     hashed = hashlib.sha256()
     _describe(function, hashed.update, {})
