@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rlmech.adapters import rl_agents
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
+from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
 from rlmech.spec import PolicySpec
@@ -72,7 +73,11 @@ def _unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         unique.setdefault(id(tensor), (name, tensor))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unique.values()}
-    foreign = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype != torch.float32]
+    foreign = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32 and name.split(".")[0] != NORMALIZATION
+    ]  # VecNormalize keeps its statistics in float64
     if foreign:
         raise CheckpointError(
             "Only float32 policies are saved: others would be rounded when they are opened.",

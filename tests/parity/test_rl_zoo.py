@@ -39,7 +39,7 @@ def _observations(space, n=2000):
 @pytest.mark.skipif(not ZIPS, reason="the published agents are not at hand")
 @pytest.mark.parametrize("path", ZIPS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
 def test_a_published_agent_acts_as_sb3_does(path):
-    policy = load(path)
+    policy = load(path, vecnormalize=False)
     custom = {
         "observation_space": policy.observation_space,
         "action_space": policy.action_space,

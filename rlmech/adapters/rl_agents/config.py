@@ -258,6 +258,13 @@ def model_config(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
     """
     given = dict(config or {})
     model = given.get("model", given)
+    if config and "model" not in given and not {"type", "activation", *PARTS} & set(given):
+        raise ConfigError(
+            "The configuration says nothing of a model, so its activations and heads would be guessed.",
+            given=f"entries {', '.join(list(given)[:6])}",
+            expected="an agent's configuration, with `model`, or a run's metadata, with `agent`",
+            fix="give the one that the checkpoint was trained with; without config, the tensors tell what they can",
+        )
     if not isinstance(model, Mapping):
         raise ConfigError(
             "The configuration's `model` is not an object.",
@@ -279,3 +286,35 @@ def model_config(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
                 f"config={{'model': {{'{part}': {{'heads': 4}}}}}}",
             )
     return completed(partial)
+
+
+def split_run(config: Mapping[str, Any]) -> tuple[Config, Config | None]:
+    """The agent's and the environment's configuration out of a run's metadata, `{"agent", "env"}`.
+
+    Any other configuration is the agent's, and there is none of the environment.
+    """
+    if isinstance(config.get("agent"), Mapping):
+        env = config.get("env")
+        return dict(config["agent"]), dict(env) if isinstance(env, Mapping) else None
+    return dict(config), None
+
+
+def find_metadata(path: Path) -> Config | None:
+    """The metadata that rl-agents writes into a run's folder, beside a checkpoint or one folder above.
+
+    Raises:
+        ConfigError: There are several that differ, or one is no JSON object.
+    """
+    for folder in (path.parent, path.parent.parent):
+        found = [read_config(file) for file in sorted(folder.glob("metadata*.json"))]
+        runs = [run for run in found if isinstance(run.get("agent"), Mapping)]
+        if runs and any(run["agent"] != runs[0]["agent"] for run in runs):
+            raise ConfigError(
+                f"Beside {path.name} lie the metadata of several runs, and they differ.",
+                given=", ".join(file.name for file in sorted(folder.glob("metadata*.json"))[:4]),
+                expected="those of one run",
+                fix="name its own: load(path, config='metadata.....json')",
+            )
+        if runs:
+            return runs[0]
+    return None

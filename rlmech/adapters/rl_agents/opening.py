@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlmech.adapters.environment import action_space_of, check_spec, observation_space_of, read_spec
-from rlmech.adapters.rl_agents.config import Config, model_config, read_config, refuse_dropout
+from rlmech.adapters.rl_agents.config import Config, find_metadata, model_config, read_config, refuse_dropout, split_run
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan, sized
 from rlmech.adapters.safe import as_tensors, fit_weights, read_weights
 from rlmech.adapters.spaces import draw_observations
@@ -40,7 +40,8 @@ def open_checkpoint(
 
     Args:
         path: The `.tar` or `.pt` file.
-        config: The agent's configuration; without it, what the tensors tell.
+        config: The agent's configuration, or a run's metadata with `agent` and `env`; without it the `metadata*.json`
+            beside the file, and without that what the tensors tell.
         env_config: The environment's configuration, for names, units and the shape of observations.
         env: The environment itself, instead.
         observation_space: The observation space, where there is neither.
@@ -53,7 +54,9 @@ def open_checkpoint(
         EnvironmentFitError: The observations or actions are not those of the network.
     """
     tensors = _state_dict(read_weights(path, name=path.name, trust_pickle=trust_pickle), name=path.name)
-    given = None if config is None else read_config(config)
+    run = find_metadata(path) if config is None else read_config(config)
+    given, of_run = (None, None) if run is None else split_run(run)
+    env_config = of_run if env is None and env_config is None else env_config
     model = sized(model_config(given, tensors, name=path.name), tensors)
     spec = read_spec(env, env_config)
     plan = RlAgentsPlan(

@@ -1,8 +1,8 @@
 """Stable-Baselines3 zips and live models as a `HookedPolicy`.
 
-A zip is never unpickled unless `trust_pickle` says so: see `sb3_zip`. On every wrap the greedy actions of the wrapped
-scores are compared with those of SB3's own `predict`. Statistics of `VecNormalize` are not part of a policy: feed it
-what it was trained on.
+A zip is never unpickled unless `trust_pickle` says so: see `zip_file`. On every wrap the greedy actions of the wrapped
+scores are compared with those of SB3's own `predict`. Statistics of
+`VecNormalize` are the policy's first layer: see `normalized`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from rlmech.adapters.environment import check_spaces, check_spec, read_spec
 from rlmech.adapters.safe import fit_weights
 from rlmech.adapters.sb3.algorithms import Family, algorithm_of, plain
+from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
 from rlmech.adapters.sb3.plan import SB3Plan
-from rlmech.adapters.sb3.scores import OutputKind
+from rlmech.adapters.sb3.scores import OBSERVATION_KEY, OutputKind
+from rlmech.adapters.sb3.statistics import find_statistics, read_statistics
 from rlmech.adapters.sb3.trusting import load_trusting
 from rlmech.adapters.sb3.zip_file import read_zip
 from rlmech.adapters.spaces import Observation, draw_observations
@@ -43,6 +45,7 @@ def open_zip(
     features_extractor_class: type[nn.Module] | None = None,
     observation_space: spaces.Space[Any] | None = None,
     action_space: spaces.Space[Any] | None = None,
+    vecnormalize: Any = None,
     trust_pickle: bool = False,
     device: str = "cpu",
 ) -> HookedPolicy:
@@ -56,6 +59,7 @@ def open_zip(
         features_extractor_class: The class of the features extractor, where it is not SB3's or this package's.
         observation_space: The space, where the zip holds it only as a pickle (Dict spaces).
         action_space: Likewise.
+        vecnormalize: Statistics of VecNormalize: see `statistics.find_statistics`.
         trust_pickle: Whether SB3's own loader may run whatever the zip holds.
         device: Where to put the policy.
 
@@ -63,6 +67,7 @@ def open_zip(
         CheckpointError: The zip is damaged, its weights do not fit, or something must be given.
         EnvironmentFitError: The environment is not one for this policy.
     """
+    statistics = find_statistics(path, vecnormalize)
     if trust_pickle:
         policy = load_trusting(path, device=device)
     else:
@@ -81,15 +86,17 @@ def open_zip(
     policy = policy.to(device)
     if env is not None:
         check_spaces(env, policy.observation_space, policy.action_space)
-    return wrap(policy, spec=read_spec(env, env_config))
+    return wrap(policy, spec=read_spec(env, env_config), statistics=statistics)
 
 
-def from_sb3(model: Any, *, env: Any = None) -> HookedPolicy:
+def from_sb3(model: Any, *, env: Any = None, vecnormalize: Any = None) -> HookedPolicy:
     """Open a live algorithm or policy: its own modules, which may train on underneath.
 
     Args:
         model: A model of SB3 or sb3-contrib without memory, or the policy of one.
         env: The environment, for names and units; the algorithm's own by default.
+        vecnormalize: Statistics of VecNormalize as they are now: a live one, a path to its pickle or an npz; the
+            algorithm's own by default, False for none.
 
     Raises:
         ConfigError: It is neither.
@@ -107,7 +114,10 @@ def from_sb3(model: Any, *, env: Any = None) -> HookedPolicy:
     if env is not None:
         check_spaces(env, policy.observation_space, policy.action_space)
     own = model.get_env() if isinstance(model, BaseAlgorithm) else None
-    return wrap(policy, spec=read_spec(own if env is None else env, None))
+    if vecnormalize is None and isinstance(model, BaseAlgorithm):
+        vecnormalize = model.get_vec_normalize_env()
+    statistics = read_statistics(vecnormalize) if vecnormalize not in (None, False) else None
+    return wrap(policy, spec=read_spec(own if env is None else env, None), statistics=statistics)
 
 
 def open_plan(
@@ -116,8 +126,11 @@ def open_plan(
     """Open a policy from its plan and the weights of its scores."""
     policy = plan.build()
     module, _, _ = algorithm_of(policy).family.scores(policy)
+    statistics = plan.blank_statistics()
+    module = module if statistics is None else NormalizedScores(statistics, module)
     fit_weights(module, tensors, name=name, fix="write the file again with save_policy")
-    return wrap(policy.to(device), spec=spec)
+    statistics = module.statistics() if isinstance(module, NormalizedScores) else None
+    return wrap(policy.to(device), spec=spec, statistics=statistics)
 
 
 def plan_of(module: nn.Module) -> SB3Plan | None:
@@ -129,15 +142,25 @@ def plan_of(module: nn.Module) -> SB3Plan | None:
     return SB3Plan.of(module)
 
 
-def wrap(policy: BasePolicy, *, spec: PolicySpec) -> HookedPolicy:
+def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None = None) -> HookedPolicy:
     """Wrap a policy, after checking that its scores decide as SB3 does."""
     family = algorithm_of(policy).family
     module, output_kind, root = family.scores(policy)
     if any(depends_on_mode(part) for part in policy.modules()):
         policy.set_training_mode(False)  # as SB3's predict does: CrossQ's layers would learn from what they are shown
     space = family.observation_space(policy)
-    example = _to(draw_observations(space, EXAMPLES), policy.device)
-    _check_actions(policy, family, module, example, output_kind)
+    example = draw_observations(space, EXAMPLES)
+    scores = module
+    if statistics is not None:
+        if isinstance(space, spaces.Dict) and "" in statistics.mean:  # a single array, beside its mask
+            statistics = statistics.under(OBSERVATION_KEY)
+        statistics.check(space)
+        example = statistics.observations(example, space)
+        module = NormalizedScores(statistics, module).to(policy.device)
+        root = f"scores.{root}".rstrip(".")
+    example = _to(example, policy.device)
+    seen = module.normalize(example) if isinstance(module, NormalizedScores) else example
+    _check_actions(policy, family, scores, seen, output_kind)
     n_actions = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else None
     check_spec(spec, shape=policy.observation_space.shape, n_actions=n_actions)
     return HookedPolicy(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import (
@@ -23,6 +24,7 @@ from stable_baselines3.common.torch_layers import (
 from torch import nn
 
 from rlmech.adapters.sb3.algorithms import BY_NAME, NetArch, algorithm_of_scores
+from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
 from rlmech.adapters.sb3.options import options_of_scores
 from rlmech.adapters.sb3.scores import SharedLayers
 from rlmech.adapters.spaces import space_from_json, space_to_json
@@ -73,6 +75,7 @@ class SB3Plan:
         features_extractor_kwargs: Its keyword arguments, JSON values.
         normalize_images: Whether SB3 divides images by 255.
         options: Further constructor arguments, JSON values.
+        normalization: Of VecNormalize: `clip` and `epsilon`, and under `shapes` the shape by key; empty for none.
     """
 
     policy_class: str
@@ -84,6 +87,7 @@ class SB3Plan:
     features_extractor_kwargs: dict[str, Any] = field(default_factory=dict)
     normalize_images: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    normalization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.policy_class not in BY_NAME:
@@ -155,6 +159,18 @@ class SB3Plan:
         policy.action_net = _narrowed(policy.action_net, own.latent_dim_pi)
         policy.value_net = nn.Linear(own.latent_dim_vf, 1)
 
+    def blank_statistics(self) -> Statistics | None:
+        """Statistics of the plan's shapes, to put the file's into; None where there are none."""
+        if not self.normalization:
+            return None
+        shapes = self.normalization["shapes"]
+        return Statistics(
+            mean={key: np.zeros(shape) for key, shape in shapes.items()},
+            var={key: np.ones(shape) for key, shape in shapes.items()},
+            clip=self.normalization["clip"],
+            epsilon=self.normalization["epsilon"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values; `from_json` reads them back."""
         return asdict(self)
@@ -183,6 +199,11 @@ class SB3Plan:
         Raises:
             CheckpointError: It is, or holds, a class that this package does not know.
         """
+        if isinstance(module, NormalizedScores):
+            found, plan = module.statistics(), cls.of(module.scores)
+            shapes = {key: list(mean.shape) for key, mean in found.mean.items()}
+            normalization = {"clip": found.clip, "epsilon": found.epsilon, "shapes": shapes}
+            return None if plan is None else replace(plan, normalization=normalization)
         algorithm = algorithm_of_scores(module)
         if algorithm is None:
             return None
