@@ -168,6 +168,7 @@ MATRIX = FactoredMatrix(torch.randn(2, 4, 3), torch.randn(3, 5))
         (lambda: MATRIX[0, True], "index does not fit the matrix"),
         (lambda: MATRIX @ torch.randn(3, 5, 2), "leading dimensions do not broadcast"),
     ],
+    ids=lambda value: None if isinstance(value, str) else "case",
 )
 def test_what_does_not_fit_is_refused_with_both_shapes(act, message):
     with pytest.raises(ShapeError, match=message) as caught:
