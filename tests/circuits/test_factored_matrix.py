@@ -211,7 +211,7 @@ MASKS = {n: torch.tensor([True, False, True, True, False][:n]) for n in (2, 3, 4
         (..., lambda m: m),
         (([], slice(1, 9)), lambda m: m[[], 1:9]),
     ],
-    ids=str,
+    ids=lambda value: "dense" if callable(value) else str(value),
 )
 def test_masks_lists_new_axes_and_ellipses_index_as_they_do_the_dense_product(index, dense):
     close(LED[index].AB, dense(LED.AB))
