@@ -5,7 +5,7 @@
 #   whatever the policy frequency.
 # Seen: a decision simulates simulation_frequency // policy_frequency frames, rounded down, while `time` grows by
 #   exactly 1 / policy_frequency. With the 15 Hz simulation, 1 Hz and 15 Hz agree, 2 Hz loses 7 %, 4 Hz 20 % and 10 Hz a
-#   third: the state, the number of frames and the clock describe three different durations. A rate or a time to collision
+#   third of the seconds: positions follow the frames, the clock does not. A rate or a time to collision
 #   computed from `time` is off by that factor, and the observed speed stays right, so nothing looks wrong.
 #
 # Output:
