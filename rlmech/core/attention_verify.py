@@ -30,7 +30,8 @@ def verify(graph: Graph, block: Found, observation: tuple[Tensor, ...]) -> str |
         address.layout.show(value) for address, value in zip(addresses, program(observation, (), ()), strict=True)
     ]
     q, k, v, scores, pattern, z = values
-    if not _close(torch.softmax(scores, -1), pattern):
+    attended = ~scores.isneginf().all(-1, keepdim=True)  # where every key is hidden, zeros and NaN are both in use
+    if not _close(torch.softmax(scores, -1).where(attended, 0), pattern.where(attended, 0)):
         return "the pattern is not the softmax of the scores"
     if not _close(einsum(pattern, v, "b h q k, b k h d -> b q h d"), z):
         return "z is not the pattern times the values"

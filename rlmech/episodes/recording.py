@@ -113,8 +113,8 @@ class Recording:
     def vehicles(self) -> pd.DataFrame:
         """One row a vehicle and scene; empty for environments without a road.
 
-        Columns: episode, seed, step, and those of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS`. The scene after the
-        last action is there too, as one more step.
+        Columns: episode, seed, step, and those of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS`. The scene after
+        the last action is there too, as one more step.
         """
         vehicles = self._table("vehicles").to_pandas()
         if self._filter is None:
