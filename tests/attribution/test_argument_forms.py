@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import rlmech as rlm
-from rlmech.circuits.affine import local_affine
-from rlmech.circuits.regions import region_margins
+from rlmech.attribution.affine import local_affine
+from rlmech.attribution.regions import region_margins
 
 
 class Around(nn.Module):
@@ -82,7 +82,7 @@ def test_patching_before_a_softmax_over_actions_is_the_run_with_that_value_put_i
         clean=clean,
         corrupt=corrupt,
         sites=policy.sites("2.hook_out", over="neuron"),
-        metric=rlm.action_score(1),
+        metric=rlm.metrics.action_score(1),
     )
     given = {"denoise": (corrupt, clean), "noise": (clean, corrupt)}[result.attrs.get("direction", "denoise")]
     before, source = (net[:3](value) for value in given)
