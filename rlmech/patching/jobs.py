@@ -13,7 +13,7 @@ from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.metrics.score_metrics import BoundMetric
-from rlmech.patching.sweeps.journal import Journal, digest
+from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
 
@@ -73,7 +73,11 @@ def run_groups(
             "policy": policy.fingerprint,
             "observations": digest(policy.coerce(obs)),
             "sources": digest([value for source in sources for value in source.values()]),
-            "metric": (metric.name, digest([metric.clean])),
+            "metric": (
+                metric.name,
+                digest([metric.clean] if metric.corrupt is None else [metric.clean, metric.corrupt]),
+                function_digest(metric.measure),
+            ),
             "sites": groups,
             "source_of": source_of,
             "method": what,

@@ -107,7 +107,7 @@ def patching_result(
     attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
         "method": f"{method}, {direction} ({what})",
         "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
-        "denominator_trustworthy": recovery.trustworthy,
+        "denominator_trustworthy": int(recovery.trustworthy),  # netCDF has no booleans
         **recovery.ratio.attrs,
     }
     return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
