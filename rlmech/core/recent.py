@@ -40,11 +40,18 @@ class Recent(Generic[K, V]):
             value = self._kept.pop(key)  # put back as the last below
         except KeyError:
             value = make()
-        for oldest in list(self._kept)[: max(0, len(self._kept) - self._most + 1)]:
-            self._kept.pop(oldest, None)
+        surplus = len(self._kept) - self._most + 1
+        if surplus > 0:
+            for oldest in list(self._kept)[:surplus]:
+                self._kept.pop(oldest, None)
         self._kept[key] = value
         self._last = (key, value)
         return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._kept.clear()
+        self._last = None
 
     def __len__(self) -> int:
         return len(self._kept)
