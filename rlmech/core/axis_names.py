@@ -47,14 +47,21 @@ class AxisNames:
         blocks: Its attention blocks.
         row_wise: Operations that treat the last axis, or each element, by itself: activations and norms.
         spatial: Convolutions and pools.
+        states: Keys of the inputs that are no observations but parts of a recurrent state.
     """
 
     def __init__(
-        self, graph: Graph, blocks: Iterable[Found], *, row_wise: Collection[str], spatial: Collection[str]
+        self,
+        graph: Graph,
+        blocks: Iterable[Found],
+        *,
+        row_wise: Collection[str],
+        spatial: Collection[str],
+        states: Collection[str] = (),
     ) -> None:
         self.graph, self.spatial = graph, spatial
         self.row_wise = {op for op in row_wise if "softmax" not in op}
-        self.observations = {node: self._observation(node) for node in graph.inputs}
+        self.observations = {node: self._observation(node) for node in graph.inputs if node.owner not in states}
         self.rows = self._rows(blocks)
 
     def of_observation(self, node: Node) -> tuple[Axis, ...]:
@@ -94,13 +101,15 @@ class AxisNames:
         while stack:
             value, order = stack.pop()
             for reader in users[value]:
-                if reader in seen or reader.shape is None or not reader.args or reader.args[0] is not value:
+                first = reader.args[0] if reader.args else None
+                if reader in seen or reader.shape is None or not (first is value or _holds(first, value)):
                     continue
                 seen.add(reader)
                 if _SPATIAL_RANK.get(reader.op) == rank or (reader.op == "convolution" and rank > 2):
                     names: tuple[Axis, ...] = {3: SIGNAL, 4: IMAGE}.get(rank, ("batch", "channel", *numbered(rank)[2:]))
                     return tuple(names[order.index(axis)] for axis in range(rank))
-                if reader.op in self.row_wise | _ARITHMETIC and len(reader.shape) == rank:
+                joined = reader.op == "cat" and _axis(reader) == 1
+                if (joined or reader.op in self.row_wise | _ARITHMETIC) and len(reader.shape) == rank:
                     stack.append((reader, order))
                 elif reader.op in {"permute", "transpose"}:
                     stack.append((reader, tuple(order[axis] for axis in _moved(reader, rank))))
@@ -121,7 +130,7 @@ class AxisNames:
 
     def _is_image(self, node: Node) -> bool:
         while node.op not in self.spatial:
-            passed = node.op in self.row_wise | _ARITHMETIC | {"getitem"}
+            passed = node.op in self.row_wise | _ARITHMETIC | {"getitem", "chunk", "split", "split_with_sizes"}
             if not passed or not node.args or not isinstance(node.args[0], Node):
                 return False
             node = node.args[0]
@@ -183,6 +192,11 @@ class AxisNames:
             rows = _is_stack(source) and (joined or (keeps and source.sizes[1] == node.sizes[1]))
             if rows or (node.op == "embedding" and source.shape == node.sizes[:2]):
                 yield source
+
+
+def _holds(first: object, value: Node) -> bool:
+    """Whether the first argument is a list that has a value in it, as `cat` takes them."""
+    return isinstance(first, list | tuple) and any(item is value for item in first)
 
 
 def _is_stack(node: Node) -> bool:

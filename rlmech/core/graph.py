@@ -11,7 +11,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
+
+from rlmech.core.cells import CellsAsOperations, is_mark
 
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
@@ -87,6 +89,15 @@ class Alternative:
     definition: Node
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A value that is known by its role rather than by its operation: a state or the gates of a recurrent layer."""
+
+    node: Node
+    scope: str
+    role: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Graph:
     """All values of one forward pass, in an order in which they can be computed.
@@ -97,6 +108,7 @@ class Graph:
         outputs: What the module returns, in order.
         constants: Tensors made inside `forward`.
         alternatives: Second definitions; see `Alternative`.
+        marks: States and gates of recurrent layers, in order.
     """
 
     nodes: list[Node]
@@ -104,6 +116,7 @@ class Graph:
     outputs: tuple[Node, ...]
     constants: dict[str, Tensor]
     alternatives: dict[Node, Alternative] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list[Mark])
 
     def add(self, op: str, call: Callable[..., Any], *args: Any, like: Node, shape: tuple[Size, ...]) -> Node:
         """Append a synthetic node that stands in the scope of `like`."""
@@ -200,17 +213,18 @@ class NotTraceable(Exception):
     """The module cannot be exported; the message says why."""
 
 
-def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
+def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False) -> Graph:
     """Export a module in eval mode into a graph over its own parameters.
 
     Args:
         module: The module; `module(example)` must work.
         example: An observation batch of at least two rows, or a dict of such.
+        cells: Whether single steps of recurrent layers are taken apart, see `cells`.
 
     Raises:
         NotTraceable: The module's control flow depends on data, or it keeps random or batch-coupling state.
     """
-    exported = _export(module, example)
+    exported = _export(module, example, cells=cells)
     if any(_mutates(node) for node in exported.graph.nodes):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -218,13 +232,13 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
     return _Reader(module, exported, example).read()
 
 
-def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool) -> ExportedProgram:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
 
     def export() -> ExportedProgram:
-        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul():
+        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul(), CellsAsOperations() if cells else nullcontext():
             warnings.simplefilter("ignore")
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
 
@@ -372,6 +386,9 @@ class _Reader:
         if name in {"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_assert_tensor_metadata"}:
             return None
         args, kwargs = self._convert(source.args), self._convert(dict(source.kwargs))
+        if is_mark(source.target):
+            self.graph.marks.append(Mark(node=args[0], scope=_scope(source), role=args[1]))
+            return args[0]
         if name in {"dropout", "feature_dropout", "alpha_dropout"} and args[2] and args[1] > 0:
             raise NotTraceable(
                 f"there is dropout alive in eval mode (p={args[1]}) in {_scope(source) or 'the root'}: "

@@ -12,6 +12,7 @@ from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
+from rlmech.core.unrolled import in_step, located
 from rlmech.errors import SiteError
 from rlmech.metrics.measure import Metric, MetricFunction, as_metric
 
@@ -51,6 +52,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
             expected="at least one site",
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
+    chosen = [located(site, policy.hook_dict) for site in chosen]
     fitting = _fitting.setdefault(policy, set())
     for site in chosen:
         if site not in fitting:
@@ -141,9 +143,19 @@ def _shown(column: Coordinates, name: str) -> list[str]:
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
-    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
+    placed = [in_step(site.name) if policy.n_steps else (None, site.name) for site in sites]
+    coordinates = {"hook": ("site", np.array([name for _, name in placed], dtype=object))}
+    if any(step is not None for step, _ in placed):
+        coordinates["step"] = ("site", np.array([-1 if step is None else step for step, _ in placed]))
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
     for axis in axes:
+        if axis in coordinates:  # the step of some, by name, and of others along an axis
+            numbers = [
+                _written(policy.point(s.name), s, axis) if k is None else k
+                for s, (k, _) in zip(sites, placed, strict=True)
+            ]
+            coordinates[axis] = ("site", np.array(numbers))
+            continue
         values = [_written(policy.point(site.name), site, axis) for site in sites]
         if all(isinstance(value, int) for value in values):
             coordinates[axis] = ("site", np.array(values))
