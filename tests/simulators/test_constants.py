@@ -31,8 +31,9 @@ def test_an_intersection_reset_elsewhere_does_not_change_an_episode() -> None:
 
 
 def test_an_intersection_episode_leaves_the_constants_of_the_process() -> None:
+    world = HighwayWorld(rlm.make_env("intersection-v2"))  # which resets it, by itself
     IDMVehicle.COMFORT_ACC_MAX = 2.5  # a user's own
-    HighwayWorld(rlm.make_env("intersection-v2")).reset(seed=0)
+    world.reset(seed=0)
     assert IDMVehicle.COMFORT_ACC_MAX == 2.5
 
 

@@ -83,7 +83,7 @@ def _unaltered(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @cache
 def _as_defined(cls: type) -> Mapping[str, Any]:
-    """The constants as the class's source file defines them, found by running that file once more under another name."""
+    """The constants as the class's source file defines them, found by running it once more under another name."""
     module = sys.modules.get(cls.__module__)
     path = getattr(module, "__file__", None)
     if path is None or cls.__module__ == "__main__":
