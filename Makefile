@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench bench-peers clean
+.PHONY: demo test check stub bench bench-peers clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+stub: $(STAMP)
+	$(BIN)/python -c "from rlmech.public_names import stub; open('rlmech/__init__.pyi', 'w').write(stub())"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -14,9 +14,9 @@ import torch
 import rlmech as rlm
 from benchmarks.clock import interleave, ratios
 from benchmarks.networks import observations, raw_network
-from rlmech.circuits.action_attribution import attribute_actions
-from rlmech.circuits.affine import local_affine
-from rlmech.circuits.exact_gradients import exact_integrated_gradients
+from rlmech.attribution.action_terms import attribute_actions
+from rlmech.attribution.affine import local_affine
+from rlmech.attribution.exact_gradients import exact_integrated_gradients
 
 N_OBSERVATIONS, N_LINES, N_STEPS = 4096, 64, 1000
 

@@ -53,7 +53,7 @@ def main() -> None:
         path=given.recordings,
     )
     rows = [*described(result)]
-    print(rlm.comparison_table(result).to_string())
+    print(rlm.episodes.comparison_table(result).to_string())
     table = tables.plain_table(rows) + "\n\nWhat sample size does to one effect, head 3 set to its mean:\n\n"
     growth = [*by_sample_size(result)]
     table += tables.plain_table(growth) + "\n"

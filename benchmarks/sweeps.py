@@ -23,9 +23,9 @@ import rlmech as rlm
 from benchmarks.clock import interleave, ratios
 from benchmarks.contenders import absent_peers
 from benchmarks.networks import NETWORKS, NetworkName, observations, raw_network, rewritten
-from rlmech.interventions.gradients.attribution import Estimator
-from rlmech.interventions.results import bind_pairs
-from rlmech.interventions.sweeps.sweep import run_sweep
+from rlmech.attribution.first_order import Estimator
+from rlmech.patching.results import bind_pairs
+from rlmech.patching.sweeps.sweep import run_sweep
 
 PAIRS = (1, 16, 256, 2048)
 AIMS = {1: 100, 16: 25, 256: 10, 2048: 6}
@@ -108,7 +108,7 @@ def contenders(
     policy = rlm.HookedPolicy(raw, clean[:2] if len(clean) > 1 else clean)
     sites = [site_of(network, name, position) for name, position in jobs]
     groups = [(site,) for site in sites]
-    metric = rlm.action_gap(BETTER, WORSE)
+    metric = rlm.metrics.action_gap(BETTER, WORSE)
     names = list(dict.fromkeys(site.name for site in sites))
 
     def ours() -> Tensor:
@@ -280,7 +280,7 @@ def attribution(*, rounds: int) -> Iterator[dict[str, Any]]:
         clean, corrupt = observations(network, 256), observations(network, 257)[:256]
         policy = rlm.HookedPolicy(raw, clean[:2])
         sites = [site_of(network, name, position) for name, position in jobs]
-        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.action_gap(BETTER, WORSE))
+        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.metrics.action_gap(BETTER, WORSE))
 
         def estimate(own: tuple[Any, ...] = (policy, sites, clean, corrupt, bound)) -> Any:
             policy, sites, clean, corrupt, bound = own
@@ -322,7 +322,7 @@ def ours_only(network: NetworkName, raw: nn.Module, jobs: Jobs, n_pairs: int) ->
     policy = rlm.HookedPolicy(raw, clean[:2])
     groups = [(site_of(network, name, position),) for name, position in jobs]
     names = list(dict.fromkeys(group[0].name for group in groups))
-    bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.action_gap(BETTER, WORSE))
+    bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.metrics.action_gap(BETTER, WORSE))
     source = policy.run_with_cache(clean, names)[1]
     return lambda: run_sweep(policy, corrupt, groups, sources=[source], metric=bound)
 

@@ -24,5 +24,10 @@ Axis = Literal[
     "site",
     "condition",
     "seed",
+    "axis_1",
+    "axis_2",
+    "axis_3",
+    "axis_4",
+    "axis_5",
 ]
 AXES: tuple[Axis, ...] = get_args(Axis)

@@ -183,7 +183,7 @@ def test_compare_gives_the_comparison_of_what_drove(saved: str, compared: Path, 
     found = result(capsys, "compare", saved, *arguments)  # goes on from the recordings, which are all there
     folders = {"baseline": "baseline", "head 0": "head_0", "head 1": "head_1"}
     recordings = {name: rlm.Recording.load(compared / "recordings" / folder) for name, folder in folders.items()}
-    same = rlm.compare_recordings(recordings)
+    same = rlm.episodes.compare_recordings(recordings)
     rows = {row["condition"]: row for row in found["conditions"]}
     assert list(rows) == list(folders)
     for name in ("delta_return", "delta_return_low", "mean_speed", "delta_crashed_p_holm"):

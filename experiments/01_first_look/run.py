@@ -16,8 +16,11 @@ import torch
 import rlmech as rlm
 
 PATCH = "rlm.plot.sweep(rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites={}, direction={!r}))"
-ABLATE = "rlm.plot.sweep(rlm.ablation_sweep(policy, observations, sites=heads, kind='mean', metric=rlm.action_flip()))"
-CIRCUIT = "rlm.plot.circuit(rlm.{}_circuit(policy, space='feature', obs=observations), entity='vehicle_1')"
+ABLATE = (
+    "rlm.plot.sweep(rlm.ablation_sweep(policy, observations, sites=heads, kind='mean', "
+    "metric=rlm.metrics.action_flip()))"
+)
+CIRCUIT = "rlm.plot.circuit(rlm.circuits.{}_circuit(policy, space='feature', obs=observations), entity='vehicle_1')"
 
 
 def take_away(policy: rlm.HookedPolicy, recording: rlm.Recording) -> tuple[np.ndarray, np.ndarray]:
@@ -54,9 +57,9 @@ def main() -> None:
     vehicles = policy.sites("*others_embedding.relu_1.hook_out", over=("entity",))
     enough = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites=heads, direction="denoise")
     needed = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites=vehicles, direction="noise")
-    ablated = rlm.ablation_sweep(policy, observations, sites=heads, kind="mean", metric=rlm.action_flip())
-    qk = rlm.plot.circuit(rlm.qk_circuit(policy, space="feature", obs=observations), entity="vehicle_1")
-    ov = rlm.plot.circuit(rlm.ov_circuit(policy, space="feature", obs=observations), entity="vehicle_1")
+    ablated = rlm.ablation_sweep(policy, observations, sites=heads, kind="mean", metric=rlm.metrics.action_flip())
+    qk = rlm.plot.circuit(rlm.circuits.qk_circuit(policy, space="feature", obs=observations), entity="vehicle_1")
+    ov = rlm.plot.circuit(rlm.circuits.ov_circuit(policy, space="feature", obs=observations), entity="vehicle_1")
 
     def panel(title: str, meaning: str, figure: rlm.plot.Figure | rlm.plot.Steps, code: str) -> rlm.plot.Panel:
         return rlm.plot.Panel(title=title, meaning=meaning, figure=figure, code=code)

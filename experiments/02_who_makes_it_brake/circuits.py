@@ -18,8 +18,8 @@ N_RANDOM, N_TRIES = 20, 200
 
 
 def curve(
-    policy: rlm.HookedPolicy, here: Pairs, there: Pairs, *, metric: rlm.Metric, thresholds: Sequence[float]
-) -> tuple[list[dict[str, Any]], rlm.Circuit]:
+    policy: rlm.HookedPolicy, here: Pairs, there: Pairs, *, metric: rlm.metrics.Metric, thresholds: Sequence[float]
+) -> tuple[list[dict[str, Any]], rlm.edges.Circuit]:
     """ACDC at several thresholds, and EAP-IG with as many edges; the smallest circuit enough where it was found."""
     rows: list[dict[str, Any]] = []
     for threshold in thresholds:
@@ -34,16 +34,20 @@ def curve(
     return rows, min(enough or [rows[0]["circuit"]], key=lambda circuit: len(circuit.kept))
 
 
-def discovered(policy: rlm.HookedPolicy, pairs: Pairs, *, metric: rlm.Metric, **how: Any) -> rlm.Circuit:
+def discovered(policy: rlm.HookedPolicy, pairs: Pairs, *, metric: rlm.metrics.Metric, **how: Any) -> rlm.edges.Circuit:
     """A circuit, measured where it was found."""
-    return rlm.discover_circuit(policy, clean=pairs.clean, corrupt=pairs.corrupt, metric=metric, held_out=0, **how)
+    return rlm.edges.discover_circuit(
+        policy, clean=pairs.clean, corrupt=pairs.corrupt, metric=metric, held_out=0, **how
+    )
 
 
-def judged(policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm.Circuit, *, metric: rlm.Metric) -> dict[str, Any]:
+def judged(
+    policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm.edges.Circuit, *, metric: rlm.metrics.Metric
+) -> dict[str, Any]:
     """How good a circuit is on other pairs, beside random circuits, and what scrubbing leaves of it."""
     result = circuit.evaluate(policy, clean=pairs.clean, corrupt=pairs.corrupt, metric=metric)
     both_sides = np.concatenate([pairs.clean, pairs.corrupt])
-    scrubbed = rlm.causal_scrubbing(policy, obs=both_sides, hypothesis=circuit, metric=metric)
+    scrubbed = rlm.edges.causal_scrubbing(policy, obs=both_sides, hypothesis=circuit, metric=metric)
     return {
         "circuit": circuit,
         "edges": len(circuit.kept),
@@ -55,7 +59,7 @@ def judged(policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm.Circuit, *, metr
     }
 
 
-def random_of_the_same_rows(policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm.Circuit) -> np.ndarray:
+def random_of_the_same_rows(policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm.edges.Circuit) -> np.ndarray:
     """Faithfulness of circuits of random whole paths that start at the observation rows that the circuit starts at."""
     ends = [circuit.candidates[number] for number in circuit.kept]
     starts = sorted({sender for sender, _ in ends if circuit.units[sender].name == "hook_obs"})
@@ -71,7 +75,7 @@ def random_of_the_same_rows(policy: rlm.HookedPolicy, pairs: Pairs, circuit: rlm
     return np.array(found)
 
 
-def _random_paths(circuit: rlm.Circuit, starts: list[int], generator: np.random.Generator) -> tuple[int, ...]:
+def _random_paths(circuit: rlm.edges.Circuit, starts: list[int], generator: np.random.Generator) -> tuple[int, ...]:
     """Whole paths, as many as make a circuit of about the same size."""
     outgoing: dict[int, list[int]] = {}
     for number, (sender, _) in enumerate(circuit.candidates):

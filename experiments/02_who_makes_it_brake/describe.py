@@ -51,7 +51,7 @@ def off_manifold(places: Places, pairs: Pairs, usual: np.ndarray) -> dict[str, l
     for name, site in judged:
         for side, source in (("clean", clean), ("corrupt", corrupt)):
             if side == "corrupt" or "patched" not in name:
-                result = rlm.off_manifold_distance(
+                result = rlm.patching.off_manifold_distance(
                     places.policy, base=clean, source=source, reference=usual, sites=[site]
                 )
                 found[f"{name}, {side}"] = quartiles(result["percentile"].values)

@@ -28,7 +28,7 @@ import rlmech as rlm
 
 POLICY = "zoo:intersection-ego-attention"
 FIRST_SEED = 200_000  # none of them was trained, validated or evaluated on
-GAP = rlm.action_gap(pairing.BRAKE, pairing.GO)
+GAP = rlm.metrics.action_gap(pairing.BRAKE, pairing.GO)
 FEATURES = {"position": ("x", "y"), "velocity": ("vx", "vy"), "heading": ("cos_h", "sin_h")}
 
 
@@ -139,7 +139,12 @@ def decisions(policy: rlm.HookedPolicy, pairs: pairing.Pairs, sites: list[rlm.Si
     """Share of pairs in which a patch brings SLOWER back, and in which it drives SLOWER away."""
     changed = {
         what: rlm.activation_patching(
-            policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=sites, metric=rlm.action_flip(), direction=direction
+            policy,
+            clean=pairs.clean,
+            corrupt=pairs.corrupt,
+            sites=sites,
+            metric=rlm.metrics.action_flip(),
+            direction=direction,
         )["patched"].values.mean(1)
         for what, direction in DIRECTIONS.items()
     }
@@ -232,7 +237,7 @@ def paths(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.Sec
         found[f"-> Q layers, {kind}"] = [
             path_rows(policy, kinds[kind], site, {name: places.reader})[0] for name, site in direct.items()
         ]
-    edges = rlm.edge_patching(
+    edges = rlm.edges.edge_patching(
         policy, clean=replaced.clean, corrupt=replaced.corrupt, metric=GAP, direction="noise"
     )  # fmt: skip
     every, magnitude = edges["effect"].values, np.abs(edges["effect"].values)
@@ -261,7 +266,7 @@ def path_rows(
     for name, receiver in receivers.items():
         row: dict[str, Any] = {"site": name}
         for what, direction in DIRECTIONS.items():
-            result = rlm.path_patching(
+            result = rlm.edges.path_patching(
                 policy, clean=pairs.clean, corrupt=pairs.corrupt, sender=sender, receiver=receiver, metric=GAP,
                 direction=direction,
             )  # fmt: skip
@@ -310,7 +315,7 @@ def together(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plot.
     panels = []
     pairs = kinds["removed"]
     for what, direction in DIRECTIONS.items():
-        result = rlm.pairwise_interactions(
+        result = rlm.patching.pairwise_interactions(
             places.policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=[places.head("z", h) for h in places.heads],
             metric=GAP, direction=direction,
         )  # fmt: skip

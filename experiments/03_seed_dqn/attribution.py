@@ -37,15 +37,15 @@ def features(data: Data) -> Shown:
     scores = policy(seen).detach().numpy()
     best, second = scores.argsort(1)[:, ::-1][:, :2].T
     rows, base = np.arange(len(seen)), typical(data)
-    exact = rlm.exact_integrated_gradients(policy, seen, baseline=base)
+    exact = rlm.attribution.exact_integrated_gradients(policy, seen, baseline=base)
     gap, raw = gap_of(exact.attribution.values, best, second), exact.attribution.values[rows, best]
-    captum = rlm.integrated_gradients(policy, seen, baseline=base, n_steps=naive.STEPS)
+    captum = rlm.attribution.integrated_gradients(policy, seen, baseline=base, n_steps=naive.STEPS)
     crossing = naive.zero_baseline_gradients(policy, seen, best)
     nobody = policy(np.zeros_like(seen[:1])).detach().numpy()
     change = (scores - nobody)[rows, best]
     presence = policy.spec.presence_index
     try:
-        rlm.exact_integrated_gradients(policy, seen, baseline=np.zeros_like(seen[:1]))
+        rlm.attribution.exact_integrated_gradients(policy, seen, baseline=np.zeros_like(seen[:1]))
         refused = "not refused"
     except rlm.RlmechError as error:
         refused = str(error).splitlines()[0]
@@ -123,7 +123,7 @@ def neurons(data: Data) -> Shown:
     scores = policy(seen).detach().numpy()
     best, second = scores.argsort(1)[:, ::-1][:, :2].T
     rows, base = np.arange(len(seen)), typical(data)
-    found = rlm.layer_conductance(policy, seen, LAYER, baseline=base, n_steps=naive.STEPS)
+    found = rlm.attribution.layer_conductance(policy, seen, LAYER, baseline=base, n_steps=naive.STEPS)
     gap, raw = gap_of(found.conductance.values, best, second), found.conductance.values[rows, best]
     active = data.fast.activation(LAYER)
     sizes = {
@@ -133,7 +133,9 @@ def neurons(data: Data) -> Shown:
     }
     order = sizes["conductance of the gap"].argsort()[::-1]
     strongest = int(order[0])
-    through = rlm.neuron_conductance(policy, seen, LAYER, neuron=strongest, baseline=base, n_steps=naive.STEPS)
+    through = rlm.attribution.neuron_conductance(
+        policy, seen, LAYER, neuron=strongest, baseline=base, n_steps=naive.STEPS
+    )
     total = np.abs(gap).mean(0).sum()
     numbers: dict[str, Any] = {
         "largest completeness error": float(np.abs(found.completeness_error).max()),
@@ -175,7 +177,7 @@ def _flips(data: Data, sites: list[rlm.Site]) -> dict[str, list[float]]:
     Episodes are resampled whole for the interval, because states of one episode resemble each other.
     """
     found = rlm.ablation_sweep(
-        data.policy, data.seen, sites=sites, kind="resample", metric=rlm.action_flip(), clusters=data.episode
+        data.policy, data.seen, sites=sites, kind="resample", metric=rlm.metrics.action_flip(), clusters=data.episode
     )
     rows = zip(*(found[f"effect{end}"].values for end in ("", "_low", "_high")), strict=True)
     names = [" ".join(str(value) for value in dict(site.selection).values()) for site in sites]

@@ -20,7 +20,7 @@ def lens(data: Data) -> Shown:
     """What would be chosen if the network stopped at each layer; fitted on some episodes, tried on the others."""
     held = data.held_out()
     found = {
-        method: rlm.action_lens(
+        method: rlm.attribution.action_lens(
             data.policy, data.seen[held], list(LAYERS.values()), reference=data.seen[~held], method=method
         )
         for method in ("mean", "linear")
@@ -57,8 +57,8 @@ def along(data: Data) -> Shown:
     seen, steps = np.asarray(run.observations), run.steps["step"].to_numpy()
     taken = [policy.spec.actions[int(action)] for action in np.asarray(run.actions)]
     hidden = run.activation("q_net.3.hook_out")
-    margins = rlm.region_margins(policy, seen)
-    ours = rlm.region_margins(policy, data.seen)
+    margins = rlm.attribution.region_margins(policy, seen)
+    ours = rlm.attribution.region_margins(policy, data.seen)
     scores = np.asarray(run.scores)
     best = scores.argmax(1)
     gap = np.sort(scores, 1)[:, -1] - np.sort(scores, 1)[:, -2]

@@ -31,7 +31,7 @@ def weights(data: Data) -> Shown:
     w, b = naive.weights(data.policy)
     inputs, actions = data.inputs(), list(data.policy.spec.actions)
     right = (w[1] @ w[0]).T
-    affine = rlm.local_affine(data.policy, data.seen)
+    affine = rlm.attribution.local_affine(data.policy, data.seen)
     jacobian = affine.jacobian.values.reshape(len(data.seen), len(actions), -1)
     ungated = w[2] @ w[1] @ w[0]
     flat = data.seen.reshape(len(data.seen), -1)

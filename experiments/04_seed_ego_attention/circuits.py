@@ -19,9 +19,9 @@ def forms(states: States, policy: rlm.HookedPolicy) -> dict[str, xr.Dataset]:
     moved, _, _ = states.one_vehicle_each()
     gap: Any = {"better": BETTER, "worse": WORSE}
     return {
-        "QK": rlm.qk_circuit(policy, obs=moved).sel(entity=ANY),
-        "OV": rlm.ov_circuit(policy, obs=moved).sel(entity=ANY),
-        "OV to the gap": rlm.ov_circuit(policy, obs=moved, **gap).sel(entity=ANY),
+        "QK": rlm.circuits.qk_circuit(policy, obs=moved).sel(entity=ANY),
+        "OV": rlm.circuits.ov_circuit(policy, obs=moved).sel(entity=ANY),
+        "OV to the gap": rlm.circuits.ov_circuit(policy, obs=moved, **gap).sel(entity=ANY),
     }
 
 
@@ -52,8 +52,8 @@ def how_well_means_stand(found: dict[str, dict[str, xr.Dataset]]) -> dict[str, A
 
 def statistics(policy: rlm.HookedPolicy, n_untrained: int) -> tuple[dict[str, Any], dict[str, xr.Dataset]]:
     """Each head's products of weights, beside Gaussian ones and beside heads of untrained networks."""
-    trained = rlm.circuit_statistics(policy)
-    fresh = [rlm.circuit_statistics(untrained(policy, seed)) for seed in range(n_untrained)]
+    trained = rlm.circuits.circuit_statistics(policy)
+    fresh = [rlm.circuits.circuit_statistics(untrained(policy, seed)) for seed in range(n_untrained)]
     several = xr.concat(fresh, "seed", join="outer")
     numbers: dict[str, Any] = {}
     for circuit in ("qk", "ov"):
@@ -71,7 +71,7 @@ def statistics(policy: rlm.HookedPolicy, n_untrained: int) -> tuple[dict[str, An
 def composition(policy: rlm.HookedPolicy) -> str:
     """The scores between layers, or why there are none."""
     try:
-        return str(rlm.composition_scores(policy).score)
+        return str(rlm.circuits.composition_scores(policy).score)
     except rlm.RlmechError as refusal:
         return str(refusal)
 

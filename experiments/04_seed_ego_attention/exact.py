@@ -49,7 +49,7 @@ def _vehicles(found: xr.Dataset) -> np.ndarray:
 
 def laws(states: States, terms: Terms, paths: xr.Dataset) -> dict[str, float]:
     """The largest error of each identity, over all states (over a few for the forms of attention)."""
-    affine, obs = rlm.local_affine(states.policy, states.obs), states.obs.numpy()
+    affine, obs = rlm.attribution.local_affine(states.policy, states.obs), states.obs.numpy()
     again = np.einsum("naef,nef->na", affine.jacobian.values, obs) + affine.offset.values
     parts = [terms.gap[name] for name in ("ov", "skip", "bias")]
     summed = sum(part.sum([d for d in part.dims if d not in ("batch", "action")]) for part in parts)
@@ -70,7 +70,7 @@ def laws(states: States, terms: Terms, paths: xr.Dataset) -> dict[str, float]:
 def _form_error(states: States, number: int) -> float:
     """How far the QK form of one state is from the attention scores of that state."""
     one = states.obs[number : number + 1]
-    form = rlm.qk_circuit(states.policy, obs=one).circuit.isel(query=0).transpose("head", "entity", ...).values
+    form = rlm.circuits.qk_circuit(states.policy, obs=one).circuit.isel(query=0).transpose("head", "entity", ...).values
     x = np.concatenate([one[0].numpy(), np.ones((one.shape[1], 1))], axis=-1)
     there = states.there[number]
     scores = np.einsum("q,hequ,eu->he", x[0], form[:, there], x[there])
@@ -79,7 +79,7 @@ def _form_error(states: States, number: int) -> float:
 
 def regions(states: States) -> dict[str, Any]:
     """How many linear regions the episodes pass through."""
-    region = rlm.local_affine(states.policy, states.obs).region.values
+    region = rlm.attribution.local_affine(states.policy, states.obs).region.values
     follows = np.flatnonzero(states.episode[1:] == states.episode[:-1])
     changed = (region[follows] != region[follows + 1]).astype(float)
     return {
@@ -120,7 +120,7 @@ def ablated(states: States) -> dict[str, xr.Dataset]:
     """Each head's output replaced by its mean over all states: the gap, and the share of other decisions."""
     z = next(iter(states.policy.attention.values())).names["z"]
     heads = states.policy.sites(z, over="head")
-    metrics = {"gap": rlm.action_gap(BETTER, WORSE), "other decisions": rlm.action_flip()}
+    metrics = {"gap": rlm.metrics.action_gap(BETTER, WORSE), "other decisions": rlm.metrics.action_flip()}
     return {
         name: rlm.ablation_sweep(states.policy, states.obs, sites=heads, kind="mean", metric=metric)
         for name, metric in metrics.items()
@@ -171,7 +171,7 @@ def looks(states: States, terms: Terms) -> dict[str, xr.DataArray]:
 
 def moved_by_the_pattern(states: States) -> xr.Dataset:
     """How the gap changes when a vehicle leaves one head's softmax, mean over the vehicles of a place."""
-    effects = rlm.pattern_effects(states.policy, states.obs, better=BETTER, worse=WORSE).removed_by_head
+    effects = rlm.attribution.pattern_effects(states.policy, states.obs, better=BETTER, worse=WORSE).removed_by_head
     values = effects.isel(action=0).transpose("batch", "head", "key").values
     group, coords = groups_of(states), {"head": list(range(values.shape[1])), "where": list(GROUPS)}
     numbers = np.zeros((3, values.shape[1], len(GROUPS)))
@@ -212,7 +212,7 @@ def slopes(states: States) -> xr.Dataset:
 
     Its mean, its standard deviation over states, and the share of states that have the mean's sign.
     """
-    jacobian = rlm.local_affine(states.policy, states.obs).jacobian
+    jacobian = rlm.attribution.local_affine(states.policy, states.obs).jacobian
     gap = (jacobian.sel(action=BETTER) - jacobian.sel(action=WORSE)).transpose("batch", "entity", "feature").values
     ahead, left = states.places()
     distance = np.where((ahead > 0) & states.there, np.hypot(ahead, left), np.inf)

@@ -134,11 +134,19 @@ def skipped(states: States, how: str) -> Found:
 def qk_products(states: States) -> Found:
     """Attention scores from the product of all weights, beside those from the mean of the gated forms."""
     moved, _, _ = states.one_vehicle_each()
-    product = rlm.qk_circuit(states.policy, gated=False).circuit.isel(query=0).transpose("head", "entity", ...).values
+    product = (
+        rlm.circuits.qk_circuit(states.policy, gated=False)
+        .circuit.isel(query=0)
+        .transpose("head", "entity", ...)
+        .values
+    )
     bare = product.copy()
     bare[..., -1, :] = bare[..., :, -1] = 0
     mean = product.copy()
-    vehicles, own = rlm.qk_circuit(states.policy, obs=moved), rlm.qk_circuit(states.policy, obs=states.obs)
+    vehicles, own = (
+        rlm.circuits.qk_circuit(states.policy, obs=moved),
+        rlm.circuits.qk_circuit(states.policy, obs=states.obs),
+    )
     mean[:, :1] = own.circuit.isel(query=0).sel(entity=["ego"]).transpose("head", "entity", ...).values
     mean[:, 1:] = vehicles.circuit.isel(query=0).sel(entity=["vehicle_1"]).transpose("head", "entity", ...).values
     x = np.concatenate([states.obs, np.ones((*states.obs.shape[:2], 1))], axis=-1)
@@ -166,8 +174,8 @@ def ov_products(states: States, terms: Terms) -> Found:
     """What each vehicle adds to the gap through a head: from products and mean forms, beside the exact terms."""
     moved, _, _ = states.one_vehicle_each()
     gap: Any = {"better": BETTER, "worse": WORSE}
-    product = rlm.ov_circuit(states.policy, gated=False, **gap).circuit.sel(entity="vehicle_1")
-    mean = rlm.ov_circuit(states.policy, obs=moved, **gap).circuit.sel(entity="vehicle_1")
+    product = rlm.circuits.ov_circuit(states.policy, gated=False, **gap).circuit.sel(entity="vehicle_1")
+    mean = rlm.circuits.ov_circuit(states.policy, obs=moved, **gap).circuit.sel(entity="vehicle_1")
     truth = terms.vehicles.sum(-1)  # [state head entity], the ego left out
     weight, x = states.pattern[:, :, 1:], states.obs[:, 1:].numpy()
     found: Found = {}
@@ -265,7 +273,9 @@ def zero_baseline(states: States) -> Found:
     try:
         gap: Any = {"better": BETTER, "worse": WORSE}
         first, zeros = states.obs[:1], torch.zeros_like(states.obs[:1])
-        error = rlm.exact_integrated_gradients(states.policy, first, baseline=zeros, **gap).completeness_error
+        error = rlm.attribution.exact_integrated_gradients(
+            states.policy, first, baseline=zeros, **gap
+        ).completeness_error
         said = f"a completeness error of {float(error):.2g}"
     except rlm.RlmechError as refusal:
         said = str(refusal)
@@ -288,7 +298,9 @@ def borrowed_lens(states: States) -> Found:
     agree: Found = {}
     for where, name in {"there": block, "one layer on": names_of(states.policy)["reader"]}.items():
         obs, reference = states.obs[~fitted], states.obs[fitted]
-        choice = rlm.action_lens(states.policy, obs, name, reference=reference, method="linear").choice.values[0]
+        choice = rlm.attribution.action_lens(
+            states.policy, obs, name, reference=reference, method="linear"
+        ).choice.values[0]
         same = (choice == own[~fitted]).astype(float)
         told = interval(states.episode[~fitted], lambda r, s=same: s[r].mean())
         agree[f"action_lens {where}, on other episodes"] = told

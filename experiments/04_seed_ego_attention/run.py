@@ -164,7 +164,7 @@ def weights(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panels,
 
 def decisions(states: States, terms: exact.Terms, *, smoke: bool) -> tuple[Panels, dict[str, Any]]:
     """Paths, vehicles and features of the gap, and the laws."""
-    paths = rlm.path_expansion(states.policy, states.obs, better=BETTER, worse=WORSE)
+    paths = rlm.circuits.path_expansion(states.policy, states.obs, better=BETTER, worse=WORSE)
     shares, looks = exact.path_shares(states, paths), exact.looks(states, terms)
     pattern = exact.moved_by_the_pattern(states)
     biases = exact.bias_sources(states, terms)

@@ -57,7 +57,7 @@ def main() -> None:
         facts=[("policy", POLICY), ("seeds", str(result.sizes["seed"])), ("conditions", str(len(rows)))],
     )
     (given.out / "numbers.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    print(rlm.comparison_table(result).to_string())
+    print(rlm.episodes.comparison_table(result).to_string())
     print(f"the page is at {page}")
 
 
@@ -137,7 +137,7 @@ def interactions(result: xr.Dataset) -> dict[str, dict[str, list[float]]]:
 
 def needed(result: xr.Dataset) -> dict[str, int]:
     """Seeds for a crash rate known to 0.05."""
-    seeds = rlm.seeds_needed(result, "crashed", half_width=0.05)
+    seeds = rlm.episodes.seeds_needed(result, "crashed", half_width=0.05)
     return {str(name): int(n) for name, n in zip(seeds["condition"].values, seeds.values, strict=True) if n > 2}
 
 

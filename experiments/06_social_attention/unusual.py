@@ -24,6 +24,6 @@ def unusual(policy: rlm.HookedPolicy, scenes: Scenes, met: np.ndarray) -> dict[s
         rows = scenes.observations[scenes.condition == number]
         some = rows[np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int)]
         site = rlm.Site(block.names["z"])
-        result = rlm.off_manifold_distance(policy, base=some, source=some, reference=met, sites=[site])
+        result = rlm.patching.off_manifold_distance(policy, base=some, source=some, reference=met, sites=[site])
         found[condition] = [float(q) for q in np.quantile(result["percentile"].values, [0.25, 0.5, 0.75])]
     return found

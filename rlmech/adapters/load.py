@@ -18,7 +18,7 @@ from torch import nn
 
 from rlmech.adapters import native, rl_agents
 from rlmech.adapters.environment import check_spaces, read_spec
-from rlmech.adapters.rl_agents_config import read_config
+from rlmech.adapters.rl_agents.config import read_config
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest
 
@@ -35,6 +35,7 @@ def load(
     features_extractor_class: type[nn.Module] | None = None,
     observation_space: spaces.Space[Any] | None = None,
     action_space: spaces.Space[Any] | None = None,
+    vecnormalize: Any = None,
     trust_pickle: bool = False,
     device: str = "cpu",
 ) -> HookedPolicy:
@@ -52,6 +53,8 @@ def load(
         features_extractor_class: For SB3: the class of a features extractor that is not SB3's or this package's.
         observation_space: The observation space, where neither the file nor the environment tells it.
         action_space: For SB3: likewise the action space.
+        vecnormalize: For SB3: the statistics of VecNormalize: a path to its pickle, which is read as data, or to an npz
+            with `mean` and `var`, or a live one. By default those beside the zip; False for none.
         trust_pickle: Whether to unpickle, which runs code of whoever wrote the file.
         device: Where to put the network.
 
@@ -77,6 +80,7 @@ def load(
         "features_extractor_class": features_extractor_class,
         "observation_space": observation_space,
         "action_space": action_space,
+        "vecnormalize": vecnormalize,
     }
     _check_use(
         file, "trusted" if kind == "sb3" and trust_pickle else kind, [key for key in asked if asked[key] is not None]
@@ -94,6 +98,7 @@ def load(
                 features_extractor_class=features_extractor_class,
                 observation_space=observation_space,
                 action_space=action_space,
+                vecnormalize=vecnormalize,
                 trust_pickle=trust_pickle,
                 device=device,
             )
@@ -116,10 +121,10 @@ def load(
 
 
 USED = {
-    "sb3": ("config", "features_extractor_class", "observation_space", "action_space"),
+    "sb3": ("config", "features_extractor_class", "observation_space", "action_space", "vecnormalize"),
     "rl_agents": ("config", "observation_space"),
     "native": (),
-    "trusted": (),
+    "trusted": ("vecnormalize",),
 }
 MADE_BY = {
     "sb3": "Stable-Baselines3",
@@ -133,11 +138,10 @@ def _check_use(file: Path, kind: str, given: Sequence[str]) -> None:
     """Refuse arguments that would be ignored."""
     unused = [argument for argument in given if argument not in USED[kind]]
     if unused:
-        whole = "the file itself says everything" if kind == "native" else "SB3's own loader takes it from the zip"
         raise ConfigError(
             f"{file.name} is a file of {MADE_BY[kind]}, for which {unused[0]} means nothing.",
             given=", ".join(f"{argument}=" for argument in given),
-            expected=" or ".join(USED[kind]) or f"none of them: {whole}",
+            expected=" or ".join(USED[kind]) or "none of them: the file itself says everything",
             fix=f"leave out {', '.join(unused)}",
         )
 
@@ -191,6 +195,13 @@ def _recognise(file: Path) -> Kind:
     """Tell the kind of a file by its content."""
     with file.open("rb") as stream:
         start = stream.read(9)
+    if start == b"version h" and b"git-lfs" in _header(file):
+        raise CheckpointError(
+            f"{file.name} is a pointer of Git LFS: the policy itself was not downloaded.",
+            given=f"a text of {file.stat().st_size} bytes",
+            expected="the file that it points to",
+            fix="git lfs pull, in the repository that it comes from",
+        )
     if start[:4] == b"PK\x03\x04":
         try:
             with zipfile.ZipFile(file) as archive:
@@ -202,6 +213,13 @@ def _recognise(file: Path) -> Kind:
                 expected="a whole file, written by model.save(path) or torch.save",
                 fix="copy or download it again, and compare its size with the original's",
             ) from error
+        if any("/code/" in name and name.endswith(".py") for name in names):
+            raise CheckpointError(
+                f"{file.name} is TorchScript: compiled code, whose inside has no modules to hook.",
+                given=f"an archive with {next(name for name in names if '/code/' in name)}",
+                expected="weights, of a network that Python builds",
+                fix="wrap the nn.Module that it was made from: HookedPolicy(module, example_obs)",
+            )
         if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
             return "rl_agents"
         return "sb3"

@@ -20,8 +20,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rlmech.adapters import rl_agents
-from rlmech.adapters.rl_agents_plan import RlAgentsPlan
+from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
+from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
 from rlmech.spec import PolicySpec
@@ -72,7 +73,11 @@ def _unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         unique.setdefault(id(tensor), (name, tensor))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unique.values()}
-    foreign = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype != torch.float32]
+    foreign = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32 and name.split(".")[0] != NORMALIZATION
+    ]  # VecNormalize keeps its statistics in float64
     if foreign:
         raise CheckpointError(
             "Only float32 policies are saved: others would be rounded when they are opened.",
@@ -123,7 +128,7 @@ def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu"
     match content.get("adapter"):
         case "sb3" if isinstance(plan, dict):
             from rlmech.adapters import sb3
-            from rlmech.adapters.sb3_plan import SB3Plan
+            from rlmech.adapters.sb3.plan import SB3Plan
 
             return sb3.open_plan(SB3Plan.from_json(plan), tensors, spec=spec, device=device, name=path.name)
         case "rl_agents" if isinstance(plan, dict):

@@ -1,14 +1,12 @@
-"""Gymnasium spaces as JSON, out of the clear text of an SB3 zip, and observations drawn from them.
+"""Gymnasium spaces as JSON, and observations drawn from them.
 
-A zip holds its spaces pickled; beside the pickle stand their type, shape, dtype, counts and, as numpy prints them,
-their bounds. Those are read here, the pickle never. Bounds of more than 1,000 numbers are printed in part: they are
-taken where all that is shown is one number. Dict spaces are not in clear.
+A Dict space keeps the order of its keys: Gymnasium sorts a plain dict's and keeps that of pairs, and a network that
+puts the parts side by side was trained in one order.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +15,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlmech.errors import CheckpointError, ConfigError
+from rlmech.errors import ConfigError
 
 Observation = Tensor | dict[str, Tensor]
 MODERATE = 1e4
-_NUMBER = re.compile(r"[-+]?(?:inf|nan|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+)", re.IGNORECASE)
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -69,15 +66,15 @@ def space_from_json(values: Mapping[str, Any]) -> spaces.Space[Any]:
     match values["type"]:
         case "Box":
             shape, dtype = tuple(values["shape"]), np.dtype(values["dtype"])
-            return _box(_bound_from_json(values["low"], shape), _bound_from_json(values["high"], shape), dtype)
+            return box(_bound_from_json(values["low"], shape), _bound_from_json(values["high"], shape), dtype)
         case "Discrete":
             return spaces.Discrete(values["n"], start=values["start"])
         case "MultiDiscrete":
             return spaces.MultiDiscrete(values["nvec"])
         case "MultiBinary":
-            return _multi_binary(tuple(values["shape"]))
+            return multi_binary(tuple(values["shape"]))
         case "Dict":
-            return spaces.Dict({key: space_from_json(sub) for key, sub in values["spaces"].items()})
+            return ordered_dict({key: space_from_json(sub) for key, sub in values["spaces"].items()})
         case kind:
             raise ConfigError(
                 f"There is no space of type {kind!r}.",
@@ -87,7 +84,13 @@ def space_from_json(values: Mapping[str, Any]) -> spaces.Space[Any]:
             )
 
 
-def _multi_binary(shape: tuple[int, ...]) -> spaces.MultiBinary:
+def ordered_dict(parts: Mapping[str, spaces.Space[Any]]) -> spaces.Dict:
+    """A Dict space whose keys stay in the order given."""
+    return spaces.Dict(list(parts.items()))
+
+
+def multi_binary(shape: tuple[int, ...]) -> spaces.MultiBinary:
+    """A MultiBinary space of a shape."""
     return spaces.MultiBinary(shape[0] if len(shape) == 1 else list(shape))
 
 
@@ -96,81 +99,19 @@ def _bound_from_json(bound: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values.reshape(shape) if values.size > 1 else np.full(shape, values)
 
 
-def _box(low: np.ndarray, high: np.ndarray, dtype: np.dtype[Any]) -> spaces.Box:
+def box(low: np.ndarray, high: np.ndarray, dtype: np.dtype[Any]) -> spaces.Box:
+    """A Box of bounds and dtype."""
     return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
-
-
-def space_from_clear_text(entry: Any, *, argument: str) -> spaces.Space[Any]:
-    """Read a space from what stands in clear in an SB3 zip.
-
-    Args:
-        entry: The JSON entry of the space in the zip's `data`.
-        argument: The name of the space, which is also the argument of `load` that gives it instead.
-
-    Raises:
-        CheckpointError: The space is not in clear; the error says what is.
-    """
-    kind = str(entry.get(":type:", "")).rstrip("'>").rsplit(".", 1)[-1] if isinstance(entry, Mapping) else ""
-    try:
-        match kind:
-            case "Box":
-                return _box_from_clear_text(entry, exact=argument == "action_space")
-            case "Discrete":
-                return spaces.Discrete(int(entry["n"]), start=int(entry.get("start", 0)))
-            case "MultiDiscrete":
-                return spaces.MultiDiscrete(_counts(str(entry["nvec"])))
-            case "MultiBinary":
-                return _multi_binary(_shape(entry))
-            case _:
-                raise KeyError(":type:")
-    except (KeyError, ValueError, TypeError, AssertionError) as error:
-        shown = entry.get("spaces", entry.get("_shape")) if isinstance(entry, Mapping) else entry
-        raise CheckpointError(
-            f"The zip holds its {argument} only as a pickle, which is never opened.",
-            given=f"{kind or 'no'} space{f', shown as {shown}' if shown else ''}",
-            expected="a space whose type, shape and bounds stand in clear",
-            fix=f"give it: load(..., {argument}=env.{argument}), or load(..., env=env)",
-        ) from error
-
-
-def _shape(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """`_shape` is a list, or its text where one of its numbers was numpy's."""
-    shape = entry["_shape"]
-    return tuple(int(n) for n in (shape if isinstance(shape, list) else re.findall(r"\d+", str(shape))))
-
-
-def _counts(text: str) -> list[int]:
-    if "..." in text:
-        raise ValueError("not all counts are printed")
-    return [int(n) for n in re.findall(r"\d+", text)]
-
-
-def _box_from_clear_text(entry: Mapping[str, Any], *, exact: bool) -> spaces.Box:
-    """Bounds matter where actions are clipped and where they make an image; elsewhere unknown ones are infinite."""
-    shape, dtype = _shape(entry), np.dtype(str(entry["dtype"]))
-    low, high = (_bound_from_clear_text(str(entry.get(side, "")), shape) for side in ("low", "high"))
-    if (low is None or high is None) and (exact or dtype == np.uint8):
-        raise ValueError("not all bounds are printed")
-    low = np.full(shape, -np.inf) if low is None else low
-    high = np.full(shape, np.inf) if high is None else high
-    return _box(low, high, dtype)
-
-
-def _bound_from_clear_text(text: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    values = np.array([float(number) for number in _NUMBER.findall(text)])
-    if values.size == int(np.prod(shape)):
-        return values.reshape(shape)
-    return np.full(shape, values[0]) if values.size and bool((values == values[0]).all()) else None
 
 
 def _of_moderate_size(space: Any) -> Any:
     """Bounds like 3e38 stand for none: a uniform draw between them would overflow the network."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _of_moderate_size(sub) for key, sub in space.spaces.items()})
+        return ordered_dict({key: _of_moderate_size(sub) for key, sub in space.spaces.items()})
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         return space
     low = np.where(space.low < -MODERATE, -np.inf, space.low)
-    return _box(low, np.where(space.high > MODERATE, np.inf, space.high), np.dtype(space.dtype))
+    return box(low, np.where(space.high > MODERATE, np.inf, space.high), np.dtype(space.dtype))
 
 
 def draw_observations(space: spaces.Space[Any], n: int, *, seed: int = 0) -> Observation:

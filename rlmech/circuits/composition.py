@@ -143,7 +143,7 @@ def _pairs(policy: HookedPolicy) -> list[_Pair]:
             "Composition is between two attention blocks, the later of which reads the earlier one.",
             given=f"{len(blocks)} in {type(policy.module).__name__}" + "".join(f": {path!r}" for path in blocks),
             expected="two blocks or more",
-            fix="rlm.path_expansion has the paths through a single block's heads",
+            fix="rlm.circuits.path_expansion has the paths through a single block's heads",
         )
     pairs = [_pair(policy, earlier, later) for earlier in blocks.values() for later in blocks.values()]
     found = [pair for pair in pairs if pair is not None]
@@ -152,7 +152,7 @@ def _pairs(policy: HookedPolicy) -> list[_Pair]:
             "No attention block reads what another one writes.",
             given=", ".join(map(repr, blocks)),
             expected="blocks one after the other",
-            fix="rlm.path_expansion has the paths through each",
+            fix="rlm.circuits.path_expansion has the paths through each",
         )
     return found
 
@@ -302,7 +302,7 @@ def _check_apart(pair: _Pair, shown: Tensor, maps: Tensor, pulled: Callable[[Ten
             f"Positions mix between {pair.earlier.path!r} and {pair.later.path!r}: heads do not compose one to one.",
             given=f"{maps.shape[1]} positions written, {shown.shape[1]} read",
             expected="a later block each of whose positions reads its own position of the earlier one",
-            fix="rlm.path_expansion gives each pair of heads its share of the scores all the same",
+            fix="rlm.circuits.path_expansion gives each pair of heads its share of the scores all the same",
         )
 
 

@@ -113,7 +113,7 @@ def hold(
                 f"There is no linear path through {type(policy.module).__name__}: something bends between its gates.",
                 given=f"operations {', '.join(found or bends)}",
                 expected="linear layers, ReLU-like activations, layer norms, and attention that policy.attention lists",
-                fix="patch the paths instead: rlm.path_patching",
+                fix="patch the paths instead: rlm.edges.path_patching",
             )
     return run
 

@@ -108,7 +108,8 @@ def qk_circuit(
         >>> from rlmech.nets import EgoAttentionNetwork
         >>> states = torch.rand(20, 15, 7)
         >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), states[:2])
-        >>> rlm.qk_circuit(policy, space="feature", obs=states).circuit.sizes["feature_key"]  # seven, and the bias
+        >>> circuit = rlm.circuits.qk_circuit(policy, space="feature", obs=states).circuit
+        >>> circuit.sizes["feature_key"]  # seven, and the bias
         8
     """
     found = choose_block(policy, block)
@@ -164,7 +165,7 @@ def ov_circuit(
         >>> from rlmech.nets import EgoAttentionNetwork
         >>> states = torch.rand(20, 15, 7)
         >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), states[:2])
-        >>> rlm.ov_circuit(policy, space="feature", obs=states).circuit.dims
+        >>> rlm.circuits.ov_circuit(policy, space="feature", obs=states).circuit.dims
         ('head', 'query', 'entity', 'feature', 'action')
     """
     found = choose_block(policy, block)

@@ -87,7 +87,7 @@ def _show(
     from rlmech.first_look.summary import conditions as rows
 
     attrs = result.attrs
-    table = rlm.comparison_table(result)
+    table = rlm.episodes.comparison_table(result)
     found: dict[str, Any] = {"n_seeds": result.sizes["seed"], "conditions": rows(result), **plain(dict(attrs))}
     lines = [
         f"{result.sizes['seed']} seeds of {attrs['env']}: the baseline's means, and mean differences from it on the "
@@ -96,7 +96,7 @@ def _show(
     if attrs["never_active"]:
         lines.append(f"Never at work: {', '.join(attrs['never_active'])}.")
     if half_width is not None:
-        needed = rlm.seeds_needed(result, "return", half_width=half_width)
+        needed = rlm.episodes.seeds_needed(result, "return", half_width=half_width)
         found["seeds_needed"] = {"half_width": half_width, **plain(dict(needed.to_series().items()))}
         each = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
         lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(each)}.")

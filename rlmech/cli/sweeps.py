@@ -68,7 +68,7 @@ def ablate(
 
     opened, episodes = open_policy(policy, config=config, env_config=env_config), rlm.Recording.load(recording)
     chosen = choose_sites(opened, sites, over)
-    measure = rlm.action_flip() if metric == "flip" else rlm.action_gap()
+    measure = rlm.metrics.action_flip() if metric == "flip" else rlm.metrics.action_gap()
     result = rlm.ablation_sweep(
         opened, episodes.observations, sites=chosen, kind=kind, metric=measure, progress=not as_json
     )
@@ -96,7 +96,7 @@ def circuits(
     import rlmech as rlm
 
     opened = open_policy(policy, config=config, env_config=env_config)
-    read = rlm.qk_circuit if kind == "qk" else rlm.ov_circuit
+    read = rlm.circuits.qk_circuit if kind == "qk" else rlm.circuits.ov_circuit
     if recording is None:
         result = read(opened, block, space="model")
         array = result["circuit"]

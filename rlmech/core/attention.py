@@ -25,9 +25,10 @@ class AttentionBlock:
     """
 
     def __init__(self, graph: Graph, found: Found, *, path: str, names: Mapping[Role, str]) -> None:
-        self.path, self.names, self.scale = path, dict(names), found.scale
+        self.path, self.scale = path, found.scale
         self.n_heads, self.d_head = found.q.layout.canonical_shape[2:]
-        self.reasons = dict(found.reasons)
+        self.reasons = dict[str, str](found.reasons)
+        self.names: dict[Role, str] = _RoleNames(names, path=path, reasons=self.reasons)
         self._graph, self._found = graph, found
 
     def __repr__(self) -> str:
@@ -98,6 +99,23 @@ class AttentionBlock:
             given=what,
             expected="a single linear layer whose rows are entities and whose columns are heads",
             fix=f"use the hook points that there are: {', '.join(self.names.values())}",
+        )
+
+
+class _RoleNames(dict[Role, str]):
+    """Hook names by role; asking for a role that is not offered is an error with the reason."""
+
+    def __init__(self, names: Mapping[Role, str], *, path: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self.path, self.reasons = path, reasons
+
+    def __missing__(self, role: Role) -> str:
+        reason = self.reasons.get(role)
+        raise AttentionError(
+            f"The attention in {self.path or 'the root'!r} has no point {role!r}" + (f": {reason}." if reason else "."),
+            given=repr(role),
+            expected=f"one of {', '.join(self)}",
+            fix="use the hook points that there are",
         )
 
 

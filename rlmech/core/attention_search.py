@@ -23,7 +23,7 @@ from rlmech.core.program import Address, compile_program
 LAYOUT_OPS = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous",
     "clone", "select", "slice", "unflatten", "flatten", "split", "chunk", "split_with_sizes", "unbind", "getitem",
-    "swapaxes", "movedim", "repeat", "numpy_T", "adjoint", "mT",
+    "swapaxes", "movedim", "repeat", "repeat_interleave", "numpy_T", "adjoint", "mT",
 }  # fmt: skip
 SOFTMAX = {"softmax", "_softmax", "_safe_softmax"}
 MATMUL = {"matmul", "bmm", "baddbmm"}
@@ -113,11 +113,14 @@ def _from_fused(graph: Graph, fused: Node) -> Found | None:
     q, k, v, *rest = fused.args
     bias = rest[0] if rest else fused.kwargs.get("attn_mask")
     causal = rest[2] if len(rest) > 2 else fused.kwargs.get("is_causal", False)
-    if causal or not fused.shape or len(fused.shape) != 4 or fused.kwargs.get("enable_gqa"):
+    if fused.shape is None or _heads(fused.shape) is None:
         return None
-    scale = fused.kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
-    shape = (*q.shape[:-1], k.shape[-2])
-    swapped = graph.add("transpose", torch.transpose, k, -2, -1, like=fused, shape=(*k.shape[:-2], *k.shape[:-3:-1]))
+    if fused.kwargs.get("enable_gqa"):  # each head gets its own copy of its group's keys and values
+        k, v = (_repeated(graph, value, q.shape[-3] // value.shape[-3], fused) for value in (k, v))
+    given = fused.kwargs.get("scale")
+    scale = 1 / math.sqrt(q.shape[-1]) if given is None else given
+    shape = (*q.shape[:-1], k.sizes[-2])
+    swapped = graph.add("transpose", torch.transpose, k, -2, -1, like=fused, shape=(*k.sizes[:-2], *k.sizes[:-3:-1]))
     scores = graph.add("matmul", torch.matmul, q, swapped, like=fused, shape=shape)
     scores = graph.add("mul", torch.mul, scores, scale, like=fused, shape=shape)
     mask = None
@@ -129,10 +132,28 @@ def _from_fused(graph: Graph, fused: Node) -> Found | None:
         else:
             mask = _additive_mask(bias)
             scores = graph.add("add", torch.add, scores, bias, like=fused, shape=shape)
-    pattern = graph.add("softmax", torch.softmax, scores, -1, like=fused, shape=shape)
+    if causal:
+        hide = lambda value: value.masked_fill(_later_keys(value), -math.inf)  # noqa: E731
+        scores = graph.add("causal_mask", hide, scores, like=fused, shape=shape)
+    # The fused operation gives zeros where every key is hidden, and so must its pattern; a plain softmax gives NaN.
+    pattern = graph.add("_safe_softmax", torch.ops.aten._safe_softmax.default, scores, -1, like=fused, shape=shape)
     mixed = graph.add("matmul", torch.matmul, pattern, v, like=fused, shape=fused.shape)
-    graph.alternatives[fused] = Alternative(triggers=frozenset({scores, pattern}), definition=mixed)
+    copies = {node for node in (k, v) if node.synthetic}
+    graph.alternatives[fused] = Alternative(triggers=frozenset({scores, pattern, *copies}), definition=mixed)
     return _block(fused, a=q, b=swapped, z=fused, scores=scores, pattern=pattern, scale=scale, mask=mask, v=v)
+
+
+def _repeated(graph: Graph, value: Node, n: int, fused: Node) -> Node:
+    if n == 1:
+        return value
+    shape = (*value.sizes[:-3], value.sizes[-3] * n, *value.sizes[-2:])
+    repeat = torch.ops.aten.repeat_interleave.self_int
+    return graph.add("repeat_interleave", repeat, value, n, len(shape) - 3, like=fused, shape=shape)
+
+
+def _later_keys(scores: Tensor) -> Tensor:
+    """Where a key comes after its query, both counted from the first, as `is_causal` does."""
+    return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
 
 
 def _block(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlmech.core.attention_nodes import Found, OutputProjection, Projection, Source
 from rlmech.core.graph import Graph
+from rlmech.core.masked import agree, is_masked
 from rlmech.core.program import Address, compile_program
 
 
@@ -29,12 +30,13 @@ def verify(graph: Graph, block: Found, observation: tuple[Tensor, ...]) -> str |
         address.layout.show(value) for address, value in zip(addresses, program(observation, (), ()), strict=True)
     ]
     q, k, v, scores, pattern, z = values
-    if not _close(torch.softmax(scores, -1), pattern):
+    attended = ~scores.isneginf().all(-1, keepdim=True)  # where every key is hidden, zeros and NaN are both in use
+    if not _close(torch.softmax(scores, -1).where(attended, 0), pattern.where(attended, 0)):
         return "the pattern is not the softmax of the scores"
     if not _close(einsum(pattern, v, "b h q k, b k h d -> b q h d"), z):
         return "z is not the pattern times the values"
     product = einsum(q, k, "b q h d, b k h d -> b h q k") * block.scale
-    visible = torch.isfinite(scores) & (scores > -1e8)
+    visible = ~is_masked(scores)
     if not _close(product[visible], scores[visible]):
         block.reasons["scores"] = "scores hold more than the scaled product of queries and keys"
     shown: dict[Source, Tensor] = {"q": q, "k": k, "v": v}
@@ -69,5 +71,4 @@ def _output_holds(
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    scale = float(b.detach().abs().max()) if b.numel() else 0.0
-    return a.shape == b.shape and bool(((a - b).abs() <= 1e-4 * max(scale, 1e-6)).all())
+    return agree(a, b, tolerance=1e-4, smallest_scale=1e-6)

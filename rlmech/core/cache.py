@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlmech.axes import Axis
 from rlmech.errors import CacheError, SiteError, nearest
-from rlmech.files import moved_into_place
+from rlmech.files import DamagedError, read_sealed, write_sealed
 
-FORMAT = "rlmech.cache/1"
+FORMAT = "rlmech.cache/2"
 
 
 class ActivationCache(Mapping[str, Tensor]):
@@ -132,8 +131,6 @@ class ActivationCache(Mapping[str, Tensor]):
         Raises:
             CacheError: There is a directory of that name, or none to put the file in.
         """
-        from safetensors.torch import save_file
-
         path = Path(path)
         if path.is_dir() or not path.parent.is_dir():
             raise CacheError(
@@ -149,8 +146,7 @@ class ActivationCache(Mapping[str, Tensor]):
             "axes": json.dumps({name: list(self._axes[name]) for name in self}),
         }
         values = {name: self[name].detach().cpu().contiguous().clone() for name in self}
-        with moved_into_place(path) as partial:
-            save_file(values, partial, metadata=meta)
+        write_sealed(path, values, metadata=meta)
         return path
 
     @classmethod
@@ -161,30 +157,28 @@ class ActivationCache(Mapping[str, Tensor]):
             FileNotFoundError: There is no such file.
             CacheError: It is no cache, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(path)
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-                meta: dict[str, Any] = file.metadata() or {}
-                if meta.get("format") != FORMAT:
-                    raise CacheError(
-                        f"{path} is no activation cache.",
-                        given=f"format {meta.get('format')!r}",
-                        expected=f"format {FORMAT!r}",
-                        fix="give a file that ActivationCache.save wrote",
-                    )
-                axes = {name: tuple(names) for name, names in json.loads(meta["axes"]).items()}
-                values = {name: file.get_tensor(name) for name in axes}
-        except (SafetensorError, OSError) as error:
+            values, meta = read_sealed(path)
+            written = meta.get("format")
+            axes = {name: tuple(names) for name, names in json.loads(meta["axes"]).items()} if written == FORMAT else {}
+            values = {name: values[name] for name in axes}
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CacheError(
                 f"{path} cannot be read.",
                 given=str(error),
-                expected="a whole safetensors file",
+                expected="a file as ActivationCache.save wrote it, bit for bit",
                 fix="save the cache again",
             ) from error
+        if written != FORMAT:
+            raise CacheError(
+                f"{path} is no activation cache.",
+                given=f"format {written!r}",
+                expected=f"format {FORMAT!r}",
+                fix="give a file that ActivationCache.save wrote",
+            )
         return cls(values, axes=axes)
 
     def _with(self, values: Mapping[str, Tensor]) -> ActivationCache:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from rlmech.core.attention import AttentionBlock, AttentionBlocks
 from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.attention_search import find_attention
-from rlmech.core.engine import EngineName
+from rlmech.core.engine import EngineName, leave_out
 from rlmech.core.graph import Graph, Node, Size
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
@@ -48,6 +48,7 @@ PLAIN_NAMES = {
 _watch: ContextVar[object] = ContextVar("rlmech eager pass", default=None)
 """The pass whose module calls are followed at present, in this thread."""
 NO_WEIGHTS = "the eager engine sees calls, not the graph that leads from weights to heads"
+INSIDE_A_CALL = "it is computed inside a single call of torch, which the eager engine cannot look into"
 BATCHES = (5, 7)
 SINGLE_ROWS = 8
 
@@ -70,6 +71,7 @@ class EagerEngine:
     ) -> None:
         self.reason, self._module, self._observation = reason, module, observation
         self.points: dict[str, Point] = {}
+        self.left_out: dict[str, str] = {}
         blocks: dict[str, Found] = {}
         for recording in self._recordings():
             found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
@@ -90,6 +92,13 @@ class EagerEngine:
                 Graph(nodes=[], inputs=(), outputs=(), constants={}), block, path=path, names=names
             )
         self.attention = AttentionBlocks(named, {})
+        for name, point in list(self.points.items()):
+            if point.kind not in ("observation", "output") and point.address.node.owner is None:
+                self.leave_out(name, INSIDE_A_CALL)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Offer a point no longer."""
+        leave_out(self.points, self.left_out, self.attention, name, reason)
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
@@ -116,9 +125,9 @@ class EagerEngine:
         wanted = [name for name in self.points if name in active or name in names]
         by_key: dict[Key, list[str]] = {}
         for name in wanted:
-            if self.points[name].kind not in ("observation", "output"):
+            if self.points[name].kind != "output" and self.points[name].address.node.op != "input":
                 by_key.setdefault(self.points[name].address.node.owner, []).append(name)
-        inputs = [name for name, point in self.points.items() if point.kind == "observation"]
+        inputs = [name for name, point in self.points.items() if point.address.node.op == "input"]
         arrays = tuple(
             visit(name, array) if name in wanted else array for name, array in zip(inputs, arrays, strict=True)
         )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from rlmech.axes import AXES
+from rlmech.core.cache import ActivationCache
 from rlmech.core.directions import exchange_along, orthonormal_basis
 from rlmech.core.hook_point import HookPoint
 from rlmech.errors import EditError, SiteError, nearest
@@ -204,15 +205,18 @@ class Edit:
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         direction, wanted = self.value, self.site.block_shape(point)
         assert direction is not None  # noqa: S101  # steer always gives one
-        if tuple(direction.shape) != wanted:
+        chosen = self.site.positions(point)
+        kept = [len(chosen[axis]) if axis in chosen else point.size(axis) for axis in point.axes[1:]]
+        if tuple(direction.shape) == tuple(kept[-1:]):  # a vector of the last axis: at every selected position
+            kept = [1] * (len(kept) - 1) + kept[-1:]
+        elif tuple(direction.shape) != wanted:
             raise EditError(
                 f"The steering direction does not fit {self.site}.",
                 given=f"a direction of shape {list(direction.shape)}",
-                expected=f"shape {list(wanted)}, axes {' '.join(point.axes[1:])} less those at a single position",
+                expected=f"shape {list(wanted)}, axes {' '.join(point.axes[1:])} less those at a single position, or a "
+                f"vector of the last axis, shape {kept[-1:]}",
                 fix="give a direction of that shape, or select the positions that it is for",
             )
-        chosen = self.site.positions(point)
-        kept = [len(chosen[axis]) if axis in chosen else point.size(axis) for axis in point.axes[1:]]
         shift = direction.reshape(1, *kept) * self.coefficient
 
         def steer(tensor: Tensor, hook: HookPoint) -> Tensor:
@@ -252,7 +256,7 @@ def mean_ablation(site: Site | str, *, reference: Mapping[str, Tensor]) -> Edit:
         EditError: The point holds truth values, which have no mean.
     """
     site = _site(site)
-    value = reference[site.name].detach()
+    value = _reference(site, reference)
     if not value.is_floating_point():
         raise EditError(
             f"There is no mean of {site.name!r}.",
@@ -272,7 +276,7 @@ def resample_ablation(site: Site | str, *, reference: Mapping[str, Tensor], seed
         seed: Seed of the draws, which go on from call to call within one `policy.edited`.
     """
     site = _site(site)
-    return Edit(site=site, kind="resample", value=_rows(site, reference[site.name].detach()), seed=seed)
+    return Edit(site=site, kind="resample", value=_rows(site, _reference(site, reference)), seed=seed)
 
 
 def patch(site: Site | str, *, source: Mapping[str, Tensor]) -> Edit:
@@ -291,7 +295,8 @@ def steer(site: Site | str, direction: Tensor, coefficient: float = 1.0) -> Edit
 
     Args:
         site: Where.
-        direction: Of the selected shape, without the batch and without axes at a single position.
+        direction: Of the selected shape, without the batch and without axes at a single position; or a vector of the
+            point's last axis, which is added at every selected position.
         coefficient: Factor of the direction.
     """
     return Edit(site=_site(site), kind="steer", value=torch.as_tensor(direction).detach(), coefficient=coefficient)
@@ -323,6 +328,19 @@ def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tens
     """
     site = _site(site)
     return Edit(site=site, kind="subspace", value=source[site.name], basis=torch.as_tensor(basis).detach())
+
+
+def _reference(site: Site, reference: object) -> Tensor:
+    """The site's activation in a reference cache."""
+    if isinstance(reference, ActivationCache) or (isinstance(reference, Mapping) and site.name in reference):
+        return reference[site.name].detach()
+    shape = getattr(reference, "shape", None)
+    raise EditError(
+        f"The reference of {site} is not a cache: an edit holds activations, and runs no policy.",
+        given=type(reference).__name__ + ("" if shape is None else f" of shape {list(shape)}"),
+        expected="a cache of reference observations",
+        fix=f"reference=policy.run_with_cache(obs, {site.name!r})[1]",
+    )
 
 
 def _rows(site: Site, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from rlmech.core.program import Program, compile_program
 from rlmech.errors import CacheError
 
 EngineName = Literal["graph", "eager"]
+PROGRAMS = 1024
+"""Programs that an engine remembers: some 5 KB each; discovery and paths use several hundred in turn."""
 
 
 @runtime_checkable
@@ -44,8 +46,17 @@ class Engine(Protocol):
         ...
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Points that cannot be shown, and why."""
+        ...
+
+    @property
     def attention(self) -> AttentionBlocks:
         """The attention layers."""
+        ...
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Offer a point no longer."""
         ...
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
@@ -87,9 +98,8 @@ class GraphEngine:
         self.graph: Graph = trace(module, example)
         mark_folds(self.graph, samples)
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
-        self.points: Mapping[str, Point] = name_points(
-            self.graph, module, root=root, blocks=found, output_kind=output_kind
-        )
+        self.points = name_points(self.graph, module, root=root, blocks=found, output_kind=output_kind)
+        self.left_out: dict[str, str] = {}
         self._programs: dict[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = {}
         self._readers: dict[tuple[str, ...], tuple[Program, tuple[tuple[str, Layout], ...]]] = {}
         self._scores = self.points[next(name for name, p in self.points.items() if p.kind == "output")].address
@@ -99,9 +109,15 @@ class GraphEngine:
     def program(self, *, returned: Sequence[Node], given: Sequence[Node] = (), hooked: Sequence[Node] = ()) -> Program:
         """The program for a set of nodes, compiled when first asked for."""
         key = (tuple(returned), tuple(given), tuple(hooked))
-        if key not in self._programs:
-            self._programs[key] = compile_program(self.graph, returned=returned, given=given, hooked=hooked)
-        return self._programs[key]
+        program = self._programs.get(key)
+        if program is None:
+            program = compile_program(self.graph, returned=returned, given=given, hooked=hooked)
+            _keep(self._programs, key, program)
+        return program
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Offer a point no longer."""
+        leave_out(self.points, self.left_out, self.attention, name, reason)
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
@@ -135,7 +151,8 @@ class GraphEngine:
         if reader is None:
             layouts = ((name, self.points[name].address.layout) for name in names)
             rearranged = tuple((name, layout) for name, layout in layouts if not layout.is_identity)
-            reader = self._readers[names] = (self.program(returned=self._returned(names)), rearranged)
+            reader = self.program(returned=self._returned(names)), rearranged
+            _keep(self._readers, names, reader)
         program, rearranged = reader
         values = program(arrays, (), ())
         shown = dict(zip(names, values, strict=False))  # the scores stand last, without a name
@@ -201,6 +218,26 @@ class GraphEngine:
             return value
 
         return intercept
+
+
+def leave_out(
+    points: dict[str, Point], left_out: dict[str, str], attention: AttentionBlocks, name: str, reason: str
+) -> None:
+    """Take a point out of what an engine offers, and its role out of the attention block that names it."""
+    del points[name]
+    left_out[name] = reason
+    for block in attention.values():
+        roles: list[Role] = [role for role, other in block.names.items() if other == name]
+        block.reasons.update(dict.fromkeys(roles, reason))
+        for role in roles:
+            block.names.pop(role)
+
+
+def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
+    """Remember a program, and forget the oldest where there are too many."""
+    if len(kept) >= PROGRAMS:
+        kept.pop(next(iter(kept)), None)
+    kept[key] = value
 
 
 def _verified(graph: Graph, observation: tuple[Tensor, ...], root: str) -> tuple[AttentionBlocks, dict[str, Found]]:

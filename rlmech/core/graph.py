@@ -6,6 +6,7 @@ is read through its owner's dict at call time, so training, `load_state_dict` an
 
 from __future__ import annotations
 
+import builtins
 import logging
 import operator
 import warnings
@@ -220,12 +221,20 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
 def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
+    argument = example if isinstance(example, Tensor) else dict(example)
+
+    def export() -> ExportedProgram:
         with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul():
             warnings.simplefilter("ignore")
-            argument = example if isinstance(example, Tensor) else dict(example)
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
+
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return export()
+        except Exception:
+            with _len_as_shape():  # slower: every `len` of the export goes through Python
+                return export()
     except Exception as error:  # export fails in many ways; all of them mean that there is no graph
         raise NotTraceable(str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__) from error
     finally:
@@ -242,6 +251,21 @@ def _quiet() -> Generator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _len_as_shape() -> Generator[None]:
+    """Let `len(x)` be `x.shape[0]`: Python makes a plain number of it, which would fix the batch size."""
+    plain = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else plain(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 class _EinsumAsMatmul(TorchFunctionMode):
@@ -315,9 +339,9 @@ class _Reader:
         mutated = len(self.exported.graph_signature.output_specs) - len(self.exported.graph_signature.user_outputs)
         if mutated:
             raise NotTraceable("the module changes its own buffers in forward")
-        if any(not isinstance(node, Node) for node in outputs):
-            raise NotTraceable("the module returns something that does not depend on its input")
-        graph.outputs = tuple(outputs)
+        if not outputs or not isinstance(outputs[0], Node):
+            raise NotTraceable("the module's first output does not depend on its input")
+        graph.outputs = tuple(output for output in outputs if isinstance(output, Node))  # less a state that is None
         return graph
 
     def _leaf(self, source: torch.fx.Node) -> Node:

@@ -49,7 +49,7 @@ Attached = Mapping[tuple[Direction, str], tuple[int, ...]]
 
 _NOTHING: Attached = {}
 _attached: ContextVar[Mapping[int, Attached]] = ContextVar("rlmech hooks", default={})  # noqa: B039  # never mutated
-"""What each registry, by number, has attached in this context. It holds numbers alone, so that it keeps nothing alive."""
+"""What each registry, by number, has attached in this context: numbers alone, so that it keeps nothing alive."""
 _numbers = itertools.count()
 
 
@@ -60,7 +60,8 @@ class HookHandle:
     """
 
     def __init__(self, function: HookFunction, name: str, direction: Direction, registry: HookRegistry) -> None:
-        self.function, self.name, self.direction, self.fired = function, name, direction, 0
+        self.function, self.name, self.fired = function, name, 0
+        self.key: tuple[Direction, str] = (direction, name)
         self.listening = True
         self.number = next(_numbers)
         self._registry = registry
@@ -94,8 +95,7 @@ class HookRegistry:
         attached = dict(self._here())
         for handle in handles:
             self._handles[handle.number] = handle
-            key = (direction, handle.name)
-            attached[key] = (*attached.get(key, ()), handle.number)
+            attached[handle.key] = (*attached.get(handle.key, ()), handle.number)
         self._set(attached)
         return handles
 
@@ -103,7 +103,8 @@ class HookRegistry:
         """Take a function away, whichever context attached it."""
         if self._handles.pop(handle.number, None) is None:
             return
-        key, attached = (handle.direction, handle.name), dict(self._here())
+        key = handle.key
+        attached = dict(self._here())
         if key in attached:
             attached[key] = tuple(number for number in attached[key] if number != handle.number)
             self._set(attached)
@@ -121,9 +122,8 @@ class HookRegistry:
 
     def clear(self, name: str) -> None:
         """Detach everything that this context attached to a point."""
-        for direction in ("fwd", "bwd"):
-            for handle in self._at(direction, name):
-                handle.remove()
+        for handle in (*self._at("fwd", name), *self._at("bwd", name)):
+            handle.remove()
 
     @contextmanager
     def suspended(self) -> Generator[None]:

@@ -40,7 +40,7 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
 def _label_attention(engine: Engine, labels: dict[str, Labels]) -> None:
     """Queries and keys are named as the rows that they are made of."""
     for block in engine.attention.values():
-        rows = {"query": block.names["q"], "key": block.names["k"]}
+        rows = {axis: block.names[role] for axis, role in (("query", "q"), ("key", "k")) if role in block.names}
         for axis, source in rows.items():
             names = labels[source].get("entity")
             for name in block.names.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlmech.core.hook_point import HookPoint
@@ -15,12 +15,12 @@ Names = str | Sequence[str] | Callable[[str], bool] | None
 class HookPoints(dict[str, HookPoint]):
     """A policy's hook points by name; asking for one that is not there is an error with the nearest names."""
 
-    def __init__(self, network: str) -> None:
+    def __init__(self, network: str, *, left_out: Mapping[str, str]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.left_out = network, left_out
 
     def __missing__(self, name: object) -> HookPoint:
-        raise NameChooser(self.network, list(self)).no_match(name)
+        raise NameChooser(self.network, list(self), left_out=self.left_out).no_match(name)
 
 
 class NameChooser:
@@ -29,10 +29,11 @@ class NameChooser:
     Args:
         network: Name of the network, for messages.
         known: All hook names, in order.
+        left_out: Names of what cannot be shown, and why.
     """
 
-    def __init__(self, network: str, known: Sequence[str]) -> None:
-        self.network, self.known = network, tuple(known)
+    def __init__(self, network: str, known: Sequence[str], *, left_out: Mapping[str, str]) -> None:
+        self.network, self.known, self.left_out = network, tuple(known), left_out
         self._chosen: dict[Any, tuple[str, ...]] = {None: self.known}
 
     def __call__(self, names: Names) -> tuple[str, ...]:
@@ -58,8 +59,9 @@ class NameChooser:
     def no_match(self, given: object) -> SiteError:
         """The error for a name that matches nothing."""
         close = nearest(given, self.known) if isinstance(given, str) else []
+        reason = self.left_out.get(given) if isinstance(given, str) else None
         return SiteError(
-            f"{self.network} has no hook point {given!r}.",
+            f"{self.network} has no hook point {given!r}" + (f": {reason}." if reason else "."),
             given=repr(given),
             expected=f"one of {len(self.known)} names" + (f", e.g. {close[0]!r}" if close else ""),
             fix=(f"did you mean {close[0]!r}? " if close else "") + "policy.hook_dict lists them all",

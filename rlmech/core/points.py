@@ -15,6 +15,7 @@ from torch import nn
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.attention_search import LAYOUT_OPS
+from rlmech.core.axis_names import AxisNames
 from rlmech.core.graph import Graph, Node, depends_on_input
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
@@ -71,19 +72,16 @@ ROLE_AXES: dict[Role, tuple[Axis, ...]] = {
     "result": ("batch", "query", "head", "d_model"),
     "attn_out": ("batch", "query", "d_model"),
 }
-OBSERVATION_AXES: dict[int, tuple[Axis, ...]] = {
-    1: ("batch",),
-    2: ("batch", "feature"),
-    3: ("batch", "entity", "feature"),
-    4: ("batch", "channel", "height", "width"),
-    5: ("batch", "step", "channel", "height", "width"),
-}
 SCORES_NAME: dict[OutputKind, str] = {
     "q_values": "hook_q_values",
     "logits": "hook_logits",
     "mean_action": "hook_mean_action",
 }
-SPATIAL = {"convolution", "pool"}
+SPATIAL = {name for name, kind in OPERATIONS.items() if kind in ("convolution", "pool")}
+ROW_WISE = {name for name, kind in OPERATIONS.items() if kind in ("activation", "norm")}
+MOST_AXES = 6
+NORMALIZATION = "normalization"
+"""Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +98,7 @@ def name_points(
     graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found], output_kind: OutputKind
 ) -> dict[str, Point]:
     """All hook points of a graph, in the order in which they are computed, the outputs last."""
-    return _Namer(graph, module, root=root).name(blocks, output_kind)
+    return _Namer(graph, module, root=root, blocks=blocks).name(output_kind)
 
 
 def strip_root(path: str, root: str) -> str:
@@ -109,13 +107,15 @@ def strip_root(path: str, root: str) -> str:
 
 
 class _Namer:
-    def __init__(self, graph: Graph, module: nn.Module, *, root: str) -> None:
-        self.graph, self.module, self.root = graph, module, root
+    def __init__(self, graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found]) -> None:
+        self.graph, self.module, self.root, self.blocks = graph, module, root, blocks
+        self.axis_names = AxisNames(graph, blocks.values(), row_wise=ROW_WISE, spatial=SPATIAL)
         self.recurrent = any(OPERATIONS.get(node.op) == "recurrent" for node in graph.nodes)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.points: dict[str, Point] = {}
 
-    def name(self, blocks: dict[str, Found], output_kind: OutputKind) -> dict[str, Point]:
+    def name(self, output_kind: OutputKind) -> dict[str, Point]:
+        blocks = self.blocks
         in_attention = {node for block in blocks.values() for node in (block.softmax, block.pattern.node)}
         by_node: dict[Node, list[Point]] = {}
         for point in (*self._observation(), *self._layers(in_attention), *self._attention(blocks)):
@@ -130,14 +130,16 @@ class _Namer:
     def _observation(self) -> list[Point]:
         points: list[Point] = []
         for node in self.graph.inputs:
-            name = f"hook_obs.{node.owner}" if node.owner else "hook_obs"
+            normalized = self._normalized(node.owner)
+            end = f".{node.owner}" if node.owner else ""
+            name = f"hook_obs_raw{end}" if normalized else f"hook_obs{end}"
             shape = node.sizes
-            axes = OBSERVATION_AXES.get(len(shape))
-            if axes is None:
+            axes = self.axis_names.of_observation(node)
+            if len(shape) > MOST_AXES:
                 raise ConfigError(
-                    "The observation has more axes than any that has a name.",
+                    "The observation has more axes than have names.",
                     given=f"{len(shape)} axes",
-                    expected="batch and at most step, channel, height, width",
+                    expected=f"at most {MOST_AXES}",
                     fix="flatten some of them inside the module",
                 )
             if self.recurrent and len(shape) == 3:
@@ -145,13 +147,23 @@ class _Namer:
             points.append(
                 Point(name=name, kind="observation", axes=axes, address=Address(node=node, layout=Layout.of(node)))
             )
+            if normalized:
+                address = Address(node=normalized, layout=Layout.of(normalized))
+                points.append(Point(name=f"hook_obs{end}", kind="observation", axes=axes, address=address))
         return points
+
+    def _normalized(self, key: str) -> Node | None:
+        """What the policy's own layer of statistics makes of an observation."""
+        scope = f"{NORMALIZATION}.{key}" if key else NORMALIZATION
+        return next((node for node in reversed(self.graph.nodes) if node.scope == scope and node.shape), None)
 
     def _layers(self, in_attention: set[Node]) -> list[Point]:
         """What leaf modules put out, and every other operation that has a kind, as the k-th of its module."""
         ends = self._leaf_ends()
         points: list[Point] = []
         for node in self.graph.nodes:
+            if node.scope.split(".")[0] == NORMALIZATION:
+                continue
             kind = OPERATIONS.get(node.op)
             ends_leaf = ends.get(node.scope) is node
             if (kind is None or node in in_attention) and not ends_leaf:
@@ -197,33 +209,15 @@ class _Namer:
 
     def _axes(self, node: Node, layout: Layout) -> tuple[Axis, ...]:
         rank = len(layout.canonical_shape)
-        if rank == 3 and self._is_spatial(node):
-            return ("batch", "channel", "width")
-        middle: Axis = "step" if self.recurrent else "entity"
-        by_rank: dict[int, tuple[Axis, ...]] = {
-            1: ("batch",),
-            2: ("batch", "neuron"),
-            3: ("batch", middle, "neuron"),
-            4: ("batch", "channel", "height", "width"),
-            5: ("batch", "step", "channel", "height", "width"),
-        }
-        if rank not in by_rank:
+        if rank > MOST_AXES:
             raise ConfigError(
-                f"An activation in {node.scope or 'the root'!r} has more axes than any that has a name.",
+                f"An activation in {node.scope or 'the root'!r} has more axes than have names.",
                 given=f"{rank} axes",
-                expected="at most 5",
+                expected=f"at most {MOST_AXES}",
                 fix="flatten some of them inside the module",
             )
-        return by_rank[rank]
-
-    def _is_spatial(self, node: Node) -> bool:
-        while True:
-            kind = OPERATIONS.get(node.op)
-            if kind in SPATIAL:
-                return True
-            if kind not in ("activation", "norm") and node.op != "getitem":
-                return False
-            node = node.args[0]
+        axes = self.axis_names.of(node, layout)
+        return ("batch", "step", "neuron") if self.recurrent and rank == 3 and "channel" not in axes else axes
 
     def _attention(self, blocks: dict[str, Found]) -> list[Point]:
         points: list[Point] = []

@@ -27,9 +27,18 @@ from rlmech.core.graph import NotTraceable
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
 from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
+from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat
-from rlmech.core.parity import prove_parity
+from rlmech.core.parity import (
+    BATCHES,
+    difference,
+    fused_path_error,
+    is_fused_path,
+    live_scores,
+    on_device,
+    prove_parity,
+)
 from rlmech.core.points import OutputKind, Point
 from rlmech.errors import EngineError
 from rlmech.spec import PolicySpec
@@ -87,17 +96,14 @@ class HookedPolicy(nn.Module):
     def _prepare(self) -> None:
         self._registry = HookRegistry()
         self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
-        self._children = [
-            (module._modules, name, child)  # pyright: ignore[reportPrivateUsage]
-            for module in self.module.modules()
-            for name, child in module.named_children()
-        ]
         with evaluating(self.module):
+            before = ModuleRecord(self.module)
             self._engine = self._make_engine()
             prove_parity(self.module, self._engine, self._format)
+            self._record = ModuleRecord(self.module, ignored=frozenset(before.changes()))  # what forward itself writes
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
             labels = entity_labels(self._engine, self._format, self.spec)
-        self.hook_dict = HookPoints(type(self.module).__name__)
+        self.hook_dict = HookPoints(type(self.module).__name__, left_out=self._engine.left_out)
         for name, point in self._engine.points.items():
             self.hook_dict[name] = HookPoint(
                 name,
@@ -110,7 +116,8 @@ class HookedPolicy(nn.Module):
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in self._engine.points.items()}
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
-        self._names = NameChooser(type(self.module).__name__, list(self.hook_dict))
+        network, left_out = type(self.module).__name__, self._engine.left_out
+        self._names = NameChooser(network, list(self.hook_dict), left_out=left_out)
 
     def _make_engine(self) -> Engine:
         arguments = {"root": self._root, "output_kind": self.output_kind}
@@ -120,11 +127,11 @@ class HookedPolicy(nn.Module):
             return EagerEngine(self.module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
     @classmethod
-    def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None) -> HookedPolicy:
+    def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
         """Wrap a live Stable-Baselines3 algorithm or policy; see `rlmech.adapters.sb3.from_sb3`."""
         from rlmech.adapters.sb3 import from_sb3
 
-        return from_sb3(model, env=env)
+        return from_sb3(model, env=env, vecnormalize=vecnormalize)
 
     @classmethod
     def from_rl_agents(cls, agent: Any, *, env: Env[Any, Any] | None = None) -> HookedPolicy:
@@ -306,6 +313,11 @@ class HookedPolicy(nn.Module):
         return self._active_engine().reason
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Points that the network has and that cannot be shown, with the reason."""
+        return dict(self._engine.left_out)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the network's names, shapes and present weights: the same weights give the same fingerprint."""
         return fingerprint(self.module)
@@ -319,12 +331,27 @@ class HookedPolicy(nn.Module):
         return self.hook_dict[name]
 
     def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
-        """An observation batch as the checked tensors that the graph reads.
+        """An observation batch as the checked tensors that the graph reads; an analysis begins with it.
 
         Raises:
             ObservationError: Wrong structure, shape or dtype, or NaN.
+            EngineError: The module does not compute any longer what it did when it was wrapped.
         """
-        return self._format.coerce(obs, self.module)
+        arrays = self._format.coerce(obs, self.module)
+        self.check_unchanged(arrays)
+        return arrays
+
+    def check_unchanged(self, arrays: tuple[Tensor, ...] = ()) -> None:
+        """Compare one row with the module as it is now; analyses and recordings begin with it.
+
+        Args:
+            arrays: Observations as `coerce` gives them, of which the first is compared; none for the example's.
+
+        Raises:
+            EngineError: They differ: something has changed that the graph does not read, with its name.
+        """
+        rows = tuple(array[:1].detach() for array in arrays) if arrays and len(arrays[0]) else self._format.samples(1)
+        self._compare([on_device(rows, self.module)])
 
     @property
     def points(self) -> Mapping[str, Point]:
@@ -363,12 +390,14 @@ class HookedPolicy(nn.Module):
         old = None if before is None else (before.dtype, before.device)
         super()._apply(fn, recurse)
         after = next(self.module.parameters(), None)
-        if old is not None and after is not None and isinstance(self._engine, GraphEngine):
+        if old is not None and after is not None:
             if after.dtype != old[0]:
                 self._format.retype(after.dtype)
-                self._engine.retype(old[0], after.dtype)
-            if after.device != old[1]:
-                self._engine.move(after.device)
+            if isinstance(self._engine, GraphEngine):
+                if after.dtype != old[0]:
+                    self._engine.retype(old[0], after.dtype)
+                if after.device != old[1]:
+                    self._engine.move(after.device)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -390,25 +419,41 @@ class HookedPolicy(nn.Module):
         return any(module.training for module in self._mode_dependent)
 
     def _active_engine(self) -> Engine:
-        for children, name, child in self._children:
-            if children.get(name) is not child:
-                raise EngineError(
-                    f"The network was changed since it was wrapped: {name!r} is another module now.",
-                    given=f"a {type(children.get(name)).__name__}",
-                    expected=f"the {type(child).__name__} that was traced",
-                    fix="wrap the network again: HookedPolicy(module, example_obs)",
-                )
+        if not self._record.is_current():
+            self._compare([on_device(self._format.samples(n), self.module) for n in BATCHES])
+            self._record = self._record.renewed()
         if self._mode_dependent and self.couples_rows:
             if self._eager is None:
                 self._eager = EagerEngine(
                     self.module,
                     self._format,
-                    reason="the network is in train mode, where dropout and batch statistics are alive",
+                    reason="the network is in train mode, where it computes something else (dropout, noise)",
                     root=self._root,
                     output_kind=self.output_kind,
                 )
             return self._eager
         return self._engine
+
+    def _compare(self, batches: Sequence[tuple[Tensor, ...]]) -> None:
+        """Compare the graph with the live module: in train mode a difference calls for the eager engine."""
+        self._record.check_submodules()
+        if self._engine.name == "eager" or self.couples_rows:
+            return  # the live module runs
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for arrays in batches:
+                scores = self._engine.forward(arrays)
+                found = difference(scores, live_scores(self.module, self._format, arrays))
+                if found is None:
+                    continue
+                if is_fused_path(scores, self.module, self._format, arrays):
+                    raise fused_path_error(found, "on a row of this observation")
+                training = [module for module in self.module.modules() if module.training]
+                with evaluating(self.module):
+                    resting = difference(scores, live_scores(self.module, self._format, arrays))
+                if training and resting is None:
+                    self._mode_dependent += training
+                    return
+                raise self._record.error(found)
 
     def _offered(self, engine: Engine, names: tuple[str, ...], *, all_of_them: bool) -> tuple[str, ...]:
         missing = [name for name in names if name not in engine.points]

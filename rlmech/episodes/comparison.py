@@ -1,8 +1,9 @@
 """From recordings of the same seeds under several conditions to a table of differences, with intervals and tests.
 
 A difference is that of one seed's episode from the baseline's, so that what the traffic does to both falls away. Means
-carry a BCa bootstrap interval over seeds, rates Wilson's; differences carry a BCa interval, an exact test and Holm's
-correction for the number of conditions. Nothing here runs an episode.
+carry a studentised bootstrap interval over seeds, rates Wilson's, differences of rates Tango's; differences also an
+exact test, which never contradicts the interval beside it, and Holm's correction for the number of conditions. Nothing
+here runs an episode.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
 
-from rlmech.episodes.paired import exact_test, holm, n_seeds_for
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
-from rlmech.statistics import bootstrap_mean, wilson
+from rlmech.statistics import (
+    FEWEST,
+    Interval,
+    Shares,
+    bootstrap_mean,
+    exact_test,
+    holm,
+    largest_spread,
+    n_for_half_width,
+)
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -147,7 +156,8 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
 def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: float) -> xr.DataArray:
     """How many seeds each condition's difference takes to be known as precisely as wanted.
 
-    Approximate: the normal interval, with the spread found so far.
+    Approximate: the normal interval, with the upper end of the spread that the seeds so far leave possible, so that few
+    seeds, which often show too little of it, ask for more.
 
     Args:
         result: What `compare_rollouts` returned.
@@ -155,10 +165,11 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         half_width: Half the width of the interval wanted, in the variable's unit.
 
     Returns:
-        `[condition]`, all seeds together: those run already are `result.sizes["seed"]`.
+        `[condition]`, all seeds together: those run already are `result.sizes["seed"]`. `attrs["spread"]` says which
+        spread was taken.
 
     Raises:
-        MetricError: No such variable, a width that is none, or one seed only.
+        MetricError: No such variable, a width that is none, or fewer than four seeds.
     """
     if f"delta_{variable}" not in result or half_width <= 0:
         known = [name for name in OUTCOMES if name in result]
@@ -169,17 +180,25 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
             expected=f"one of {known} and a width above 0",
             fix=f"did you mean {close[0]!r}?" if close and close[0] != variable else "give half_width=0.1, say",
         )
-    if result.sizes["seed"] < 2:
+    if result.sizes["seed"] < FEWEST:
         raise MetricError(
-            "One seed does not tell how much the differences spread.",
-            given="a comparison of 1 seed",
-            expected="at least 2",
+            "So few seeds do not tell how much the differences spread.",
+            given=f"a comparison over {result.sizes['seed']} of them",
+            expected=f"at least {FEWEST}",
             fix="compare over, say, 20 seeds first",
         )
     differences = (result[variable] - result[variable].sel(condition=BASELINE)).values
-    spread = differences.std(1, ddof=1)
-    needed = [n_seeds_for(s, half_width=half_width, confidence=result.attrs["confidence"]) for s in spread]
-    attrs = {"units": "seeds", "variable": variable, "half_width": half_width}
+    confidence = float(result.attrs["confidence"])
+    scale = 1.0 if variable in RATES else float(np.abs(result[variable].values).max())
+    spread = largest_spread(differences, scale=scale, confidence=confidence)
+    spread = np.where(result["condition"].values == BASELINE, 0.0, spread)  # it does not differ from itself
+    needed = [n_for_half_width(s, half_width=half_width, confidence=confidence) for s in spread]
+    attrs = {
+        "units": "seeds",
+        "variable": variable,
+        "half_width": half_width,
+        "spread": f"upper {confidence:.0%} end of the standard deviation of {differences.shape[1]} differences",
+    }
     return xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}, attrs=attrs)
 
 
@@ -213,31 +232,48 @@ def _check_whole(name: str, recording: Recording) -> None:
 def _means(
     outcome: str, values: Float[np.ndarray, "condition seed"], **options: Any
 ) -> dict[str, Float[np.ndarray, " condition"]]:
-    interval = bootstrap_mean(values, **options)
-    low, high = interval.low, interval.high
-    if outcome in RATES:
-        ends = [wilson(float(rate), values.shape[1], confidence=options["confidence"]) for rate in interval.estimate]
-        low, high = np.array(ends).T
-    return {f"mean_{outcome}": interval.estimate, f"mean_{outcome}_low": low, f"mean_{outcome}_high": high}
+    interval = bootstrap_mean(values, shares="shares" if outcome in RATES else None, **options)
+    name = f"mean_{outcome}"
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _differences(
     outcome: str, values: Float[np.ndarray, "condition seed"], controls: Bool[np.ndarray, " condition"], **options: Any
 ) -> dict[str, Float[np.ndarray, " condition"]]:
     differences = values - values[:1]
-    interval = bootstrap_mean(differences, **options)
+    kind: Shares | None = "differences" if outcome in RATES else None
+    interval = bootstrap_mean(differences, scale=float(np.abs(values).max()), shares=kind, **options)
     p = np.array([exact_test(own, seed=options["seed"]) for own in differences])
+    p, low, high = _agreed(p, interval)
+    p[0], low[0], high[0] = 1.0, 0.0, 0.0  # the baseline does not differ from itself
     n = values.shape[1]
     error = differences.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
     name = f"delta_{outcome}"
     return {
         name: interval.estimate,
-        f"{name}_low": interval.low,
-        f"{name}_high": interval.high,
+        f"{name}_low": low,
+        f"{name}_high": high,
         f"{name}_se": error,
         f"{name}_p": p,
         f"{name}_p_holm": _corrected(p, controls),
     }
+
+
+def _agreed(
+    p: Float[np.ndarray, " condition"], interval: Interval
+) -> tuple[Float[np.ndarray, " condition"], Float[np.ndarray, " condition"], Float[np.ndarray, " condition"]]:
+    """The exact test and the interval, the more careful of both: a row is significant if its interval leaves zero out.
+
+    Returns:
+        The larger of the test's p-value and the interval's own; and the ends, which take zero in where that is not
+        below 1 - confidence.
+    """
+    p = np.where(np.isnan(interval.p), p, np.maximum(p, interval.p))
+    not_clear = p >= 1 - interval.confidence
+    low = np.where(not_clear, np.minimum(interval.low, 0.0), interval.low)
+    high = np.where(not_clear, np.maximum(interval.high, 0.0), interval.high)
+    holds = (low <= 0) & (high >= 0)
+    return np.where(holds, np.maximum(p, 1 - interval.confidence), p), low, high
 
 
 def _corrected(
@@ -309,8 +345,9 @@ def _attrs(
         "env": baseline["env"]["id"] or "",
         "policy": baseline["policy"].get("fingerprint", ""),
         "confidence": confidence,
-        "interval": "bootstrap over seeds, BCa; of rates Wilson's",
-        "test": "sign changes of the paired differences, exact; _p_holm corrected over conditions, over controls apart",
+        "interval": _interval_words(data["return"][1].shape[1]),
+        "test": "sign changes of the paired differences, exact, no smaller than the interval's own p-value; _p_holm "
+        "corrected over conditions, over controls apart",
         "n_resamples": n_resamples,
         "bootstrap_seed": bootstrap_seed,
         "never_active": [name for name in idle if recordings[name].manifest["edits"]],
@@ -318,7 +355,15 @@ def _attrs(
     }
 
 
+def _interval_words(n_seeds: int) -> str:
+    if n_seeds < FEWEST:
+        return f"none: {n_seeds} seeds are fewer than the {FEWEST} that an interval takes"
+    return "studentised bootstrap over seeds; of rates Wilson's, of their differences Tango's"
+
+
 def _text(one: xr.Dataset, name: str, *, plus: str) -> str:
     estimate, low, high = (float(one[name + end]) for end in ("", "_low", "_high"))
     star = "*" if f"{name}_p_holm" in one and float(one[f"{name}_p_holm"]) < 0.05 else ""
+    if np.isnan(low):
+        return f"{estimate:{plus}.2f} (too few seeds for an interval)"
     return f"{estimate:{plus}.2f} [{low:{plus}.2f}, {high:{plus}.2f}]{star}"

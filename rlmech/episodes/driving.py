@@ -34,7 +34,8 @@ class Condition:
 
     Attributes:
         edits: Edits, or TransformerLens's pairs of a name and a function `fn(tensor, hook)`, in order.
-        when: When they act: None for always, a step, several, a range, one of `rlm.when`, a function of a `Moment`.
+        when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, a function of
+            a `Moment`.
         policy: Another policy than the one compared with.
     """
 

@@ -62,7 +62,8 @@ def record(
         seeds: Seeds of the episodes, each once.
         names: Hook points to record: names, globs, a function of the name; None for all, `()` for none.
         edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
-        when: When they act: None for always, a step, several, a range, one of `rlm.when`, or a function of a `Moment`.
+        when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, or a function
+            of a `Moment`.
         frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
         workers: Processes to run in.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
@@ -146,6 +147,7 @@ def record_conditions(
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
+            driver.policy.check_unchanged()
         manifests = _manifests(drivers, env, seeds, frames=frames)
         folder = store.TemporaryFolder() if paths is None else None
         if folder is not None:

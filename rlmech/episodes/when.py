@@ -1,6 +1,7 @@
 """When edits are at work: conditions on the moment in which a policy decides.
 
-    rlm.record(policy, env, seeds=range(100), edits=[edit], when=rlm.when.vehicle_within(20.0) & ~rlm.when.at_steps(0))
+    when = rlm.episodes.when
+    rlm.record(policy, env, seeds=range(100), edits=[edit], when=when.vehicle_within(20.0) & ~when.at_steps(0))
 
 A condition is a frozen value with a description; `&`, `|` and `~` combine them, and any function of a `Moment` is one.
 They read what the recorder knows anyway: nothing is observed twice. Cost: none but that of the test itself.
@@ -151,6 +152,6 @@ def when_of(given: When | Callable[[Moment], bool] | int | Iterable[int] | None)
     raise ConfigError(
         "That is no condition on a moment.",
         given=f"when={given!r}",
-        expected="None for always, a step, several steps, a range, one of rlm.when, or a function of a Moment",
-        fix="e.g. when=rlm.when.vehicle_within(20.0), when=range(3, 8), when=lambda moment: moment.step > 2",
+        expected="None for always, a step, several steps, a range, one of rlm.episodes.when, or a function of a Moment",
+        fix="e.g. when=rlm.episodes.when.vehicle_within(20.0), when=range(3, 8), when=lambda moment: moment.step > 2",
     )

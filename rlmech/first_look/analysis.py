@@ -23,9 +23,9 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import Recording, record
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive
-from rlmech.interventions.ablation import ablation_sweep
-from rlmech.interventions.metrics import action_flip, action_gap
-from rlmech.interventions.patching import activation_patching
+from rlmech.metrics.score_metrics import action_flip, action_gap
+from rlmech.patching.ablation import ablation_sweep
+from rlmech.patching.activations import activation_patching
 from rlmech.plot import recorded_pattern
 
 if TYPE_CHECKING:

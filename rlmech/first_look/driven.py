@@ -21,8 +21,8 @@ from rlmech.episodes.compare import compare_rollouts
 from rlmech.episodes.comparison import BASELINE
 from rlmech.episodes.recorder import record
 from rlmech.episodes.recording import Recording
-from rlmech.interventions.ablation import ablation_sweep
-from rlmech.interventions.metrics import action_flip
+from rlmech.metrics.score_metrics import action_flip
+from rlmech.patching.ablation import ablation_sweep
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -143,7 +143,7 @@ def _precision(driven: Driven) -> str:
     name = others[int(np.argmax(needed.values))]
     return (
         f"{n} seeds are few. To know every difference of return within ±{half_width:g}, a tenth of the baseline's "
-        f"mean, takes about {most:,} ({name}, by the spread found here; rlm.seeds_needed)."
+        f"mean, takes about {most:,} ({name}, by the spread found here; rlm.episodes.seeds_needed)."
     )
 
 
@@ -170,5 +170,5 @@ rlm.plot.side_by_side(both, seed={driven.seed})"""
 _FOREST_CODE = """seeds = recording.episodes["seed"].to_list()[:{n}]
 result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=seeds)
 rlm.plot.comparison(result)
-rlm.comparison_table(result)
-rlm.seeds_needed(result, half_width=0.5)"""
+rlm.episodes.comparison_table(result)
+rlm.episodes.seeds_needed(result, half_width=0.5)"""

@@ -254,7 +254,7 @@ def _over_vehicles(result: xr.Dataset, vehicles: list[str]) -> xr.DataArray:
 def _patch_code(direction: str, site: str, together: str) -> str:
     return f"""result = rlm.activation_patching(
     policy, clean=clean, corrupt=corrupt, sites=policy.sites({site}),
-    metric=rlm.action_gap(), direction={direction!r},{together}
+    metric=rlm.metrics.action_gap(), direction={direction!r},{together}
 )
 rlm.plot.sweep(result)"""
 
@@ -299,11 +299,12 @@ clean, corrupt = pairs.clean, pairs.corrupt"""
 _ABLATION_CODE = """sites = policy.sites({site})
 rlm.plot.sweep({{
     f"{{kind}} ablation": rlm.ablation_sweep(
-        policy, recording.observations, sites=sites, kind=kind, metric=rlm.action_flip(){together}
+        policy, recording.observations, sites=sites, kind=kind, metric=rlm.metrics.action_flip(){together}
     )
     for kind in ("mean", "resample", "zero")
 }})"""
-_CIRCUIT_CODE = """result = rlm.{kind}_circuit(policy, space="feature", obs=torch.as_tensor(recording.observations))
+_CIRCUIT_CODE = """states = torch.as_tensor(recording.observations)
+result = rlm.circuits.{kind}_circuit(policy, space="feature", obs=states)
 vehicles = list(policy.spec.entities[1:])
 {kind} = result.circuit.isel(query=0, drop=True).sel(entity=vehicles)
 {kind} = {kind}.weighted(result.n_states.sel(entity=vehicles)).mean("entity"){centred}

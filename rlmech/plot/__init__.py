@@ -4,15 +4,15 @@ Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure
 show in a notebook, and `report` puts them into one self-contained HTML page.
 """
 
-from rlmech.plot.attention import AttentionFigure, attention, recorded_pattern
-from rlmech.plot.circuit_graph import circuit_graph
-from rlmech.plot.comparison import comparison, dose_response
+from rlmech.plot.attention_heads import AttentionFigure, attention, recorded_pattern
+from rlmech.plot.circuit_drawing import circuit_graph
+from rlmech.plot.comparisons import comparison, dose_response
 from rlmech.plot.episode import q_values, scores
-from rlmech.plot.field import field
-from rlmech.plot.heatmap import circuit, heatmap, sweep
-from rlmech.plot.report import Figure, Frame, Panel, Section, Steps, report
-from rlmech.plot.scene import scene
-from rlmech.plot.side_by_side import side_by_side
+from rlmech.plot.episode_pairs import side_by_side
+from rlmech.plot.fields import field
+from rlmech.plot.heatmaps import circuit, heatmap, sweep
+from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, report
+from rlmech.plot.road import scene
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
 

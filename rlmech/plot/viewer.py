@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from rlmech.plot.attention import attention, recorded_pattern, recorded_patterns
+from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
 from rlmech.plot.episode import SCORES, action_names, q_values, scores
-from rlmech.plot.report import Figure, Frame, Steps
-from rlmech.plot.scene import scene
+from rlmech.plot.report_page import Figure, Frame, Steps
+from rlmech.plot.road import scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

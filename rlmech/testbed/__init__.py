@@ -4,14 +4,14 @@ Each function returns a `KnownPolicy`: a float64 policy, pairs of observations, 
 the circuit, and effects derived by hand. `brute_force` evaluates the equations with any edges fed from another run.
 """
 
-from rlmech.testbed.brake import brake
-from rlmech.testbed.cancellation import cancellation
+from rlmech.testbed.braking import brake
+from rlmech.testbed.cancelling import cancellation
+from rlmech.testbed.filters import matched_filter
 from rlmech.testbed.gates import and_gate, backup, or_gate
 from rlmech.testbed.known import Edge, Equation, KnownPolicy
-from rlmech.testbed.matched_filter import matched_filter
-from rlmech.testbed.nearest_vehicle import nearest_vehicle
+from rlmech.testbed.nearest import nearest_vehicle
 from rlmech.testbed.oracle import brute_force, brute_force_paths, paths_between, unit_values
-from rlmech.testbed.random_circuit import random_circuit
+from rlmech.testbed.random_circuits import random_circuit
 from rlmech.testbed.scoring import edge_auroc
 
 __all__ = [

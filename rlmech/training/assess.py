@@ -24,7 +24,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rlmech.simulators.env import make_env, spec_of
 from rlmech.training.config import TrainConfig
 from rlmech.training.evaluate import Actor, Predicts, baseline_actors, evaluate, paired_difference, summarise
-from rlmech.zoo.card import POLICY, Card, Evaluation
+from rlmech.zoo.cards import POLICY, Card, Evaluation
 
 PACKAGES = ("rlmech", "torch", "stable-baselines3", "gymnasium", "highway-env", "numpy")
 CURVE_BINS = 40

@@ -1,6 +1,7 @@
 """How well a policy drives, on seeds it was not trained on, beside what any driver must beat.
 
-Rates carry Wilson's 95 % interval, means a percentile bootstrap over episodes; policies are compared on the same seeds.
+Rates carry Wilson's 95 % interval, differences of rates Tango's, means a studentised bootstrap over episodes; policies
+are compared on the same seeds.
 Cost: the environment's stepping; rows are appended as they come, so that a killed evaluation goes on where it stopped.
 """
 
@@ -16,17 +17,15 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 from gymnasium import spaces
-from jaxtyping import Float
 from rich.progress import track
 
 from rlmech.episodes.episode import Decide, run_episode, summary
 from rlmech.errors import ConfigError
 from rlmech.simulators import simulator_of
-from rlmech.statistics import wilson
+from rlmech.statistics import Interval, Shares, bootstrap_mean
 
 COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")
 RATES = ("crashed", "arrived")
-N_BOOTSTRAP = 10_000
 
 Actor = Callable[[int], Decide]
 """From an episode's seed to the function that drives it."""
@@ -119,28 +118,23 @@ def summarise(frame: pd.DataFrame) -> dict[str, dict[str, float] | int]:
     for name in COLUMNS[1:]:
         values = frame[name].to_numpy(dtype=float)
         if not np.isnan(values).any():
-            low, high = wilson(float(values.mean()), len(values)) if name in RATES else bootstrap(values)
-            result[name] = {"mean": float(values.mean()), "low": low, "high": high}
+            result[name] = _ends(bootstrap_mean(values[None], shares="shares" if name in RATES else None))
     return result
 
 
 def paired_difference(better: pd.DataFrame, worse: pd.DataFrame, column: str = "return") -> dict[str, float]:
-    """Mean difference of a column over the seeds that both evaluations have, with its 95 % bootstrap interval."""
+    """Mean difference of a column over the seeds that both evaluations have, with its 95 % interval."""
     both = better.merge(worse, on="seed", suffixes=("_a", "_b"))
     values = (both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(dtype=float)
-    low, high = bootstrap(values)
-    return {"n": len(values), "mean": float(values.mean()), "low": low, "high": high}
+    scale = float(np.abs(both[[f"{column}_a", f"{column}_b"]].to_numpy(dtype=float)).max())
+    shares: Shares | None = "differences" if column in RATES else None
+    return {"n": len(values), **_ends(bootstrap_mean(values[None], scale=scale, shares=shares))}
 
 
-def bootstrap(values: Float[np.ndarray, " episode"], *, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval, 95 %, of a mean.
-
-    Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13.
-    """
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(values), size=(N_BOOTSTRAP, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def _ends(interval: Interval) -> dict[str, float]:
+    return {
+        name: float(getattr(interval, of)[0]) for name, of in (("mean", "estimate"), ("low", "low"), ("high", "high"))
+    }
 
 
 def _rows_in(path: Path) -> dict[int, dict[str, float]]:

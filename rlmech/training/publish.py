@@ -11,7 +11,7 @@ from rlmech.adapters.sb3 import from_sb3
 from rlmech.simulators.env import make_env
 from rlmech.training.assess import checkpoints
 from rlmech.training.config import TrainConfig
-from rlmech.zoo.card import Card
+from rlmech.zoo.cards import Card
 
 
 def publish(

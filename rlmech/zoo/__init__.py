@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from rlmech.errors import CheckpointError, nearest
-from rlmech.zoo.card import POLICY, Card, Evaluation
+from rlmech.zoo.cards import POLICY, Card, Evaluation
 
 __all__ = ["Card", "Evaluation", "card", "ladder", "list", "names", "path"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -20,6 +21,12 @@ SMALL: dict[type[BaseAlgorithm], dict[str, Any]] = {
     TD3: {"buffer_size": 10},
     PPO: {"n_steps": 8, "batch_size": 8},
     A2C: {"n_steps": 8},
+    TQC: {"buffer_size": 10},
+    CrossQ: {"buffer_size": 10},
+    QRDQN: {"buffer_size": 10},
+    TRPO: {"n_steps": 8, "batch_size": 8},
+    MaskablePPO: {"n_steps": 8, "batch_size": 8},
+    ARS: {},
 }
 
 
@@ -35,6 +42,9 @@ class SpacesOnly(gym.Env):
 
     def step(self, action):
         return self.observation_space.sample(), 0.0, False, False, {}
+
+    def action_masks(self):
+        return np.ones(self.action_space.n, bool)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_an_argument_that_would_be_ignored_is_an_error(dqn_zip, ego_checkpoint, 
         load(ego_checkpoint, config=HEADS, observation_space=SCENES, features_extractor_class=torch.nn.Linear)
     with pytest.raises(ConfigError, match="a file of Stable-Baselines3, for which config means nothing") as error:
         load(dqn_zip, config={}, trust_pickle=True)
-    assert "SB3's own loader" in error.value.expected
+    assert error.value.expected == "vecnormalize"
 
 
 def test_an_argument_that_sb3_does_not_take_is_an_error_with_the_nearest(dqn_zip):
@@ -202,3 +203,16 @@ def test_a_name_cannot_leave_the_zoo(zoo):
     for name in ("zoo:../zoo/highway_dqn_mlp", "zoo:highway-dqn-mlp@../policy"):
         with pytest.raises(CheckpointError):
             load(name)
+
+
+def test_a_git_lfs_pointer_and_torchscript_are_called_what_they_are(tmp_path):
+    (tmp_path / "pointer.zip").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), tmp_path / "script.pt")
+
+    with pytest.raises(CheckpointError, match="is a pointer of Git LFS"):
+        load(tmp_path / "pointer.zip")
+    with pytest.raises(CheckpointError, match="is TorchScript") as error:
+        load(tmp_path / "script.pt")
+    assert "HookedPolicy(module, example_obs)" in error.value.fix

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from rlmech.adapters.load import load
 from rlmech.adapters.rl_agents import from_rl_agents
-from rlmech.adapters.rl_agents_config import completed, read_config
+from rlmech.adapters.rl_agents.config import completed, read_config
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.nets import ConvolutionalNetwork, DuelingNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 
@@ -317,3 +317,46 @@ def test_what_is_no_agent_is_an_error(agent):
     agent.env = SimpleNamespace(observation_space=spaces.Discrete(3), action_space=spaces.Discrete(3))
     with pytest.raises(EnvironmentFitError, match="observations are not one array"):
         from_rl_agents(agent)
+
+
+TANH = {"type": "MultiLayerPerceptron", "in": 28, "layers": [8], "out": 3, "activation": "TANH"}
+
+
+@pytest.fixture
+def tanh_run(tmp_path):
+    """A run's folder: its metadata, and a checkpoint of a perceptron with tanh."""
+    network = MultiLayerPerceptron(28, (8,), d_out=3, activation="tanh", flatten=True)
+    torch.save({"state_dict": network.state_dict(), "optimizer": {}}, tmp_path / "latest.tar")
+    run = {"agent": {"__class__": "<class 'DQNAgent'>", "model": TANH}, "env": {"id": "intersection-v0"}}
+    (tmp_path / "metadata.1.json").write_text(json.dumps(run))
+    return tmp_path, network, run
+
+
+@pytest.mark.parametrize("how", ["beside", "named", "values", "agent"])
+def test_a_runs_metadata_gives_the_agent_and_the_environment(tanh_run, how):
+    folder, network, run = tanh_run
+    config = {"beside": None, "named": folder / "metadata.1.json", "values": run, "agent": run["agent"]}[how]
+
+    policy = load(folder / "latest.tar", config=config)
+
+    obs = torch.randn(5, 28)
+    assert torch.equal(policy(obs), network(obs))
+    assert policy.spec.env_id == (None if how == "agent" else "intersection-v0")
+
+
+def test_metadata_of_runs_that_differ_are_not_chosen_among(tanh_run):
+    folder, _, run = tanh_run
+    other = {**run, "agent": {"model": TANH | {"activation": "RELU"}}}
+    (folder / "metadata.2.json").write_text(json.dumps(other))
+
+    with pytest.raises(ConfigError, match="the metadata of several runs"):
+        load(folder / "latest.tar")
+
+
+def test_a_configuration_without_a_model_is_refused(tanh_run):
+    folder, *_ = tanh_run
+
+    with pytest.raises(ConfigError, match="says nothing of a model") as error:
+        load(folder / "latest.tar", config={"gamma": 0.9, "batch_size": 32})
+
+    assert error.value.given == "entries gamma, batch_size"

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import pickle
+import re
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.dqn.policies import DQNPolicy
 
+from rlmech.adapters.clear_text import space_from_clear_text
 from rlmech.adapters.load import load
+from rlmech.adapters.native import save_policy
 from rlmech.adapters.sb3 import from_sb3
-from rlmech.adapters.sb3_plan import SB3Plan
-from rlmech.adapters.sb3_zip import read_zip
-from rlmech.adapters.spaces import draw_observations, space_from_clear_text, space_from_json, space_to_json
+from rlmech.adapters.sb3.plan import SB3Plan
+from rlmech.adapters.sb3.zip_file import read_zip
+from rlmech.adapters.spaces import draw_observations, space_from_json, space_to_json
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError, ParityError
 from rlmech.nets import EgoAttentionExtractor
 
@@ -239,38 +245,191 @@ def test_this_packages_own_extractor_is_known_by_name(make_model, kinematics, tm
     assert policy.attention["features_extractor.attention_layer"].n_heads == 2
 
 
-def test_a_dict_space_is_asked_for_by_name(make_model, kinematics, tmp_path, make_env):
-    space = spaces.Dict({"a": kinematics, "b": THREE})
-    make_model(PPO, "MultiInputPolicy", obs=space, actions=THREE).save(tmp_path / "dict.zip")
+ORDERED = [("speed", spaces.Box(-1, 1, (3,))), ("goal", spaces.Box(-1, 1, (2,))), ("lane", spaces.Discrete(3))]
 
-    with pytest.raises(CheckpointError, match="holds its observation_space only as a pickle") as error:
-        load(tmp_path / "dict.zip")
-    assert "Box(-inf, inf, (5, 7), float32)" in error.value.given
+
+@pytest.mark.parametrize("algorithm", [DQN, PPO, SAC])
+def test_a_dict_space_is_read_in_the_order_of_training(make_model, tmp_path, make_env, algorithm):
+    space = spaces.Dict(ORDERED)
+    model = make_model(algorithm, "MultiInputPolicy", obs=space, actions=STEER if algorithm is SAC else THREE)
+    model.save(tmp_path / "dict.zip")
+    obs = draw_observations(space, 50)
+    expected = from_sb3(model)(obs)
+
+    for how in ({}, {"observation_space": space}, {"env": make_env(space, model.action_space)}):
+        policy = load(tmp_path / "dict.zip", **how)
+        assert torch.equal(policy(obs), expected)
+        assert list(policy.observation_space.spaces) == ["speed", "goal", "lane"]
+    saved = load(save_policy(policy, tmp_path / "policy.safetensors"))
+    assert torch.equal(saved(obs), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OrderedDict([('b', Box(-1.0, 1.0, (3,), float32)), ('a', Discrete(4)), ('m', MultiBinary(3))])",
+        "{'b': Box(-1.0, 1.0, (3,), float32), 'a': Discrete(4), 'm': MultiBinary(3)}",
+    ],
+)
+def test_the_printed_text_of_a_dict_space_is_read_in_its_order(text):
+    space = space_from_clear_text({":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": text}, argument="x")
+
+    assert list(space.spaces.items()) == [
+        ("b", spaces.Box(-1, 1, (3,))), ("a", spaces.Discrete(4)), ("m", spaces.MultiBinary(3)),
+    ]  # fmt: skip
+
+
+def test_every_printed_part_of_a_dict_space_is_understood():
+    from stable_baselines3.common.save_util import data_to_json
+
+    parts = [
+        ("it's", spaces.Box(np.float32([[-1, 0.5], [0, -np.inf]]), np.float32([[1, 0.75], [2, np.inf]]))),
+        ("image", spaces.Box(0, 255, (40, 44, 3), np.uint8)),
+        ("start", spaces.Discrete(5, start=-2)),
+        ("counts", spaces.MultiDiscrete([2, 3, 4])),
+        ("bits", spaces.MultiBinary([2, 3])),
+        ("wide", spaces.Box(-1, 1, (2000,), np.float64)),
+    ]
+    clear = json.loads(data_to_json({"s": spaces.Dict(parts)}))["s"]
+    del clear[":serialized:"]
+
+    assert list(space_from_clear_text(clear, argument="observation_space").spaces.items()) == parts
+
+
+@pytest.mark.parametrize("text", ["{'a': Box(-1, 1, (3,), float32), 'b': Dict('c': Discrete(2))}", "{}", "nonsense"])
+def test_a_dict_space_that_is_not_understood_is_asked_for(text):
+    with pytest.raises(CheckpointError, match="does not say its observation_space in clear") as error:
+        space_from_clear_text({":type:": "gym.Dict'>", "spaces": text}, argument="observation_space")
+
     assert error.value.fix == "give it: load(..., observation_space=env.observation_space), or load(..., env=env)"
 
-    by_space = load(tmp_path / "dict.zip", observation_space=space)
-    by_env = load(tmp_path / "dict.zip", env=make_env(space, THREE))
-    assert by_space.fingerprint == by_env.fingerprint
+
+def test_zips_of_before_gym_022_say_shape_without_an_underscore(dqn_zip):
+    with zipfile.ZipFile(dqn_zip) as archive:
+        entry = json.loads(archive.read("data"))["observation_space"]
+    entry["shape"] = entry.pop("_shape")
+
+    assert load(_rewritten(dqn_zip, observation_space=entry)).fingerprint == load(dqn_zip).fingerprint
+
+
+@pytest.mark.parametrize("precision", [1, 2, 8])
+def test_bounds_that_were_printed_rounded_are_the_trainers_own(make_model, kinematics, tmp_path, precision):
+    steer = spaces.Box(np.float32([-0.1234, -1]), np.float32([0.1234, 1]))
+    model = make_model(SAC, obs=kinematics, actions=steer, policy_kwargs={"net_arch": [4]})
+    with np.printoptions(precision=precision):
+        model.save(tmp_path / "sac.zip")
+
+    policy = load(tmp_path / "sac.zip")
+
+    assert policy.action_space == steer
+    obs = draw_observations(kinematics, 20).numpy()
+    np.testing.assert_allclose(policy.predict(obs)[0], model.predict(obs, deterministic=True)[0], rtol=1e-6)
+
+
+def test_bounds_that_stand_only_as_rounded_text_are_doubted(make_model, kinematics, tmp_path):
+    make_model(SAC, obs=kinematics, actions=STEER, policy_kwargs={"net_arch": [4]}).save(tmp_path / "sac.zip")
+    with zipfile.ZipFile(tmp_path / "sac.zip") as archive:
+        entry = json.loads(archive.read("data"))["action_space"]
+    changed = _rewritten(tmp_path / "sac.zip", action_space=entry | {":serialized:": "AAAA"})
+
+    with pytest.warns(UserWarning, match=r"load\(..., action_space=env.action_space\)"):
+        load(changed)
+    assert load(changed, action_space=STEER).action_space == STEER
+
+
+def _before_18(model, path):
+    """A zip as SB3 before 1.8 wrote it, with a first layer that actor and critic share."""
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    tensors = torch.load(io.BytesIO(contents["policy.pth"]), weights_only=True)
+    old = {}
+    for key, value in tensors.items():
+        match = re.fullmatch(r"mlp_extractor\.(policy|value)_net\.(\d+)\.(\w+)", key)
+        if match is None:
+            old[key] = value
+        elif match[2] == "0":
+            old[f"mlp_extractor.shared_net.0.{match[3]}"] = value
+        else:
+            old[f"mlp_extractor.{match[1]}_net.{int(match[2]) - 2}.{match[3]}"] = value
+    buffer = io.BytesIO()
+    torch.save(old, buffer)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (contents | {"policy.pth": buffer.getvalue()}).items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("own", [[], [6]], ids=["all shared", "one layer each"])
+def test_layers_that_actor_and_critic_shared_are_shared_and_computed_once(make_model, kinematics, tmp_path, own):
+    arch = {"pi": [8, *own], "vf": [8, *own]}
+    model = make_model(PPO, obs=kinematics, actions=THREE, policy_kwargs={"net_arch": arch})
+    extractor = model.policy.mlp_extractor
+    extractor.value_net[0].load_state_dict(extractor.policy_net[0].state_dict())
+    expected = from_sb3(model)
+    _before_18(model, tmp_path / "old.zip")
+
+    policy = load(tmp_path / "old.zip")
+    saved = load(save_policy(policy, tmp_path / "policy.safetensors"))
+
+    obs = draw_observations(kinematics, 50)
+    for opened in (policy, saved):
+        scores, cache = opened.run_with_cache(obs)
+        assert torch.equal(scores, expected(obs))
+        assert torch.equal(cache["hook_value"], expected.run_with_cache(obs)[1]["hook_value"])
+        assert [name for name in opened.hook_dict if "shared_net" in name] == [
+            "mlp_extractor.shared_net.0.hook_out", "mlp_extractor.shared_net.1.hook_out",
+        ]  # fmt: skip
+
+
+def _compile(model, part):
+    compiled = torch.compile(getattr(model.policy, part) if part else model.policy, backend="eager")
+    setattr(*((model.policy, part) if part else (model, "policy")), compiled)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "part"), [(PPO, ""), (DQN, ""), (DQN, "q_net"), (QRDQN, "quantile_net"), (SAC, "actor")]
+)
+def test_a_compiled_model_opens_live_and_from_its_zip(make_model, kinematics, tmp_path, algorithm, part):
+    model = make_model(algorithm, obs=kinematics, actions=STEER if algorithm is SAC else THREE)
+    obs = draw_observations(kinematics, 5)
+    plain = from_sb3(model)(obs)
+    _compile(model, part)
+    model.save(tmp_path / "compiled.zip")
+
+    assert torch.equal(from_sb3(model)(obs), plain)
+    assert torch.equal(load(tmp_path / "compiled.zip")(obs), plain)
 
 
 def test_a_policy_class_of_its_own_is_refused_with_the_ways_that_are_left(make_model, kinematics, tmp_path):
     make_model(DQN, Contrary, obs=kinematics, actions=THREE).save(tmp_path / "own.zip")
 
-    with pytest.raises(CheckpointError, match="not one of Stable-Baselines3's own") as error:
+    with pytest.raises(CheckpointError, match="not one of Stable-Baselines3's or sb3-contrib's own") as error:
         load(tmp_path / "own.zip")
 
     assert "HookedPolicy.from_sb3(model)" in error.value.fix
     assert "trust_pickle=True" in error.value.fix
 
 
-def test_a_zip_of_sb3_contrib_is_refused_with_the_way_that_is_left(dqn_zip):
-    entry = {"__module__": "sb3_contrib.qrdqn.policies", "__init__": "<function QRDQNPolicy.__init__ at 0x0>"}
+def test_a_zip_of_a_policy_with_memory_is_refused_in_words(dqn_zip):
+    entry = {
+        "__module__": "sb3_contrib.common.recurrent.policies",
+        "__init__": "<function RecurrentActorCriticPolicy.__init__ at 0x0>",
+    }
 
-    with pytest.raises(CheckpointError, match="not one of Stable-Baselines3's own") as error:
+    with pytest.raises(CheckpointError, match=r"has a memory \(an LSTM\)") as error:
         load(_rewritten(dqn_zip, policy_class=entry))
 
-    assert error.value.given == "sb3_contrib.qrdqn.policies.QRDQNPolicy"
-    assert "HookedPolicy(module, example_obs)" in error.value.fix
+    assert error.value.given == "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy"
+
+
+def test_a_zip_of_sb3_contrib_says_when_that_is_not_installed(make_model, kinematics, tmp_path, monkeypatch):
+    make_model(QRDQN, obs=kinematics, actions=THREE).save(tmp_path / "qrdqn.zip")
+    monkeypatch.setitem(sys.modules, "sb3_contrib.qrdqn.policies", None)
+
+    with pytest.raises(ConfigError, match="sb3-contrib's, which is not installed") as error:
+        load(tmp_path / "qrdqn.zip")
+
+    assert error.value.fix == "pip install sb3-contrib"
 
 
 def test_an_activation_of_its_own_is_an_error(dqn_zip):
@@ -350,7 +509,9 @@ def test_what_is_no_model_is_an_error():
 
 
 def test_trust_pickle_opens_what_only_sb3_can(make_model, kinematics, tmp_path):
-    for algorithm, actions in ((DQN, THREE), (PPO, THREE), (A2C, THREE), (SAC, STEER), (TD3, STEER)):
+    of_choices, of_vectors = (DQN, PPO, A2C, QRDQN, TRPO, ARS), (SAC, TD3, TQC, CrossQ)
+    for algorithm in (*of_choices, *of_vectors):
+        actions = THREE if algorithm in of_choices else STEER
         model = make_model(algorithm, obs=kinematics, actions=actions)
         model.save(tmp_path / "trusted.zip")
 
@@ -455,10 +616,12 @@ def test_examples_drawn_between_huge_bounds_do_not_overflow_a_network():
     assert float(drawn[:, 0].abs().max()) <= 4.8
 
 
-def test_a_dict_space_comes_back_equal_from_json(kinematics):
-    space = spaces.Dict({"a": kinematics, "b": spaces.Discrete(3)})
+def test_a_dict_space_comes_back_in_its_order_from_json():
+    space = spaces.Dict(ORDERED)
 
-    assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
+    back = space_from_json(json.loads(json.dumps(space_to_json(space))))
+
+    assert list(back.spaces.items()) == ORDERED
 
 
 def test_a_space_that_sb3_does_not_support_is_an_error():
@@ -472,6 +635,8 @@ def test_bounds_of_actions_that_are_not_all_printed_are_asked_for(kinematics):
     space = spaces.Box(-1, np.linspace(1, 2, 2000, dtype=np.float32), (2000,), np.float32)
     clear = json.loads(data_to_json({"space": space}))["space"]
 
-    with pytest.raises(CheckpointError, match="holds its action_space only as a pickle"):
+    assert space_from_clear_text(clear, argument="action_space") == space  # from the pickle's data
+    del clear[":serialized:"]
+    with pytest.raises(CheckpointError, match="does not say its action_space in clear"):
         space_from_clear_text(clear, argument="action_space")
     assert space_from_clear_text(clear, argument="observation_space").shape == (2000,)

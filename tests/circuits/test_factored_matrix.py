@@ -168,6 +168,7 @@ MATRIX = FactoredMatrix(torch.randn(2, 4, 3), torch.randn(3, 5))
         (lambda: MATRIX[0, True], "index does not fit the matrix"),
         (lambda: MATRIX @ torch.randn(3, 5, 2), "leading dimensions do not broadcast"),
     ],
+    ids=lambda value: None if isinstance(value, str) else "case",
 )
 def test_what_does_not_fit_is_refused_with_both_shapes(act, message):
     with pytest.raises(ShapeError, match=message) as caught:
@@ -210,7 +211,7 @@ MASKS = {n: torch.tensor([True, False, True, True, False][:n]) for n in (2, 3, 4
         (..., lambda m: m),
         (([], slice(1, 9)), lambda m: m[[], 1:9]),
     ],
-    ids=str,
+    ids=lambda value: "dense" if callable(value) else str(value),
 )
 def test_masks_lists_new_axes_and_ellipses_index_as_they_do_the_dense_product(index, dense):
     close(LED[index].AB, dense(LED.AB))

@@ -7,7 +7,7 @@ import torch
 import rlmech as rlm
 import rlmech.testbed as testbed
 from rlmech.core.edit import Site
-from rlmech.interventions.metrics import action_gap, action_score
+from rlmech.metrics.score_metrics import action_gap, action_score
 from tests.testbed.policies import POLICIES, make
 
 BY_HAND = tuple(name for name in POLICIES if name != "random_circuit")

@@ -10,7 +10,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.core.edit import Site
-from rlmech.interventions.metrics import action_gap
+from rlmech.metrics.score_metrics import action_gap
 from tests import networks
 from tests.testbed.policies import POLICIES, make
 

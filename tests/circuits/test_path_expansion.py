@@ -9,9 +9,9 @@ from einops import einsum, rearrange
 from torch import nn
 
 import rlmech as rlm
+from rlmech.circuits import expansion as module
 from rlmech.circuits import ov_forms
-from rlmech.circuits import path_expansion as module
-from rlmech.circuits.path_expansion import path_expansion
+from rlmech.circuits.expansion import path_expansion
 from rlmech.errors import AttentionError, ConfigError, EngineError, ObservationError
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.testbed import nearest_vehicle

@@ -8,7 +8,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.core.eager import EagerEngine
-from rlmech.errors import AttentionError, EngineError
+from rlmech.errors import AttentionError, EngineError, SiteError
 from rlmech.nets import EgoAttentionNetwork
 from tests import networks as nets
 
@@ -165,3 +165,72 @@ def test_a_pass_made_inside_a_hook_does_not_disturb_the_pass_around_it():
     assert list(cache) == list(plain)
     for name, value in plain.items():
         assert torch.equal(cache[name], value)
+
+
+class Experts(nn.Module):
+    """A mixture of experts: how many rows an expert gets follows from the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(4, 2), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    def forward(self, x):
+        choice, scores = self.gate(x).argmax(-1), torch.zeros(x.shape[0], 3, dtype=x.dtype)
+        for number, expert in enumerate(self.experts):
+            if (chosen := choice == number).any():
+                scores[chosen] = expert(x[chosen])
+        return scores
+
+
+def test_a_point_whose_shape_follows_from_the_data_is_left_out_and_named():
+    torch.manual_seed(0)
+    obs = torch.randn(16, 4)
+    policy = rlm.HookedPolicy(Experts(), obs)
+    assert list(policy.hook_dict) == ["hook_obs", "gate.hook_out", "hook_q_values"]
+    assert set(policy.left_out) == {"experts.0.hook_out", "experts.1.hook_out"}
+    with pytest.raises(SiteError, match="its shape follows from the data"):
+        policy.run_with_cache(obs, names="experts.0.hook_out")
+    for n in (1, 5, 16):
+        _, cache = policy.run_with_cache(obs[:n])
+        assert {name: value.shape for name, value in cache.items()} == {
+            name: (n, *point.shape[1:]) for name, point in policy.hook_dict.items()
+        }
+
+
+class BranchingAttention(nn.Module):
+    """Attention in one call of torch, in a module that cannot be exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        def heads(y):
+            return y.view(y.shape[0], -1, 2, 4).transpose(1, 2)
+
+        z = nn.functional.scaled_dot_product_attention(heads(self.q(x[:, :1])), heads(self.k(x)), heads(self.v(x)))
+        scores = self.out(z.transpose(1, 2).flatten(1))
+        return scores if float(x.sum()) > -1e9 else scores * 2
+
+
+def test_whatever_the_eager_engine_offers_fires_and_is_cached_in_the_shape_it_announces():
+    torch.manual_seed(0)
+    obs = nets.scenes(3)
+    policy = rlm.HookedPolicy(BranchingAttention(), obs)
+    assert policy.engine == "eager"
+    assert {"hook_pattern", "hook_attn_scores"} <= set(policy.left_out)
+    for n in (1, 3):
+        _, cache = policy.run_with_cache(obs[:n])
+        assert set(cache) == set(policy.hook_dict)
+        for name, point in policy.hook_dict.items():
+            assert cache[name].shape == (n, *point.shape[1:])
+            policy.run_with_hooks(obs[:n], fwd_hooks=[(name, lambda tensor, hook: tensor * 0)])
+    with pytest.raises(AttentionError, match="inside a single call"):
+        policy.attention[""].names["pattern"]
+
+
+def test_an_eager_policy_follows_its_modules_precision():
+    policy = rlm.HookedPolicy(nets.Branching(), torch.rand(2, 4)).double()
+    scores, cache = policy.run_with_cache(torch.rand(3, 4))
+    assert {value.dtype for value in (scores, *cache.values())} == {torch.float64}
+    assert torch.equal(policy(torch.ones(1, 4)), policy.module(torch.ones(1, 4, dtype=torch.float64)))

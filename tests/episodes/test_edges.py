@@ -178,13 +178,13 @@ def test_a_selection_of_nothing_is_a_recording_of_nothing(policy: rlm.HookedPoli
 def test_one_seed_does_not_tell_how_many_are_needed(policy: rlm.HookedPolicy) -> None:
     found = rlm.compare_rollouts(policy, cartpole(), conditions={"still": STILL}, seeds=[0], progress=False)
     with pytest.raises(MetricError, match="One seed"):
-        rlm.seeds_needed(found, half_width=1.0)
+        rlm.episodes.seeds_needed(found, half_width=1.0)
 
 
 def test_parts_of_episodes_are_not_compared(policy: rlm.HookedPolicy) -> None:
     recording = recorded(policy)
     with pytest.raises(RecordingError, match="'late' is of some steps only"):
-        rlm.compare_recordings({"baseline": recording, "late": recording.where(step_above=3)})
+        rlm.episodes.compare_recordings({"baseline": recording, "late": recording.where(step_above=3)})
 
 
 @pytest.mark.parametrize("obstacle", ["hook", "wrapper"])

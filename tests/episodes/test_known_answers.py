@@ -26,5 +26,9 @@ def test_a_published_checkpoint_meets_and_does_what_it_is_known_to(seed_policy_d
     episode = np.load(seed_policy_dir / "episode.npy")  # seed, step, action
     own = episode[:, 0] < N_SEEDS
     assert np.array_equal(recording.steps[["seed", "step", "action"]].to_numpy(), episode[own])
-    assert np.array_equal(recording.observations, np.load(seed_policy_dir / "observations.npy")[own])
-    assert np.allclose(recording.scores, np.load(seed_policy_dir / "q_values.npy")[own], atol=1e-5)
+    # the published numbers come from a processor with AVX-512, on which numpy's sines and powers round otherwise
+    published = np.load(seed_policy_dir / "observations.npy")[own]
+    scores = np.load(seed_policy_dir / "q_values.npy")[own]
+    assert np.allclose(recording.observations, published, rtol=0, atol=2e-4)
+    assert np.allclose(policy(published).detach().numpy(), scores, atol=1e-5)
+    assert np.allclose(recording.scores, scores, atol=1e-3)

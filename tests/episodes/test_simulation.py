@@ -32,7 +32,7 @@ def drivers() -> dict[str, Driver]:
         "head 1": (rlm.mean_ablation(rlm.Site(z, head=1), reference=reference),),
     }
     made = {name: Driver(policy=policy, edits=own, names="*.hook_pattern") for name, own in edits.items()}
-    late = Driver(policy=policy, edits=edits["slower"], when=rlm.when.from_step(3))
+    late = Driver(policy=policy, edits=edits["slower"], when=rlm.episodes.when.from_step(3))
     return made | {"slower later": late}
 
 

@@ -68,14 +68,14 @@ def terms(modules: dict[str, ModuleType], states: Any) -> Any:
 
 
 def test_every_identity_holds_to_float32_rounding(modules: dict[str, ModuleType], states: Any, terms: Any):
-    paths = rlm.path_expansion(states.policy, states.obs, better="FASTER", worse="SLOWER")
+    paths = rlm.circuits.path_expansion(states.policy, states.obs, better="FASTER", worse="SLOWER")
     errors = modules["exact"].laws(states, terms, paths)
     size = errors.pop("scores")
     assert all(error < 2e-5 * size for error in errors.values()), errors
 
 
 def test_the_shares_of_the_paths_add_up_to_the_gap(modules: dict[str, ModuleType], states: Any):
-    paths = rlm.path_expansion(states.policy, states.obs, better="FASTER", worse="SLOWER")
+    paths = rlm.circuits.path_expansion(states.policy, states.obs, better="FASTER", worse="SLOWER")
     shares = [row["share of the gap's variance"][0] for row in modules["exact"].path_shares(states, paths)]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
 
@@ -149,7 +149,7 @@ def test_ahead_is_along_the_heading_and_left_is_up_the_page(modules: dict[str, M
 
 
 def test_slopes_are_the_jacobians_by_the_metre(modules: dict[str, ModuleType], states: Any):
-    jacobian = rlm.local_affine(states.policy, states.obs).jacobian.isel(entity=0)
+    jacobian = rlm.attribution.local_affine(states.policy, states.obs).jacobian.isel(entity=0)
     gap = (jacobian.sel(action="FASTER") - jacobian.sel(action="SLOWER")).mean("batch")
     slope = modules["exact"].slopes(states)["slope"].sel(of="ego")
     for name, unit, reach in (("x", "x [m]", 100), ("vy", "vy [m/s]", 20), ("sin_h", "sin_h", 1)):
@@ -175,7 +175,7 @@ def test_the_terms_of_a_state_are_its_own_ov_form_weighted_with_the_pattern(
     one = modules["subjects"].States(states.policy, _first_state(states))
     alone = modules["exact"].Terms.of(one)
     row = int(np.flatnonzero(one.there[0, 1:])[0]) + 1
-    form = rlm.ov_circuit(one.policy, obs=one.obs, better="FASTER", worse="SLOWER").circuit.isel(
+    form = rlm.circuits.ov_circuit(one.policy, obs=one.obs, better="FASTER", worse="SLOWER").circuit.isel(
         query=0, action=0, entity=row
     )
     weight, x = one.pattern[0, :, row], one.obs[0, row].numpy()

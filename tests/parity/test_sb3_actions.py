@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 
 from rlmech.adapters.load import load
 from rlmech.adapters.sb3 import from_sb3
+from rlmech.errors import ObservationError
 
 N = 1000
 VEHICLES = spaces.Box(-np.inf, np.inf, (5, 7), np.float32)
@@ -49,14 +51,30 @@ CASES = {
     "sac": (SAC, "MlpPolicy", VEHICLES, STEER, {"net_arch": [16, 8]}),
     "sac, separate sizes": (SAC, "MlpPolicy", VEHICLES, STEER, {"net_arch": {"pi": [8], "qf": [16]}, "n_critics": 3}),
     "td3": (TD3, "MlpPolicy", VEHICLES, STEER, {"net_arch": [16, 8]}),
+    "ddpg": (DDPG, "MlpPolicy", VEHICLES, STEER, {"net_arch": [16, 8]}),
+    "trpo": (TRPO, "MlpPolicy", VEHICLES, THREE, {}),
+    "trpo, continuous": (TRPO, "MlpPolicy", VEHICLES, STEER, {}),
+    "tqc": (TQC, "MlpPolicy", VEHICLES, STEER, {"net_arch": [16, 8], "n_quantiles": 5}),
+    "crossq": (CrossQ, "MlpPolicy", VEHICLES, STEER, {"net_arch": [16, 8]}),
+    "qr-dqn": (QRDQN, "MlpPolicy", VEHICLES, THREE, {"net_arch": [16], "n_quantiles": 5}),
+    "qr-dqn, image": (QRDQN, "CnnPolicy", IMAGE, THREE, {"n_quantiles": 5}),
+    "ars": (ARS, "MlpPolicy", VEHICLES, THREE, {"net_arch": [16]}),
+    "ars, linear": (ARS, "LinearPolicy", VEHICLES, STEER, {}),
+    "ars, squashed": (ARS, "MlpPolicy", VEHICLES, STEER, {"activation_fn": torch.nn.Tanh}),
 }
 SMALL = {DQN: {"buffer_size": 10}, SAC: {"buffer_size": 10}, TD3: {"buffer_size": 10}, A2C: {"n_steps": 8}}
-SMALL[PPO] = {"n_steps": 8, "batch_size": 8}
+SMALL |= {algorithm: {"buffer_size": 10} for algorithm in (DDPG, TQC, CrossQ, QRDQN)}
+SMALL |= {algorithm: {"n_steps": 8, "batch_size": 8} for algorithm in (PPO, TRPO, MaskablePPO)} | {ARS: {}}
 
 
 class SpacesOnly(gym.Env):
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
+
+
+class Masking(SpacesOnly):
+    def action_masks(self):
+        return np.ones(3, bool)
 
 
 @pytest.fixture(params=CASES, ids=list(CASES))
@@ -80,7 +98,7 @@ def test_a_live_model_and_its_zip_act_as_sb3_does(model, tmp_path):
     model.save(tmp_path / "model")
 
     live = from_sb3(model)
-    opened = load(tmp_path / "model.zip", observation_space=MIXED if isinstance(obs, dict) else None)
+    opened = load(tmp_path / "model.zip")
 
     for policy in (live, opened):
         assert policy.engine == "graph"
@@ -132,3 +150,31 @@ def test_an_image_stays_uint8_until_sb3s_own_scaling():
 
     assert cache["hook_obs"].dtype == torch.uint8
     torch.testing.assert_close(scores, model.q_net(torch.as_tensor(obs)), rtol=0, atol=0)
+
+
+def test_a_maskable_policy_decides_among_what_its_mask_allows(tmp_path):
+    model = MaskablePPO("MlpPolicy", Masking(VEHICLES, THREE), device="cpu", seed=0, **SMALL[MaskablePPO])
+    model.save(tmp_path / "model")
+    obs, rng = _observations(VEHICLES), np.random.default_rng(0)
+    masks = rng.random((N, 3)) < 0.5
+    masks[np.arange(N), rng.integers(0, 3, N)] = True
+    expected, _ = model.predict(obs, deterministic=True, action_masks=masks)
+
+    for policy in (from_sb3(model), load(tmp_path / "model.zip")):
+        actions, _ = policy.predict({"observation": obs, "action_mask": masks})
+        np.testing.assert_array_equal(actions, expected)
+        with pytest.raises(ObservationError, match="not what the policy takes"):
+            policy.predict(obs)
+
+
+def test_opening_a_crossq_changes_none_of_its_statistics(tmp_path):
+    model = CrossQ("MlpPolicy", SpacesOnly(VEHICLES, STEER), device="cpu", **SMALL[CrossQ])
+    model.save(tmp_path / "model")
+    reloaded = CrossQ.load(tmp_path / "model")
+    before = {name: value.clone() for name, value in reloaded.policy.state_dict().items()}
+
+    policy = from_sb3(reloaded)
+    policy.run_with_cache(_observations(VEHICLES, 20))
+
+    assert all(torch.equal(value, before[name]) for name, value in reloaded.policy.state_dict().items())
+    assert not policy.couples_rows

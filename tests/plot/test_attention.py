@@ -11,7 +11,7 @@ import xarray as xr
 from rlmech.episodes import Recording
 from rlmech.errors import ConfigError
 from rlmech.plot import attention, recorded_pattern
-from rlmech.plot.attention import circuitsvis_js
+from rlmech.plot.attention_heads import circuitsvis_js
 
 EGO = xr.DataArray(
     [[[0.75, 0.25]], [[0.125, 0.875]]], dims=("head", "query", "key"), coords={"key": ["ego", "vehicle_1"]}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import rlmech as rlm
-from rlmech.interventions.edges.circuit import Circuit
-from rlmech.interventions.edges.discover import discover_circuit
-from rlmech.plot.circuit_graph import circuit_graph
+from rlmech.edges.circuit import Circuit
+from rlmech.edges.discover import discover_circuit
+from rlmech.plot.circuit_drawing import circuit_graph
 from rlmech.plot.style import NEGATIVE, POSITIVE
 from tests.networks import scenes
 

@@ -116,4 +116,4 @@ def test_a_dose_s_control_stands_at_its_dose():
 def test_a_comparison_without_doses_is_refused():
     with pytest.raises(ConfigError, match="no doses") as error:
         dose_response(compared())
-    assert "rlm.dose_response" in error.value.fix
+    assert "rlm.episodes.dose_response" in error.value.fix

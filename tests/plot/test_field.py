@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from rlmech.errors import ConfigError
-from rlmech.plot.field import field
+from rlmech.plot.fields import field
 from rlmech.plot.style import action_colour
 
 SPEED, ALONG = [0.0, 4.5, 9.0], [-5.0, 5.0]

@@ -13,7 +13,7 @@ import xarray as xr
 from rlmech.episodes import Recording
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import SvgFigure, scene
-from rlmech.plot.scene import SMALLEST
+from rlmech.plot.road import SMALLEST
 from rlmech.plot.style import CRASHED, EGO, head_colour
 from rlmech.spec import PolicySpec
 

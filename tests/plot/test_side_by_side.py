@@ -9,7 +9,7 @@ import rlmech as rlm
 from rlmech.episodes import Recording, record
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot import Steps, scene, side_by_side
-from rlmech.plot.scene import ego_way
+from rlmech.plot.road import ego_way
 from rlmech.simulators import make_env
 
 

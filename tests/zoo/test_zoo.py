@@ -10,7 +10,7 @@ from rlmech.episodes.episode import run_episode, summary
 from rlmech.errors import CheckpointError
 from rlmech.simulators.env import make_env
 from rlmech.zoo import Card
-from rlmech.zoo.card import POLICY
+from rlmech.zoo.cards import POLICY
 
 NAMES = ("highway-dqn-mlp", "intersection-ego-attention")
 

@@ -1,0 +1,79 @@
+"""Constructor arguments of SB3's policies beyond sizes, activation and features extractor.
+
+Each stands in the clear text of a zip or shows in its tensors, and can be read off a live network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlmech.adapters.sb3.algorithms import Algorithm, sizes
+
+ONLY_WITH_SDE = ("full_std", "squash_output", "use_expln", "clip_mean")
+
+
+def options_of_zip(
+    algorithm: Algorithm,
+    *,
+    data: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    variant: str,
+    n_actions: int | None,
+) -> dict[str, Any]:
+    """The options of a zip: what its keyword arguments say, and what its tensors show.
+
+    Args:
+        algorithm: The record of its policy's class.
+        data: Its JSON.
+        kwargs: Its `policy_kwargs`, as far as they are in clear.
+        tensors: Its weights.
+        variant: The class as it is printed in the zip.
+        n_actions: Number of discrete actions, where there are such.
+    """
+    options = {key: kwargs[key] for key in algorithm.options if key in kwargs}
+    if "n_critics" in algorithm.options:
+        options["n_critics"] = len({match[1] for key in tensors if (match := re.match(r"critic\.qf(\d+)\.", key))})
+    if "use_sde" in algorithm.options:
+        options = {key: value for key, value in options.items() if key != "use_sde"}
+        if data.get("use_sde") is True:
+            options["use_sde"] = True
+    if "n_quantiles" in algorithm.options:
+        of_actions = sizes(tensors, "quantile_net.quantile_net.")
+        options["n_quantiles"] = of_actions[-1] // (n_actions or 1) if of_actions else sizes(tensors, "critic.qf0.")[-1]
+    if "batch_norm" in algorithm.options:
+        options["batch_norm"] = any(key.endswith(".ra_mean") for key in tensors)
+    if "with_bias" in algorithm.options:
+        options["with_bias"] = any(key.endswith(".bias") for key in tensors)
+        options.setdefault("squash_output", variant != "ARSLinearPolicy")
+    return options
+
+
+def options_of_scores(algorithm: Algorithm, module: nn.Module) -> dict[str, Any]:
+    """The options of a live policy, read off the module of its scores."""
+    network = algorithm.family.owner(module)
+    critic = getattr(module, "critic", None)
+    readers: dict[str, Callable[[], Any]] = {
+        "use_sde": lambda: network.use_sde,
+        "full_std": lambda: network.dist_kwargs["full_std"],
+        "squash_output": lambda: network.squash_output,
+        "use_expln": lambda: (getattr(network, "dist_kwargs", None) or vars(network))["use_expln"],
+        "clip_mean": lambda: network.clip_mean,
+        "share_features_extractor": lambda: (
+            network.share_features_extractor
+            if critic is None
+            else network.features_extractor is critic.features_extractor
+        ),
+        "n_critics": lambda: sum(name.startswith("qf") for name, _ in critic.named_children()) if critic else 1,
+        "n_quantiles": lambda: (network if critic is None else critic).n_quantiles,
+        "batch_norm": lambda: any(hasattr(layer, "ra_mean") for layer in network.modules()),
+        "batch_norm_eps": lambda: next((layer.eps for layer in network.modules() if hasattr(layer, "ra_mean")), 0.001),
+        "with_bias": lambda: any(name.endswith(".bias") for name, _ in network.named_parameters()),
+    }
+    without_sde = "use_sde" in algorithm.options and not network.use_sde
+    unused = ("use_sde", *ONLY_WITH_SDE) if without_sde else ()
+    return {option: readers[option]() for option in algorithm.options if option not in unused}

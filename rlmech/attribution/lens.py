@@ -1,0 +1,215 @@
+"""The action lens: what the policy would choose if it stopped at each layer.
+
+    mean:    scores_L(x) = mean score + J_L (a_L(x) - mean a_L),      J_L = mean over the reference of d score / d a_L
+    linear:  scores_L(x) = B_L a_L(x) + b_L,                          fitted to the scores by ridge regression
+
+`mean` keeps the layer's value and replaces all that comes after, and all that leads past it, by its mean over the
+reference: the rest of the network by the mean of the affine maps that it is there. `linear` asks what the layer holds,
+`mean` what the policy would make of it; neither is a transposed weight. Cost: `mean` a gradient for each layer, action
+and reference row; `linear` a least-squares problem for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from rlmech.attribution.direct import ROWS_AT_ONCE, behind, flat, slopes_behind
+from rlmech.attribution.readouts import made_by, readouts
+from rlmech.circuits.labels import score_units
+from rlmech.core.names import Names
+from rlmech.core.observation import Observation
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import ConfigError, ObservationError, SiteError
+
+Lens = Literal["mean", "linear"]
+_LAYERS = ("observation", "linear", "convolution", "activation", "norm", "pool", "z", "attn_out", "layer", "recurrent")
+_Rows = Float[np.ndarray, "batch number"]
+_Scores = Float[np.ndarray, "batch action"]
+
+
+def action_lens(
+    policy: HookedPolicy,
+    obs: Observation,
+    names: Names = None,
+    *,
+    reference: Observation,
+    method: Lens = "mean",
+    ridge: float = 1e-6,
+    held_out: float = 0.25,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Read action scores off every layer, and compare what they would choose with what the policy chooses.
+
+    Args:
+        policy: The policy; for `mean`, piecewise linear behind the layers but for its attention.
+        obs: A batch of observations.
+        names: Hook points, as in `run_with_cache`; None for all layers with a way to the scores.
+        reference: Observations that the means, or the regression, are taken over: the policy's own states.
+        method: `mean` or `linear`, as above.
+        ridge: For `linear`: the penalty, as a share of the layer's mean variance.
+        held_out: Share of the reference that the fit does not see.
+        seed: Of the split.
+
+    Returns:
+        With dimension `site` and its coordinate `hook`: `scores[site, batch, action]` in the unit of the scores,
+        `choice[site, batch]`, the number of the best action, `agreement[site]`, the share of `obs` where it is the
+        policy's, `r2[site]`, the share of the scores' variance over the held-out reference that the lens explains (can
+        be negative); and `policy_scores[batch, action]`. Both methods are fitted on the rest of the reference, so the
+        held-out rows are new to them. The last layer's `mean` lens is the policy itself, where its head is linear.
+
+    Raises:
+        SiteError: No such point, or for `mean` one without a direct way to the scores.
+        EngineError: The policy runs on the eager engine, or for `mean` something behind a layer bends.
+        ObservationError: A reference of fewer than four rows.
+        ConfigError: No such method, or a share outside 0 to 1.
+
+    Source:
+        Belrose et al. 2023, *Eliciting Latent Predictions from Transformers with the Tuned Lens*, arXiv 2303.08112, for
+        `linear`; its section 2 says what is wrong with reading layers through the last weights as they are.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.attribution.lens import action_lens
+        >>> policy = rlm.load("zoo:intersection-ego-attention")
+        >>> lens = action_lens(policy, torch.rand(5, 15, 7), "q_net.*.hook_out", reference=torch.rand(40, 15, 7))
+        >>> float(lens.agreement[-1].round(3))  # the head
+        1.0
+    """
+    _check(method, ridge, held_out)
+    chosen = _layers(policy, names, method)
+    rows = readouts(policy, better=None, worse=None)
+    arrays = policy.coerce(reference)
+    fitted, kept_out = _split(len(arrays[0]), held_out, seed)
+    _, here = policy.run_with_cache(obs, names=chosen)
+    scores, there = policy.run_with_cache(reference, names=chosen)
+    truth, own = flat(scores), flat(policy(obs))
+    found: list[np.ndarray] = []
+    r2: list[float] = []
+    for name in chosen:
+        known = flat(there[name])
+        if method == "mean":
+            part = tuple(value[torch.as_tensor(fitted, device=value.device)] for value in arrays)
+            lens = _mean_lens(policy, name, part, known[fitted], truth[fitted])
+        else:
+            lens = _linear_lens(known[fitted], truth[fitted], ridge)
+        found.append(lens(flat(here[name])))
+        r2.append(_explained(lens(known[kept_out]), truth[kept_out]))
+    return _result(policy, chosen, np.stack(found), np.array(r2), own, rows.names, method, fitted, kept_out, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Affine:
+    """A lens: an affine map from a layer to the scores."""
+
+    centre: np.ndarray
+    slope: np.ndarray
+    offset: np.ndarray
+
+    def __call__(self, values: _Rows) -> _Scores:
+        return (values - self.centre) @ self.slope + self.offset
+
+
+def _mean_lens(
+    policy: HookedPolicy, name: str, arrays: Sequence[torch.Tensor], values: _Rows, scores: _Scores
+) -> _Affine:
+    frozen, rows = behind(policy, name), readouts(policy, better=None, worse=None)
+    total = np.zeros((values.shape[1], scores.shape[1]))
+    for start in range(0, len(values), ROWS_AT_ONCE):
+        part = tuple(value[start : start + ROWS_AT_ONCE] for value in arrays)
+        _, slopes, _ = slopes_behind(frozen, name, part, rows)
+        total += slopes.flatten(2).double().sum(0).T.cpu().numpy()
+    return _Affine(centre=values.mean(0), slope=total / len(values), offset=scores.mean(0))
+
+
+def _linear_lens(values: _Rows, scores: _Scores, ridge: float) -> _Affine:
+    """Ridge regression, through the smaller of the two Gram matrices."""
+    centre, offset = values.mean(0), scores.mean(0)
+    x, y = values - centre, scores - offset
+    penalty = ridge * float((x**2).sum()) / max(1, x.shape[1])
+    if x.shape[1] <= len(x):  # least squares throughout: a layer may be constant, or its numbers depend on each other
+        slope = np.linalg.lstsq(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)[0]
+    else:
+        slope = x.T @ np.linalg.lstsq(x @ x.T + penalty * np.eye(len(x)), y)[0]
+    return _Affine(centre=centre, slope=slope, offset=offset)
+
+
+def _explained(found: _Scores, truth: _Scores) -> float:
+    spread = ((truth - truth.mean(0)) ** 2).sum()
+    return float(1 - ((found - truth) ** 2).sum() / spread) if spread > 0 else float("nan")
+
+
+def _split(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if n < 4:
+        raise ObservationError(
+            "The reference is too small to fit a lens and to try it on what it has not seen.",
+            given=f"{n} rows",
+            expected="at least 4, better some hundreds of the policy's own states",
+            fix="record some episodes and give their observations",
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    n_out = min(max(2, round(held_out * n)), n - 2)
+    return np.sort(order[n_out:]), np.sort(order[:n_out])
+
+
+def _layers(policy: HookedPolicy, names: Names, method: Lens) -> list[str]:
+    chosen: list[str] = []
+    for site in policy.sites(names):
+        point = policy.hook_dict[site.name]
+        if names is None and point.kind not in _LAYERS:
+            continue
+        if method == "mean":
+            try:
+                behind(policy, site.name)
+            except SiteError:
+                if site.name == names or (isinstance(names, Sequence) and site.name in names):
+                    raise
+                continue  # None, or a pattern of names, takes in what has no way to the scores
+        chosen.append(site.name)
+    return chosen
+
+
+def _check(method: str, ridge: float, held_out: float) -> None:
+    if method not in ("mean", "linear"):
+        raise ConfigError(
+            f"There is no lens {method!r}.", given=repr(method), expected="'mean' or 'linear'", fix="method='mean'"
+        )
+    if ridge < 0 or not 0 < held_out < 1:
+        raise ConfigError(
+            "The regression's settings make no sense.",
+            given=f"ridge={ridge}, held_out={held_out}",
+            expected="ridge of 0 or more, held_out between 0 and 1",
+            fix="leave them out: ridge=1e-6, held_out=0.25",
+        )
+
+
+def _result(
+    policy: HookedPolicy,
+    chosen: Sequence[str],
+    scores: np.ndarray,
+    r2: np.ndarray,
+    own: np.ndarray,
+    actions: Sequence[str | int],
+    method: Lens,
+    fitted: np.ndarray,
+    kept_out: np.ndarray,
+    seed: int,
+) -> xr.Dataset:
+    unit = {"units": score_units(policy)}
+    choice = scores.argmax(-1)
+    data = {
+        "scores": (("site", "batch", "action"), scores, unit),
+        "choice": (("site", "batch"), choice),
+        "agreement": ("site", (choice == own.argmax(-1)).mean(1), {"units": "1"}),
+        "r2": ("site", r2, {"units": "1"}),
+        "policy_scores": (("batch", "action"), own, unit),
+    }
+    coords = {"site": np.arange(len(chosen)), "hook": ("site", list(chosen)), "action": list(actions)}
+    attrs = made_by(policy, "action_lens", lens=method, n_fitted=len(fitted), n_held_out=len(kept_out), seed=seed)
+    return xr.Dataset(data, coords=coords, attrs=attrs)

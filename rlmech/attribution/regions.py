@@ -1,0 +1,174 @@
+"""Linear regions: which one an observation lies in, and how far it is to the nearest gate.
+
+    margin = min over boundaries |pre(x)| / |d pre / d x|        Euclidean, over the whole observation
+
+The quotient is the distance to a gate's own hyperplane, continued beyond the region; the least of them is the distance
+to the region's border exactly, since the boundary met first is met inside the region. Attention patterns and masks are
+frozen. Cost of `region_margins`: one tangent pass for each number of an observation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Int64
+from torch import Tensor
+
+from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
+from rlmech.circuits.frozen import Frozen, freeze
+from rlmech.circuits.rules import Boundary
+from rlmech.core.graph import Node
+from rlmech.core.observation import Observation
+from rlmech.core.policy import HookedPolicy
+
+FROZEN = "attention patterns and masks as on each observation"
+_NUMBERS_AT_ONCE = 2**24
+
+
+def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
+    """How far each observation can move before a gate turns, and which gate that is.
+
+    Exact for piecewise linear policies: every move shorter than the margin stays in the region, and the shortest way
+    out is as long as it. Where there is attention, of the policy with its patterns frozen.
+
+    Args:
+        policy: A policy that is piecewise linear but for its attention.
+        obs: A batch of observations.
+
+    Returns:
+        `margin[batch]` in units of the observation as the network sees it, infinite where no gate depends on it;
+        `nearest_gate[batch]`, the hook name of the gate; `nearest_position[batch]`, the neuron's place along the hook
+        point's axes, e.g. `3, 12`, and a place in the window last for a pool; `region[batch]` as in `local_affine`.
+
+    Raises:
+        EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
+        AttentionError: A softmax is on the way that belongs to no verified attention block.
+
+    Source:
+        Croce, Andriushchenko and Hein 2019, *Provable Robustness of ReLU networks via Maximization of Linear Regions*,
+        arXiv 1810.07481, section 2.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.attribution.regions import region_margins
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]])), net[0].bias.data.zero_()
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 2))
+        >>> region_margins(policy, torch.tensor([[1.0, 0.5]])).margin.item()  # min(5 / 5, 0.5 / 1)
+        0.5
+    """
+    return margins_of(policy, policy.coerce(obs))
+
+
+def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
+    """The same from the tensors of an observation."""
+    frozen = freeze(policy, (scores_of(policy).node,))
+    arrays = tuple(variable.detach() for variable in as_variables(observed, policy))
+    size, n = sum(value[0].numel() for value in arrays) if len(arrays[0]) else 1, len(arrays[0])
+    widths = _widths(frozen, arrays) if n else []
+    rows = max(1, _NUMBERS_AT_ONCE // (size * max(1, sum(widths))))
+    margin, place, region = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for start in range(0, n, rows):
+        part = tuple(value[start : start + rows] for value in arrays)
+        distances, ids = _distances(frozen, part)
+        nearest = distances.min(1) if distances.shape[1] else None
+        margin.append((nearest.values if nearest else distances.new_full((len(part[0]),), torch.inf)).cpu().numpy())
+        place.append((nearest.indices if nearest else torch.zeros(len(part[0]), dtype=torch.long)).cpu().numpy())
+        region.append(ids)
+    margins = np.concatenate(margin[1:] or margin)
+    names, positions = _where(frozen, arrays, np.concatenate(place), margins)
+    data = {
+        "margin": array(margins, ("batch",), units="1"),
+        "nearest_gate": ("batch", names),
+        "nearest_position": ("batch", positions),
+        "region": ("batch", np.concatenate(region)),
+    }
+    return xr.Dataset(data, attrs=made_by(policy, "region_margins", frozen=FROZEN, distance="Euclidean"))
+
+
+def region_ids(frozen: Frozen, values: dict[Node, Tensor]) -> Int64[np.ndarray, " batch"]:
+    """A number for each row's linear region: a hash of the sides of all gates, the same only where these are.
+
+    Args:
+        frozen: The frozen policy.
+        values: Of what its gates read.
+    """
+    sides = [boundary.side.flatten(1) for gate in frozen.gates for boundary in gate.boundaries(values)]
+    if not sides:
+        n = values[frozen.ends[0]].shape[0]
+        return np.zeros(n, dtype=np.int64)
+    packed = np.packbits(torch.cat(sides, dim=1).cpu().numpy(), axis=1)
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in packed)
+    return np.frombuffer(digests, dtype=np.int64)
+
+
+def gate_reads(frozen: Frozen) -> tuple[Node, ...]:
+    """All that the gates of a frozen policy read."""
+    return tuple(dict.fromkeys(read for gate in frozen.gates for read in gate.reads))
+
+
+def _distances(frozen: Frozen, arrays: Sequence[Tensor]) -> tuple[Tensor, np.ndarray]:
+    """Distance of each row to each boundary, `[batch, boundary]`, and the rows' regions."""
+    reads, sizes = gate_reads(frozen), [value[0].numel() for value in arrays]
+    n = len(arrays[0])
+    with torch.no_grad():
+        values = frozen.run(arrays, (*reads, *frozen.patterns, *frozen.ends))
+    patterns = [values[pattern] for pattern in frozen.patterns]
+    program = frozen.policy.graph_engine.program(returned=reads, given=frozen.patterns)
+
+    def boundaries(*inputs: Tensor) -> Tensor:
+        read = dict(zip(reads, program(inputs, patterns, ()), strict=True))
+        flat = [b.distance.reshape(n, -1) for gate in frozen.gates for b in gate.boundaries(read)]
+        return torch.cat(flat, dim=1) if flat else inputs[0].new_zeros(n, 0)
+
+    def along(direction: Tensor) -> Tensor:
+        parts = direction.split(sizes)
+        tangents = tuple(
+            part.reshape(1, *value.shape[1:]).expand_as(value) for part, value in zip(parts, arrays, strict=True)
+        )
+        return torch.func.jvp(boundaries, tuple(arrays), tangents)[1]
+
+    basis = torch.eye(sum(sizes), dtype=arrays[0].dtype, device=arrays[0].device)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when forward gradients are first used
+        slopes = torch.func.vmap(along)(basis)
+        height = boundaries(*arrays)
+    steepness = torch.linalg.vector_norm(slopes, dim=0)
+    distance = torch.where(steepness > 0, height.abs() / steepness, torch.inf)
+    return distance, region_ids(frozen, values)
+
+
+def _widths(frozen: Frozen, arrays: Sequence[Tensor]) -> list[int]:
+    """How many boundaries each gate has, boundary by boundary, from one row."""
+    return [b.distance[0].numel() for _, b in _one_row(frozen, arrays)]
+
+
+def _one_row(frozen: Frozen, arrays: Sequence[Tensor]) -> list[tuple[str, Boundary]]:
+    with torch.no_grad():
+        values = frozen.run([value[:1] for value in arrays], (*gate_reads(frozen), *frozen.ends))
+    return [(gate.name, boundary) for gate in frozen.gates for boundary in gate.boundaries(values)]
+
+
+def _where(
+    frozen: Frozen, arrays: Sequence[Tensor], places: np.ndarray, margins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gate's name, and the position within it, of places along all boundaries."""
+    if not len(places):
+        return np.zeros(0, dtype=object), np.zeros(0, dtype=object)
+    pieces = _one_row(frozen, arrays)
+    starts = np.cumsum([0, *(b.distance[0].numel() for _, b in pieces)])
+    names, positions = np.empty(len(places), dtype=object), np.empty(len(places), dtype=object)
+    for row, (place, margin) in enumerate(zip(places, margins, strict=True)):
+        if not np.isfinite(margin):
+            names[row], positions[row] = "", ""
+            continue
+        piece = int(np.searchsorted(starts, place, side="right")) - 1
+        name, boundary = pieces[piece]
+        index = np.unravel_index(place - starts[piece], boundary.distance.shape[1:])
+        names[row], positions[row] = name, ", ".join(str(int(i)) for i in index)
+    return names, positions

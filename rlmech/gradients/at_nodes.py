@@ -1,0 +1,250 @@
+"""Gradients of a metric at many activations of a policy at once, and their sums over sites.
+
+    d metric[pair] / d activation[pair]      rows are independent, so one backward pass serves all pairs and all points
+
+Cost: one forward and one backward pass for any number of points; with an integration, one of each behind every point
+for each step. Needs the graph engine. Nothing here divides or compares: `attribution` does.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from rlmech.core.edit import Site
+from rlmech.core.graph import Node
+from rlmech.core.hook_point import HookPoint
+from rlmech.core.policy import HookedPolicy
+from rlmech.core.program import Address
+from rlmech.errors import MetricError, SiteError
+from rlmech.gradients.downstream import Continuation
+from rlmech.metrics.score_metrics import BoundMetric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRun:
+    """A forward pass with a metric at its end, kept for backward passes.
+
+    Attributes:
+        values: Value of each node that was asked for, in the node's own shape, part of the autograd graph.
+        measured: The metric of each pair.
+    """
+
+    values: dict[Node, Tensor]
+    measured: Float[Tensor, " pair"]
+
+    def gradients(self, nodes: Sequence[Node], *, without: Node | None = None) -> dict[Node, Tensor]:
+        """The metric's gradient at some of the nodes; zero at those that it does not depend on.
+
+        Args:
+            nodes: Which; among `values`.
+            without: A node that no gradient passes back through, as if its value were fixed.
+        """
+        values = [self.values[node] for node in nodes]
+        handle = None if without is None else self.values[without].register_hook(torch.zeros_like)
+        try:
+            with torch.enable_grad():
+                total = self.measured.sum()
+            found = torch.autograd.grad(total, values, retain_graph=True, materialize_grads=True)
+        finally:
+            if handle is not None:
+                handle.remove()
+        return dict(zip(nodes, found, strict=True))
+
+
+def output_addresses(policy: HookedPolicy) -> list[Address]:
+    """Where a metric's inputs lie: the scores, and the state value where the policy has that head."""
+    return [point.address for point in policy.points.values() if point.kind == "output"]
+
+
+def measured_run(
+    policy: HookedPolicy, arrays: tuple[Tensor, ...], *, nodes: Sequence[Node], metric: BoundMetric
+) -> MeasuredRun:
+    """Run a policy and its metric, ready for backward passes to the given nodes.
+
+    Raises:
+        EngineError: The policy runs on the eager engine.
+        MetricError: The metric has no gradient.
+    """
+    refuse_undifferentiable(metric)
+    values: dict[Node, Tensor] = {}
+    ends = output_addresses(policy)
+    hooked = tuple(dict.fromkeys(nodes))
+
+    def keep(node: Node, value: Tensor) -> Tensor:
+        values[node] = value if value.requires_grad else value.detach().requires_grad_()
+        return values[node]
+
+    interceptors = [lambda value, node=node: keep(node, value) for node in hooked]
+    with torch.enable_grad():
+        outputs = policy.graph_engine.program(returned=[end.node for end in ends], hooked=hooked)(
+            arrays, (), interceptors
+        )
+        measured = measure_outputs(policy, outputs, metric)
+    if not measured.requires_grad:
+        raise MetricError(
+            f"The metric {metric.name!r} has no gradient.",
+            given="a value that does not depend on the scores in a differentiable way",
+            expected="a differentiable function of the scores",
+            fix="use activation_patching, which needs no gradient, or another metric, e.g. action_gap()",
+        )
+    return MeasuredRun(values=values, measured=measured)
+
+
+def measure_outputs(
+    policy: HookedPolicy, outputs: Sequence[Tensor], metric: BoundMetric, *, pair: Tensor | None = None
+) -> Float[Tensor, " batch"]:
+    """The metric of the values of the output nodes, which stand in the order of `output_addresses`."""
+    shown = [end.layout.show(value) for end, value in zip(output_addresses(policy), outputs, strict=True)]
+    return metric(shown[0], pair=pair, value=shown[1] if len(shown) > 1 else None)
+
+
+def refuse_undifferentiable(metric: BoundMetric) -> None:
+    """Raise a `MetricError` where a gradient of the metric says nothing."""
+    if not metric.differentiable:
+        raise MetricError(
+            f"The gradient of the metric {metric.name!r} is zero or undefined everywhere.",
+            given=f"metric {metric.name!r}, which has no gradient",
+            expected="a metric that changes smoothly with the scores",
+            fix="use activation_patching, which needs no gradient, or another metric, e.g. action_gap()",
+        )
+
+
+def finite_change(base: Tensor, source: Tensor, *, name: str) -> Tensor:
+    """Source less base; 0 where both are the same infinity, as masked attention scores are.
+
+    It is 0, too, where the base is NaN, as attention to nothing is in some networks: one that mends it has no gradient
+    there, and of one that does not the metric is NaN, which is told.
+
+    Raises:
+        SiteError: An element changes by an infinite amount, to which a gradient says nothing.
+    """
+    change = source - base
+    if change.sum().isfinite():  # one number instead of a test of each
+        return change
+    change = torch.where((base == source) | base.isnan(), torch.zeros_like(base), change)
+    if not change.isfinite().all():
+        raise SiteError(
+            f"A gradient says nothing about {name!r}: between the runs, some of it changes by an infinite amount.",
+            given=f"{int((~change.isfinite()).sum())} elements that are masked, or NaN, in one run only",
+            expected="finite changes",
+            fix='repairs=("softmax",) with steps=0, or activation_patching',
+        )
+    return change
+
+
+def integrated_gradient(
+    policy: HookedPolicy, continuation: Continuation, *, base: Tensor, change: Tensor, metric: BoundMetric, steps: int
+) -> Tensor:
+    """The mean gradient at a node along the straight line from its base value to its source value, midpoint rule.
+
+    Args:
+        policy: The policy.
+        continuation: From the node to the outputs, on the base runs.
+        base: The node's value in the base runs, in the node's own shape.
+        change: Its value in the source runs, less that.
+        metric: What is differentiated.
+        steps: Points on the line.
+
+    Source:
+        Sundararajan, Taly and Yan 2017, *Axiomatic Attribution for Deep Networks*, arXiv 1703.01365, section 3.
+    """
+    total = torch.zeros_like(base)
+    for step in range(steps):
+        value = (base + (step + 0.5) / steps * change).requires_grad_()
+        with torch.enable_grad():
+            measured = measure_outputs(policy, continuation.run(value), metric)
+            if measured.requires_grad:  # else the metric does not depend on this node at all
+                total += torch.autograd.grad(measured.sum(), value, materialize_grads=True)[0]
+    return total / steps
+
+
+def refuse_discrete(policy: HookedPolicy, sites: Sequence[Site]) -> None:
+    """Raise a `SiteError` for the first site whose activation holds no real numbers."""
+    for site in sites:
+        dtype = policy.points[site.name].address.node.dtype
+        if dtype is None or not dtype.is_floating_point:
+            raise SiteError(
+                f"There is no gradient at {site.name!r}.",
+                given=f"an activation of dtype {dtype}",
+                expected="a floating-point activation",
+                fix="leave it out, or use activation_patching, which needs no gradient",
+            )
+
+
+def sum_over_sites(
+    product: Shaped[Tensor, "pair ..."], sites: Sequence[Site], point: HookPoint
+) -> Float[Tensor, "site pair"]:
+    """Sum a point's value over the elements that each site selects.
+
+    Sites that select along the same axes share one sum over the others.
+
+    Args:
+        product: Canonical axes of the point, pairs first.
+        sites: Sites at this point.
+        point: The point.
+    """
+    result = product.new_empty(len(sites), product.shape[0])
+    for selection in _selections(point, tuple(sites)):
+        reduced = product.sum(selection.others) if selection.others else product
+        flat = reduced.reshape(product.shape[0], -1).T
+        rows, masks = selection.rows, selection.masks
+        if masks is not None:
+            result[selection.mine] = masks.to(flat) @ flat
+        else:
+            result[selection.mine] = flat if rows is None else flat[rows.to(flat.device)]
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Selection:
+    """Sites that select along the same axes: which sums over the others are theirs.
+
+    Attributes:
+        mine: The sites' places.
+        others: The axes to sum over.
+        rows: Each site's one row of what is left, flattened; None where they are all rows in order.
+        masks: The rows that each site selects, where one selects several.
+    """
+
+    mine: Tensor | slice
+    others: list[int]
+    rows: Tensor | None
+    masks: Tensor | None
+
+
+_known: WeakKeyDictionary[HookPoint, dict[tuple[Site, ...], list[_Selection]]] = WeakKeyDictionary()
+
+
+def _selections(point: HookPoint, sites: tuple[Site, ...]) -> list[_Selection]:
+    known = _known.setdefault(point, {})
+    if sites not in known:
+        by_axes: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for i, site in enumerate(sites):
+            by_axes[tuple(sorted(axis for axis, _ in site.selection))].append(i)
+        known[sites] = [_selection(point, sites, mine) for mine in by_axes.values()]
+    return known[sites]
+
+
+def _selection(point: HookPoint, sites: Sequence[Site], mine: list[int]) -> _Selection:
+    kept = [place for place, axis in enumerate(point.axes) if axis in dict(sites[mine[0]].selection)]
+    others = [place for place in range(1, len(point.axes)) if place not in kept]
+    whole = torch.stack([sites[i].mask(point) for i in mine])
+    masks = (whole.any(tuple(others)) if others else whole).reshape(len(mine), -1)
+    places: Tensor | slice = slice(None) if len(mine) == len(sites) else torch.tensor(mine)
+    if not bool((masks.sum(1) == 1).all()):
+        return _Selection(mine=places, others=others, rows=None, masks=masks)
+    rows = masks.int().argmax(1)
+    in_order = torch.equal(rows, torch.arange(masks.shape[1]))
+    return _Selection(mine=places, others=others, rows=None if in_order else rows, masks=None)
+
+
+def row_sums(value: Shaped[Tensor, "pair ..."]) -> Float[Tensor, " pair"]:
+    """Sum of all but the first axis, which may be the only one."""
+    return value.reshape(value.shape[0], -1).sum(1)

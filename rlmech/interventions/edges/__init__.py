@@ -1,1 +1,0 @@
-"""The component graph: single edges and paths, attributions of edges, and circuits found among them."""

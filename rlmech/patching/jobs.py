@@ -1,0 +1,96 @@
+"""Jobs as the methods state them, handed to the engine: sources, a journal, a progress bar, what comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+
+from rlmech.core.edit import Edit
+from rlmech.core.observation import Observation
+from rlmech.core.policy import HookedPolicy
+from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.patching.sweeps.journal import Journal, digest, function_digest
+from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
+from rlmech.progress import progress_bar
+
+Place = str | os.PathLike[str]
+
+
+def names_of(groups: Sequence[Job]) -> list[str]:
+    """The hook points of some jobs."""
+    return list(dict.fromkeys(site.name for group in groups for site in group))
+
+
+def activations_of(policy: HookedPolicy, obs: Observation, groups: Sequence[Job]) -> Source:
+    """The activations of a run at all points of some jobs."""
+    with torch.no_grad():
+        return policy.run_with_cache(obs, names_of(groups))[1]
+
+
+def edited_activations(policy: HookedPolicy, obs: Observation, edits: dict[str, Edit]) -> Source:
+    """What some edits make of the base run's activations."""
+    with torch.no_grad():
+        _, cache = policy.run_with_cache(obs, list(edits))
+    bound = {name: edit.bind(policy.point(name)) for name, edit in edits.items()}
+    return {name: replace(cache[name].clone(), hook=policy.point(name)) for name, replace in bound.items()}
+
+
+def run_groups(
+    policy: HookedPolicy,
+    obs: Observation,
+    groups: Sequence[Job],
+    *,
+    sources: Sequence[Source],
+    metric: BoundMetric,
+    what: str,
+    source_of: Sequence[int] | None = None,
+    journal: Place | None = None,
+    progress: bool = False,
+) -> Swept:
+    """Run some jobs, with a journal and a progress bar.
+
+    Args:
+        policy: The policy.
+        obs: The base runs' observations.
+        groups: The jobs.
+        sources: What they put in.
+        metric: Bound to the unpatched runs.
+        what: The method, for the bar and the journal.
+        source_of: The source of each job; None: the first one's for all.
+        journal: A directory that keeps what is finished.
+        progress: Whether to draw a progress bar.
+
+    Raises:
+        ConfigError: The directory cannot be this sweep's journal.
+    """
+    kept = None
+    if journal is not None:
+        identity: dict[str, Any] = {
+            "policy": policy.fingerprint,
+            "observations": digest(policy.coerce(obs)),
+            "sources": digest([value for source in sources for value in source.values()]),
+            "metric": (
+                metric.name,
+                digest([metric.clean] if metric.corrupt is None else [metric.clean, metric.corrupt]),
+                function_digest(metric.measure),
+            ),
+            "sites": groups,
+            "source_of": source_of,
+            "method": what,
+        }
+        kept = Journal(journal, identity=identity)
+    with progress_bar(what, len(groups), enabled=progress) as advance:
+        return run_sweep(
+            policy, obs, groups, sources=sources, metric=metric, source_of=source_of, journal=kept, on_jobs=advance
+        )
+
+
+def with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
+    """A result with what the sweep knows: which patches did nothing, and how the jobs were run."""
+    no_op = (("site", "pair"), ~swept.active.numpy(), {"long_name": "the replacement cannot have changed anything"})
+    schemes = ", ".join(f"{n} {name}" for name, n in swept.schemes.items())
+    return result.assign(no_op=no_op).assign_attrs(scheme=schemes)

@@ -1,0 +1,197 @@
+"""Which sites a sweep runs over, and how its result names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from rlmech.core.edit import Site
+from rlmech.core.graph import Node
+from rlmech.core.hook_point import HookPoint
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import SiteError
+from rlmech.metrics.measure import Metric, MetricFunction, as_metric
+
+Sites = str | Site | Sequence[Site | str]
+Groups = str | Site | Sequence[Site | str | Sequence[Site]]
+"""Sites, and groups of sites that are replaced together."""
+
+_fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
+_coordinates: WeakKeyDictionary[HookedPolicy, dict[object, dict[str, tuple[str, np.ndarray]]]] = WeakKeyDictionary()
+
+
+def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricFunction | None = None) -> list[Site]:
+    """The sites of a sweep.
+
+    Args:
+        policy: The policy.
+        sites: `auto` for the sensible grid; a hook name or glob for whole points; or a list of sites and names.
+        metric: What is measured: `auto` leaves out what none of the outputs that it reads depends on, as the units of
+            an actor-critic's critic where scores are measured. None: a metric of the scores.
+
+    Raises:
+        SiteError: A name or a selection does not fit the policy, or nothing is selected.
+    """
+    if isinstance(sites, str):
+        chosen = _measured(policy, _automatic(policy), metric) if sites == "auto" else policy.sites(sites)
+    elif isinstance(sites, Site):
+        chosen = [sites]
+    else:
+        chosen = [found for site in sites for found in ([site] if isinstance(site, Site) else policy.sites(site))]
+    if not chosen:
+        raise SiteError(
+            "There is no site to sweep over.",
+            given="an empty selection",
+            expected="at least one site",
+            fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
+        )
+    fitting = _fitting.setdefault(policy, set())
+    for site in chosen:
+        if site not in fitting:
+            site.positions(policy.point(site.name))  # raises where it does not fit
+            fitting.add(site)
+    return chosen
+
+
+def choose_groups(
+    policy: HookedPolicy, sites: Groups, *, metric: Metric | MetricFunction | None = None
+) -> list[tuple[Site, ...]]:
+    """The jobs of a sweep: single sites, and groups of sites that are replaced together.
+
+    Raises:
+        SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
+    """
+    if isinstance(sites, str | Site) or all(isinstance(item, str | Site) for item in sites):
+        return [(site,) for site in choose_sites(policy, sites, metric=metric)]  # type: ignore[arg-type]  # just looked
+    groups: list[tuple[Site, ...]] = []
+    for item in sites:
+        if isinstance(item, str | Site):
+            groups += [(site,) for site in choose_sites(policy, [item])]
+        else:
+            groups.append(tuple(choose_sites(policy, list(item))))
+            _refuse_overlap(policy, groups[-1])
+    return groups
+
+
+def sliding_windows(sites: Sequence[Site], *, size: int) -> list[tuple[Site, ...]]:
+    """Groups of neighbouring sites, each `size` of them: what a few do together that none does alone.
+
+    Args:
+        sites: Sites in their order, e.g. `policy.sites(name, over="entity")`.
+        size: Sites in a window.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.patching.sliding_windows([rlm.Site("0.hook_out", neuron=i) for i in range(4)], size=3)[1]
+        (Site('0.hook_out', neuron=1), Site('0.hook_out', neuron=2), Site('0.hook_out', neuron=3))
+    """
+    if not 1 <= size <= len(sites):
+        raise SiteError(
+            "A window holds at least one site and at most all of them.",
+            given=f"size={size} for {len(sites)} sites",
+            expected=f"1 to {len(sites)}",
+            fix="choose a smaller window, or give more sites",
+        )
+    return [tuple(sites[start : start + size]) for start in range(len(sites) - size + 1)]
+
+
+def _refuse_overlap(policy: HookedPolicy, group: Sequence[Site]) -> None:
+    for place, site in enumerate(group):
+        point = policy.point(site.name)
+        for other in group[:place]:
+            if other.name == site.name and bool((site.mask(point) & other.mask(point)).any()):
+                raise SiteError(
+                    "Two sites of one job overlap.",
+                    given=f"{other} and {site}",
+                    expected="sites that share no element",
+                    fix="select the positions once: one site with several positions, or sites apart",
+                )
+
+
+def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates along `site` for jobs; those of a group are joined with ` & `."""
+    known = _coordinates.setdefault(policy, {})
+    key = tuple(groups)
+    if key not in known:
+        single = all(len(group) == 1 for group in groups)
+        known[key] = site_coordinates(policy, [group[0] for group in groups]) if single else _joined(policy, groups)
+    return known[key]
+
+
+def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
+    columns = [site_coordinates(policy, list(group)) for group in groups]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    joined: dict[str, tuple[str, np.ndarray]] = {}
+    for name in names:
+        values = [" & ".join(_shown(column, name)) for column in columns]
+        joined[name] = ("site", np.array(values, dtype=object))
+    return joined
+
+
+def _shown(column: dict[str, tuple[str, np.ndarray]], name: str) -> list[str]:
+    values = list(dict.fromkeys(str(value) for value in column[name][1])) if name in column else []
+    return [value for value in values if value not in ("", "-1")]
+
+
+def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
+    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
+    axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
+    for axis in axes:
+        values = [_written(policy.point(site.name), site, axis) for site in sites]
+        if all(isinstance(value, int) for value in values):
+            coordinates[axis] = ("site", np.array(values))
+        else:
+            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values], dtype=object))
+    return coordinates
+
+
+def _written(point: HookPoint, site: Site, axis: str) -> int | str:
+    positions = site.positions(point).get(axis)
+    if positions is None:
+        return -1
+    labels = point.labels.get(axis)
+    names: list[int | str] = [labels[i] if labels else i for i in positions]
+    return names[0] if len(names) == 1 else "+".join(map(str, names))
+
+
+def _measured(policy: HookedPolicy, sites: Sequence[Site], metric: Metric | MetricFunction | None) -> list[Site]:
+    """Those of some sites that an output which the metric reads depends on."""
+    reads = "scores" if metric is None else as_metric(metric).reads
+    outputs = [name for name, point in policy.points.items() if point.kind == "output"]
+    wanted = {"scores": outputs[:1], "value": outputs[1:], "both": outputs}[reads]  # the scores come first
+    if policy.engine != "graph" or len(wanted) == len(outputs):
+        return list(sites)
+    ends = [policy.points[name].address.node for name in wanted]
+    names = dict.fromkeys(site.name for site in sites)
+    leading = {name for name in names if _leads(policy, policy.points[name].address.node, ends)}
+    return [site for site in sites if site.name in leading]
+
+
+def _leads(policy: HookedPolicy, start: Node, ends: Sequence[Node]) -> bool:
+    return start in ends or bool(set(ends).intersection(policy.graph_engine.graph.behind({start}, ends)))
+
+
+def _automatic(policy: HookedPolicy) -> list[Site]:
+    """Heads and entities where there is attention, else every hidden neuron."""
+    points = policy.hook_dict
+    if policy.attention:
+        heads = [site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))]
+        embeddings = _last_of_each_module(
+            [n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes]
+        )
+        return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
+    hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
+    channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
+    neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
+    chosen = [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
+    return chosen or [Site(name) for name, point in points.items() if point.kind in ("linear", "observation")]
+
+
+def _last_of_each_module(names: Sequence[str]) -> list[str]:
+    last: dict[str, str] = {}
+    for name in names:
+        last[name.rsplit(".", 2)[0]] = name
+    return list(last.values())

@@ -1,0 +1,116 @@
+"""Chains of linear operations: how a change of one value moves a later one when everything between them is linear.
+
+`push` carries changes (rows of a basis, or masked differences) through linear operations with their constants dropped:
+push(d) = f(base + d) - f(base), exactly. A chain is one matrix then, cheaper than its links where it is long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
+from rlmech.core.graph import Node
+from rlmech.patching.sweeps.flow import RESHAPES, Flow, sizes_for
+
+Values = Mapping[Node, Tensor]
+_POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+
+
+def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
+    """The patched values that a node is linear in, everything else as in the base run; None where it is not linear."""
+    changed = set(flow.order)
+    before = [source for source in dict.fromkeys(flow.sources(node)) if source in changed]
+    if flow.definition_of(node) is not None:
+        return before
+    linear = (
+        node.op in {"linear", "neg", "head_sum", "cat"}
+        or node.op in _POOLS
+        or ((node.op in LAYOUT_OPS or node.op in RESHAPES) and node.args[0].shape is not None)
+        or (node.op in _CONVOLUTIONS and node.args[0] in changed)
+        or (node.op in {"mean", "sum"} and not node.kwargs and len(node.args) > 1)
+        or (node.op in {"add", "sub"} and not node.kwargs)
+        or (node.op in {"mul", "div"} and len(before) == 1 and _is_scaling(node, before[0]))
+        or (node.op in MATMUL | {"mm"} and _is_layer(*node.args[:2], changed=changed))
+        or (node.op == "addmm" and _is_layer(*node.args[1:3], changed=changed))
+    )
+    return before if linear and all(source.dtype == node.dtype for source in before) else None
+
+
+def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> Tensor:
+    """The change of a linear node's value, given the changes of what it is linear in.
+
+    Args:
+        flow: The flow.
+        node: The node; `linear_sources` gave its inputs.
+        changes: Changes of its inputs, n rows each, laid out like the nodes.
+        constants: Values of the weights that it reads.
+        n: Number of rows.
+    """
+    definition = flow.definition_of(node)
+    if definition is not None:
+        return changes[definition].reshape(sizes_for(node, n))
+    if node.op in RESHAPES:
+        sizes = sizes_for(node, n)
+        value = changes[node.args[0]]
+        return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
+    if node.op in {"add", "sub"}:
+        return _difference(node, changes, n)
+    if node.op == "cat":
+        parts = [changes[part] if part in changes else _zeros(part, n, changes) for part in node.args[0]]
+        return torch.cat(parts, *node.args[1:])
+    return _weighted(node, changes, constants, n)
+
+
+def _weighted(node: Node, changes: Values, constants: Values, n: int) -> Tensor:
+    first, *rest = node.args
+    call: Callable[..., Tensor] = node.call or torch.clone
+    match node.op:
+        case "linear":
+            return torch.nn.functional.linear(changes[first], constants[rest[0]])
+        case "addmm":
+            return changes[rest[0]] @ constants[rest[1]]
+        case "head_sum":
+            return call(changes[first], None)
+        case "conv1d" | "conv2d" | "conv3d":
+            return call(changes[first], constants[rest[0]], None, *rest[2:], **node.kwargs)
+        case "mul" | "div" | "matmul" | "bmm" | "mm":
+            return call(*(changes.get(a, constants.get(a)) if isinstance(a, Node) else a for a in node.args))
+        case _:
+            return call(changes[first], *(_plain(value, n) for value in rest), **node.kwargs)
+
+
+def _difference(node: Node, changes: Values, n: int) -> Tensor:
+    signed = [
+        -changes[value] if place and node.op == "sub" else changes[value]
+        for place, value in enumerate(node.args[:2])
+        if isinstance(value, Node) and value in changes
+    ]
+    total = signed[0] if len(signed) == 1 else signed[0] + signed[1]
+    return total.expand(sizes_for(node, n))
+
+
+def _is_scaling(node: Node, source: Node) -> bool:
+    first, second = node.args[:2]
+    other = second if first is source else first
+    return (first is source or node.op == "mul") and not (isinstance(other, Node) and other.has_batch)
+
+
+def _is_layer(value: Any, weight: Any, *, changed: set[Node]) -> bool:
+    constant = isinstance(weight, Node) and weight not in changed and not weight.has_batch
+    return value in changed and constant
+
+
+def _zeros(part: Node, n: int, changes: Values) -> Tensor:
+    like = next(iter(changes.values()))
+    return torch.zeros(sizes_for(part, n), dtype=like.dtype, device=like.device)
+
+
+def _plain(value: Any, n: int) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item, n) for item in value]
+    return n if isinstance(value, Node) and value.op == "sym_size" else value
