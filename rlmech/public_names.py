@@ -5,7 +5,11 @@ After a change of the table, `make stub` writes `rlmech/__init__.pyi` again.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 PUBLIC: dict[str, str] = {
     "ActivationCache": "rlmech.core.cache",
@@ -52,6 +56,33 @@ MODULES: tuple[str, ...] = (
     "zoo",
 )
 """The public modules."""
+
+
+def lazy(
+    package: str, names: Mapping[str, str], modules: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's `__getattr__` and `__dir__` that import its public names when they are first used.
+
+    Args:
+        package: The package's own name.
+        names: Name -> the module that defines it.
+        modules: Modules of the package that are public themselves.
+    """
+
+    def get(name: str) -> Any:
+        if name in names:
+            value = getattr(import_module(names[name]), name)
+        elif name in modules:
+            value = import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        vars(sys.modules[package])[name] = value
+        return value
+
+    def listed() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *names, *modules})
+
+    return get, listed
 
 
 def stub() -> str:

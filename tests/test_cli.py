@@ -174,7 +174,7 @@ def test_compare_gives_the_comparison_of_what_drove(saved: str, compared: Path, 
         "--kind",
         "zero",
         "--seeds",
-        "2",
+        "4",
         "--half-width",
         "0.5",
         "--out",
@@ -191,7 +191,7 @@ def test_compare_gives_the_comparison_of_what_drove(saved: str, compared: Path, 
     for head in (0, 1):
         edit = rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=[head]))
         assert rows[f"head {head}"]["edits"] == str(edit)
-    assert found["n_seeds"] == 2
+    assert found["n_seeds"] == 4
     assert set(found["seeds_needed"]) == {"half_width", "baseline", "head 0", "head 1"}
 
 
@@ -207,7 +207,7 @@ def test_compare_prints_differences_with_their_intervals(
     saved: str, compared: Path, capsys: pytest.CaptureFixture[str]
 ):
     capsys.readouterr()
-    assert run("compare", saved, "--ablate", "head 0,1", "--kind", "zero", "--seeds", "2", "--out", str(compared)) == 0
+    assert run("compare", saved, "--ablate", "head 0,1", "--kind", "zero", "--seeds", "4", "--out", str(compared)) == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.strip().startswith("head 1"))
     assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", row)

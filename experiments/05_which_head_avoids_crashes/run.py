@@ -136,7 +136,9 @@ def interactions(result: xr.Dataset) -> dict[str, dict[str, list[float]]]:
 
 
 def needed(result: xr.Dataset) -> dict[str, int]:
-    """Seeds for a crash rate known to 0.05."""
+    """Seeds for a crash rate known to 0.05; nothing where fewer than four seeds tell no spread, as in the smoke run."""
+    if result.sizes["seed"] < 4:
+        return {}
     seeds = rlm.episodes.seeds_needed(result, "crashed", half_width=0.05)
     return {str(name): int(n) for name, n in zip(seeds["condition"].values, seeds.values, strict=True) if n > 2}
 

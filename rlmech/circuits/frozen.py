@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlmech.circuits.rules import ADDED, AFFINE, COMPARISONS, FACTORS, FIXED, GATES, SHIFTING, Boundary
+from rlmech.circuits.rules import ADDED, AFFINE, COMPARISONS, FACTORS, FIXED, GATES, KEYWORDS, SHIFTING, Boundary
 from rlmech.core.graph import Graph, Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, EngineError
@@ -154,7 +154,7 @@ def freeze(
         if definition is not None:
             varying.add(node)
             continue
-        if node.op in GATES:
+        if node.op in GATES and _is_plain(node):
             gates.append(Gate(node=node, name=namer.gate(node)))
         elif not _is_affine(node, varying):
             raise _bent(policy, node, namer.place(node))
@@ -281,10 +281,15 @@ def _puts_in(node: Node, varying: set[Node]) -> bool:
     return any(isinstance(arg, int | float) and arg != 0 for arg in own)
 
 
+def _is_plain(node: Node) -> bool:
+    """Whether it is what its table says: a keyword that is not known, as div's `rounding_mode`, may change that."""
+    return node.kwargs.keys() <= KEYWORDS
+
+
 def _is_affine(node: Node, varying: set[Node]) -> bool:
     if node.op in AFFINE:
-        return True
-    if node.op not in FACTORS:
+        return _is_plain(node)
+    if node.op not in FACTORS or not _is_plain(node):
         return False
     taken = [(place, read) for place, arg in enumerate(node.args) for read in _nodes(arg) if read in varying]
     factors = [place for place, _ in taken if place not in ADDED.get(node.op, ())]

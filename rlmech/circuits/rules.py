@@ -43,6 +43,10 @@ FACTORS: dict[str, tuple[int, ...]] = {
 ADDED: dict[str, tuple[int, ...]] = {"linear": (2,), "addmm": (0,), "baddbmm": (0,)}
 """Arguments that such an operation only adds."""
 
+KEYWORDS = {"alpha", "dim", "keepdim", "dtype", "layout", "device", "pin_memory", "non_blocking", "copy",
+            "memory_format", "implicit"}  # fmt: skip
+"""Keywords under which an operation is still what its table says; under any other (`rounding_mode`) it bends."""
+
 COMPARISONS = {"lt", "gt", "le", "ge", "eq", "ne"}
 POOLS = {"max_pool1d": 1, "max_pool2d": 2, "max_pool2d_with_indices": 2, "max_pool3d": 3}
 """Max-pools, by the number of axes that they run over."""
@@ -86,6 +90,8 @@ def _at_zero(x: Tensor, *_: Any) -> list[Boundary]:
 
 
 def _largest(x: Tensor, dim: Any, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
+    if isinstance(dim, Tensor):
+        return _compared(x, dim)  # torch.max(a, b), element by element
     dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
     behind = (x.amax(dims, keepdim=True) - x).movedim(dims, list(range(-len(dims), 0)))
     return [Boundary(distance=behind.flatten(-len(dims)), competing=True)]
@@ -108,7 +114,7 @@ GATES: dict[str, Callable[..., list[Boundary]]] = {
     "amax": _largest,
     "amin": lambda x, dim, keepdim=False: _largest(-x, dim, keepdim),
     "max": _largest,
-    "min": lambda x, dim, keepdim=False: _largest(-x, dim, keepdim),
+    "min": lambda x, dim, keepdim=False: _largest(-x, -dim if isinstance(dim, Tensor) else dim, keepdim),
     **dict.fromkeys(("maximum", "minimum", *COMPARISONS), _compared),
     **{name: lambda x, *args, n=n: _pooled(x, n, *args) for name, n in POOLS.items()},
 }

@@ -12,6 +12,7 @@ from rlmech.cli.figure import write_figure
 from rlmech.cli.opening import make_env, open_policy
 from rlmech.cli.options import Config, EnvConfig, Json, Policy, Reference, Seed, WhichBackend, Workers
 from rlmech.console import plain, print_result
+from rlmech.statistics import FEWEST
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,10 +97,14 @@ def _show(
     if attrs["never_active"]:
         lines.append(f"Never at work: {', '.join(attrs['never_active'])}.")
     if half_width is not None:
-        needed = rlm.episodes.seeds_needed(result, "return", half_width=half_width)
-        found["seeds_needed"] = {"half_width": half_width, **plain(dict(needed.to_series().items()))}
-        each = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
-        lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(each)}.")
+        if result.sizes["seed"] < FEWEST:
+            found["seeds_needed"] = None
+            lines.append(f"How many seeds a precision takes is told from {FEWEST} seeds on.")
+        else:
+            needed = rlm.episodes.seeds_needed(result, "return", half_width=half_width)
+            found["seeds_needed"] = {"half_width": half_width, **plain(dict(needed.to_series().items()))}
+            each = [f"{name}: {int(n)}" for name, n in needed.to_series().items() if name != "baseline"]
+            lines.append(f"Seeds for a difference of return within ±{half_width:g}: {', '.join(each)}.")
     if out is not None:
         found |= {name: str(path) for name, path in _write(result, out, title=title, meaning=lines[0]).items()}
         lines.append(f"The figure is at {found['figure']}, the table at {found['table']}.")

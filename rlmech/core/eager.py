@@ -316,18 +316,18 @@ def _watching(
     """Call back for every tensor that a function makes inside the module, with the module call it stands in."""
     stack: list[str] = [""]
     calls: Counter[str] = Counter()
-    mine = object()
+    this_pass = object()
 
     def enter(path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if _watch.get() is mine:  # module hooks fire for every thread, and for passes made inside a hook
+            if _watch.get() is this_pass:  # module hooks fire for every thread, and for passes made inside a hook
                 stack.append(f"{path}@{calls[path]}" if calls[path] else path)
                 calls[path] += 1
 
         return hook
 
     def leave(*_: Any) -> None:
-        if _watch.get() is mine:
+        if _watch.get() is this_pass:
             stack.pop()
 
     def aside(key: Key, value: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ def _watching(
             _watch.reset(token)
 
     handles: list[Any] = []
-    token = _watch.set(mine)
+    token = _watch.set(this_pass)
     try:
         for path, child in module.named_modules():
             if path:

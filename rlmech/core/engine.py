@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,15 @@ from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
 from rlmech.core.program import Program, compile_program
+from rlmech.core.recent import Recent
 from rlmech.errors import CacheError
 
 EngineName = Literal["graph", "eager"]
 PROGRAMS = 1024
 """Programs that an engine remembers: some 5 KB each; discovery and paths use several hundred in turn."""
+
+Reader = tuple[Program, tuple[tuple[str, Layout], ...]]
+"""A program that returns some points and the scores, and the layouts of those points that it gives in other axes."""
 
 
 @runtime_checkable
@@ -100,8 +104,8 @@ class GraphEngine:
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
         self.points = name_points(self.graph, module, root=root, blocks=found, output_kind=output_kind)
         self.left_out: dict[str, str] = {}
-        self._programs: dict[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = {}
-        self._readers: dict[tuple[str, ...], tuple[Program, tuple[tuple[str, Layout], ...]]] = {}
+        self._programs: Recent[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = Recent(PROGRAMS)
+        self._readers: Recent[tuple[str, ...], Reader] = Recent(PROGRAMS)
         self._scores = self.points[next(name for name, p in self.points.items() if p.kind == "output")].address
         self._plain = self.program(returned=(self._scores.node,))
         self._plain_layout = self._scores.layout.is_identity
@@ -109,11 +113,9 @@ class GraphEngine:
     def program(self, *, returned: Sequence[Node], given: Sequence[Node] = (), hooked: Sequence[Node] = ()) -> Program:
         """The program for a set of nodes, compiled when first asked for."""
         key = (tuple(returned), tuple(given), tuple(hooked))
-        program = self._programs.get(key)
-        if program is None:
-            program = compile_program(self.graph, returned=returned, given=given, hooked=hooked)
-            _keep(self._programs, key, program)
-        return program
+        return self._programs.get(
+            key, lambda: compile_program(self.graph, returned=returned, given=given, hooked=hooked)
+        )
 
     def leave_out(self, name: str, reason: str) -> None:
         """Offer a point no longer."""
@@ -147,18 +149,17 @@ class GraphEngine:
 
     def _read(self, arrays: tuple[Tensor, ...], names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """The same with nothing hooked: what it takes per call is looked up, not worked out."""
-        reader = self._readers.get(names)
-        if reader is None:
-            layouts = ((name, self.points[name].address.layout) for name in names)
-            rearranged = tuple((name, layout) for name, layout in layouts if not layout.is_identity)
-            reader = self.program(returned=self._returned(names)), rearranged
-            _keep(self._readers, names, reader)
-        program, rearranged = reader
+        program, rearranged = self._readers.get(names, lambda: self._reader(names))
         values = program(arrays, (), ())
         shown = dict(zip(names, values, strict=False))  # the scores stand last, without a name
         for name, layout in rearranged:
             shown[name] = layout.show(shown[name])
         return self._scores.layout.show(values[-1]), shown
+
+    def _reader(self, names: tuple[str, ...]) -> Reader:
+        layouts = ((name, self.points[name].address.layout) for name in names)
+        rearranged = tuple((name, layout) for name, layout in layouts if not layout.is_identity)
+        return self.program(returned=self._returned(names)), rearranged
 
     def deferred(self, name: str, cache: Mapping[str, Tensor]) -> Callable[[], Tensor]:
         """How to compute a `hook_result` later, from a cache's own z; the weights must not have changed by then."""
@@ -231,13 +232,6 @@ def leave_out(
         block.reasons.update(dict.fromkeys(roles, reason))
         for role in roles:
             block.names.pop(role)
-
-
-def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
-    """Remember a program, and forget the oldest where there are too many."""
-    if len(kept) >= PROGRAMS:
-        kept.pop(next(iter(kept)), None)
-    kept[key] = value
 
 
 def _verified(graph: Graph, observation: tuple[Tensor, ...], root: str) -> tuple[AttentionBlocks, dict[str, Found]]:

@@ -50,7 +50,7 @@ class ModuleRecord:
             for name, value in _tensors(path, contents)
             if name not in ignored and id(value) not in registered
         }
-        self._versions = [_version(value) for value in self._tensors.values()]
+        self._versions = [value._version for value in self._tensors.values()]  # torch counts changes in place
         self._hooks = _hooks(module)
         self._submodules = _submodules(module)
         self._hook_dicts = [
@@ -262,10 +262,6 @@ def _gathered(values: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 def _nothing(_: dict[str, Any]) -> tuple[()]:
     return ()
-
-
-def _version(value: Tensor) -> int:
-    return value._version  # torch's own counter of in-place changes
 
 
 def _named(path: str, name: str) -> str:

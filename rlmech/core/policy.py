@@ -442,7 +442,13 @@ class HookedPolicy(nn.Module):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for arrays in batches:
                 scores = self._engine.forward(arrays)
-                found = difference(scores, live_scores(self.module, self._format, arrays))
+                try:
+                    live = live_scores(self.module, self._format, arrays)
+                except RuntimeError:
+                    if scores.dtype == torch.float32:
+                        raise
+                    return  # after .double(): modules that cast observations to float32 themselves cannot run
+                found = difference(scores, live)
                 if found is None:
                     continue
                 if is_fused_path(scores, self.module, self._format, arrays):

@@ -211,7 +211,9 @@ class _Writer:
             return self._name(value)
         if isinstance(value, list | tuple):
             items = ", ".join(self._text(item) for item in value)
-            return f"[{items}]" if isinstance(value, list) else f"({items},)"
+            if isinstance(value, list):
+                return f"[{items}]"
+            return f"({items},)" if items else "()"  # the size of a scalar, as in torch.zeros(())
         if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and value - value == 0):
             return repr(value)
         name = f"k{len(self.bound)}"

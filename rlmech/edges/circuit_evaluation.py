@@ -95,7 +95,7 @@ def evaluate_edges(
     data |= {"circuit": ("pair", circuit, unit), "policy": ("pair", whole, unit), "ablated": ("pair", nothing, unit)}
     spread = bootstrap_mean(span[None], clusters=clusters, seed=seed)
     coords = {"pair": np.arange(len(whole)), "seed": np.arange(n_random)}
-    attrs = {"denominator_trustworthy": int(spread.low[0] * spread.high[0] > 0), **spread.attrs}
+    attrs = {"denominator_trustworthy": int(spread.excludes_zero[0]), **spread.attrs}
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 

@@ -137,7 +137,7 @@ def _result(
         "n_draws": len(measured),
         "n_edges": n_kept,
         "sign": "recovery: 1 where nothing is lost, 0 where no more is left than with everything resampled",
-        "denominator_trustworthy": int(spread.low[0] * spread.high[0] > 0),
+        "denominator_trustworthy": int(spread.excludes_zero[0]),
         **spread.attrs,
     }
     return xr.Dataset(data, coords={"pair": np.arange(len(whole))}, attrs=attrs)

@@ -9,8 +9,9 @@ Exchange: `to_minari`, `from_minari`.
 Importing this module imports neither xarray nor an environment; each name does so when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rlmech.public_names import lazy
 
 if TYPE_CHECKING:
     from rlmech.episodes import when
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
     from rlmech.episodes.video import save_video
 
 _MODULE_OF = {
-    "Condition": "driving",
-    "Control": "controls",
-    "Recording": "recording",
-    "compare_recordings": "comparison",
-    "compare_rollouts": "compare",
-    "comparison_table": "comparison",
-    "dose_response": "compare",
-    "from_minari": "exchange",
-    "record": "recorder",
-    "save_video": "video",
-    "seeds_needed": "comparison",
-    "to_minari": "exchange",
+    "Condition": "rlmech.episodes.driving",
+    "Control": "rlmech.episodes.controls",
+    "Recording": "rlmech.episodes.recording",
+    "compare_recordings": "rlmech.episodes.comparison",
+    "compare_rollouts": "rlmech.episodes.compare",
+    "comparison_table": "rlmech.episodes.comparison",
+    "dose_response": "rlmech.episodes.compare",
+    "from_minari": "rlmech.episodes.exchange",
+    "record": "rlmech.episodes.recorder",
+    "save_video": "rlmech.episodes.video",
+    "seeds_needed": "rlmech.episodes.comparison",
+    "to_minari": "rlmech.episodes.exchange",
 }
 
 __all__ = [
@@ -54,17 +55,4 @@ __all__ = [
     "when",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "when":
-        value: Any = import_module(f"{__name__}.when")
-    elif name in _MODULE_OF:
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULE_OF, ("when",))

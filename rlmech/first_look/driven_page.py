@@ -11,6 +11,7 @@ from rlmech.first_look.analysis import FirstLook
 from rlmech.first_look.driven import Driven
 from rlmech.plot import Panel, Section, comparison, side_by_side
 from rlmech.plot.style import MINUS
+from rlmech.statistics import FEWEST
 
 UNTOUCHED = "untouched"
 _PRECISION = 0.1  # of the baseline's mean return: what the page calls precise
@@ -111,7 +112,7 @@ def _forest(look: FirstLook, driven: Driven) -> Panel:
     meaning = f"{chosen}, {each} on seed{'s' * (n > 1)} {_range(result['seed'].values)}. {_precision(driven)}"
     if driven.edited is None:
         meaning += f" In none of these {n} episodes did an ablation change an action."
-    code = _FOREST_CODE.format(n=n)
+    code = _FOREST_CODE.format(n=n) + (_PRECISION_CODE if n >= FEWEST else "")
     return Panel(
         title=f"What each ablation does to the episodes of {n} seed{'s' * (n > 1)}",
         meaning=meaning,
@@ -130,8 +131,9 @@ def _range(seeds: Any) -> str:
 def _precision(driven: Driven) -> str:
     """How far these seeds are from a precise answer."""
     result, n = driven.result, driven.result.sizes["seed"]
-    if n < 2:
-        return "One seed tells nothing of the mean."
+    if n < FEWEST:
+        seeds = "One seed tells" if n == 1 else f"{n} seeds tell"
+        return f"{seeds} nothing of the mean: intervals begin with {FEWEST} seeds."
     half_width = round(_PRECISION * abs(float(result["mean_return"].sel(condition=BASELINE))), 2)
     if half_width == 0:
         return f"{n} seeds are few: intervals are wide."
@@ -170,5 +172,5 @@ rlm.plot.side_by_side(both, seed={driven.seed})"""
 _FOREST_CODE = """seeds = recording.episodes["seed"].to_list()[:{n}]
 result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=seeds)
 rlm.plot.comparison(result)
-rlm.episodes.comparison_table(result)
-rlm.episodes.seeds_needed(result, half_width=0.5)"""
+rlm.episodes.comparison_table(result)"""
+_PRECISION_CODE = "\nrlm.episodes.seeds_needed(result, half_width=0.5)"

@@ -22,6 +22,7 @@ from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.core.recent import Recent
 from rlmech.errors import MetricError, SiteError
 from rlmech.gradients.downstream import Continuation
 from rlmech.metrics.score_metrics import BoundMetric
@@ -219,17 +220,19 @@ class _Selection:
     masks: Tensor | None
 
 
-_known: WeakKeyDictionary[HookPoint, dict[tuple[Site, ...], list[_Selection]]] = WeakKeyDictionary()
+SELECTIONS = 16
+"""Sets of sites of one point whose sums are kept planned, the last used ones."""
+_known: WeakKeyDictionary[HookPoint, Recent[tuple[Site, ...], list[_Selection]]] = WeakKeyDictionary()
 
 
 def _selections(point: HookPoint, sites: tuple[Site, ...]) -> list[_Selection]:
-    known = _known.setdefault(point, {})
-    if sites not in known:
+    def plan() -> list[_Selection]:
         by_axes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for i, site in enumerate(sites):
             by_axes[tuple(sorted(axis for axis, _ in site.selection))].append(i)
-        known[sites] = [_selection(point, sites, mine) for mine in by_axes.values()]
-    return known[sites]
+        return [_selection(point, sites, mine) for mine in by_axes.values()]
+
+    return _known.setdefault(point, Recent(SELECTIONS)).get(sites, plan)
 
 
 def _selection(point: HookPoint, sites: Sequence[Site], mine: list[int]) -> _Selection:

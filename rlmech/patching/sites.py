@@ -11,6 +11,7 @@ from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.recent import Recent
 from rlmech.errors import SiteError
 from rlmech.metrics.measure import Metric, MetricFunction, as_metric
 
@@ -19,7 +20,10 @@ Groups = str | Site | Sequence[Site | str | Sequence[Site]]
 """Sites, and groups of sites that are replaced together."""
 
 _fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
-_coordinates: WeakKeyDictionary[HookedPolicy, dict[object, dict[str, tuple[str, np.ndarray]]]] = WeakKeyDictionary()
+Coordinates = dict[str, tuple[str, np.ndarray]]
+COORDINATES = 16
+"""Sets of jobs whose coordinates a policy keeps, the last used ones."""
+_coordinates: WeakKeyDictionary[HookedPolicy, Recent[tuple[tuple[Site, ...], ...], Coordinates]] = WeakKeyDictionary()
 
 
 def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricFunction | None = None) -> list[Site]:
@@ -110,32 +114,32 @@ def _refuse_overlap(policy: HookedPolicy, group: Sequence[Site]) -> None:
                 )
 
 
-def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
+def group_coordinates(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> Coordinates:
     """Coordinates along `site` for jobs; those of a group are joined with ` & `."""
-    known = _coordinates.setdefault(policy, {})
-    key = tuple(groups)
-    if key not in known:
+
+    def make() -> Coordinates:
         single = all(len(group) == 1 for group in groups)
-        known[key] = site_coordinates(policy, [group[0] for group in groups]) if single else _joined(policy, groups)
-    return known[key]
+        return site_coordinates(policy, [group[0] for group in groups]) if single else _joined(policy, groups)
+
+    return _coordinates.setdefault(policy, Recent(COORDINATES)).get(tuple(groups), make)
 
 
-def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> dict[str, tuple[str, np.ndarray]]:
+def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> Coordinates:
     columns = [site_coordinates(policy, list(group)) for group in groups]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    joined: dict[str, tuple[str, np.ndarray]] = {}
+    joined: Coordinates = {}
     for name in names:
         values = [" & ".join(_shown(column, name)) for column in columns]
         joined[name] = ("site", np.array(values, dtype=object))
     return joined
 
 
-def _shown(column: dict[str, tuple[str, np.ndarray]], name: str) -> list[str]:
+def _shown(column: Coordinates, name: str) -> list[str]:
     values = list(dict.fromkeys(str(value) for value in column[name][1])) if name in column else []
     return [value for value in values if value not in ("", "-1")]
 
 
-def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:
+def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
     coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)

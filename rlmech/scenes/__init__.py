@@ -8,8 +8,9 @@ the policy over a plane of states.
 Drive on: `Scene.decide` returns a `Decision`, `Scene.roll` a `Roll`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rlmech.public_names import lazy
 
 if TYPE_CHECKING:
     from rlmech.scenes.editable import SceneEdit
@@ -19,23 +20,14 @@ if TYPE_CHECKING:
     from rlmech.scenes.scene import Decision, Scene
 
 _MODULE_OF = {
-    "Decision": "scene",
-    "Roll": "rolling",
-    "Scene": "scene",
-    "SceneEdit": "editable",
-    "scene_field": "field",
-    "smallest_change": "flip_search",
+    "Decision": "rlmech.scenes.scene",
+    "Roll": "rlmech.scenes.rolling",
+    "Scene": "rlmech.scenes.scene",
+    "SceneEdit": "rlmech.scenes.editable",
+    "scene_field": "rlmech.scenes.field",
+    "smallest_change": "rlmech.scenes.flip_search",
 }
 
 __all__ = ["Decision", "Roll", "Scene", "SceneEdit", "scene_field", "smallest_change"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULE_OF)

@@ -9,16 +9,9 @@ From 8 samples on each interval covers at least 93 times in 100 at a nominal 95 
 lognormal and mostly zero data); below `FEWEST` samples there is none: its ends are NaN.
 """
 
-from rlmech.statistics.bootstrap import (
-    FEWEST,
-    Clusters,
-    Interval,
-    Recovery,
-    Shares,
-    bootstrap_mean,
-    bootstrap_ratio,
-    normalised_recovery,
-)
+from rlmech.statistics.bootstrap import Recovery, Shares, bootstrap_mean, bootstrap_ratio, normalised_recovery
+from rlmech.statistics.draws import Clusters
+from rlmech.statistics.interval import FEWEST, Interval
 from rlmech.statistics.permutation import exact_test, holm
 from rlmech.statistics.precision import largest_spread, n_for_half_width
 from rlmech.statistics.rates import share_difference_interval, share_interval, wilson

@@ -301,8 +301,8 @@ class Bent(TwoLayers):
         return self.readout((r + self.first(r, r, r, need_weights=False)[0]).mean(1))
 
 
-class Unlisted(nn.Module):
-    """An attention that the core offers, and a causal fused one that it does not."""
+class Causal(nn.Module):
+    """An attention that the core offers, and behind it a fused causal one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,12 +313,24 @@ class Unlisted(nn.Module):
         return self.head(nn.functional.scaled_dot_product_attention(y, y, y, is_causal=True)[:, 0].mean(1))
 
 
-@pytest.mark.parametrize(("network", "culprit"), [(Bent, "tanh"), (Unlisted, "scaled_dot_product_attention")])
+class Normalised(Causal):
+    """The same, with a softmax behind it that is no attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.softmax(self.listed(x, x, x, need_weights=False)[0], -1).mean(1))
+
+
+@pytest.mark.parametrize(("network", "culprit"), [(Bent, "tanh"), (Normalised, "softmax")])
 def test_what_bends_between_gates_is_refused_by_name(network, culprit):
     policy = rlm.HookedPolicy(random_weights(network()), states(2))
     with pytest.raises(AttentionError, match="no linear path") as caught:
         path_expansion(policy, states(3))
     assert caught.value.given == f"operations {culprit}"
+
+
+def test_the_paths_through_a_fused_causal_attention_sum_to_the_scores():
+    policy, obs = rlm.HookedPolicy(random_weights(Causal()), states(2)), states(3)
+    np.testing.assert_allclose(summed(path_expansion(policy, obs)), policy(obs).detach().numpy(), atol=1e-9)
 
 
 def test_a_policy_without_attention_is_refused():

@@ -177,7 +177,7 @@ def test_a_selection_of_nothing_is_a_recording_of_nothing(policy: rlm.HookedPoli
 
 def test_one_seed_does_not_tell_how_many_are_needed(policy: rlm.HookedPolicy) -> None:
     found = rlm.compare_rollouts(policy, cartpole(), conditions={"still": STILL}, seeds=[0], progress=False)
-    with pytest.raises(MetricError, match="One seed"):
+    with pytest.raises(MetricError, match="So few seeds"):
         rlm.episodes.seeds_needed(found, half_width=1.0)
 
 

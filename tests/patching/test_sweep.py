@@ -321,5 +321,33 @@ def test_a_channel_is_a_part_of_the_next_convolution():
     cache = policy.run_with_cache(clean, ["body.1.hook_out"])[1]
     swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric_of(policy, clean, corrupt))
     assert (swept.measured - measured(policy, corrupt, jobs, cache)).abs().max() < 1e-12
-    plan = sweep._plans[policy.graph_engine].last[1][0].plan
+    plan = sweep._plans[policy.graph_engine]._last[1][0].plan
     assert any(isinstance(step, OneChannel) for step in plan.steps.values())
+
+
+def test_a_search_over_ever_other_sites_keeps_a_bounded_number_of_plans():
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(nets.mlp(4, 8, 3).double(), rand(2, 4).double())
+    clean, corrupt = rand(N_PAIRS, 4, seed=1).double(), rand(N_PAIRS, 4, seed=2).double()
+    cache, metric = policy.run_with_cache(clean)[1], metric_of(policy, clean, corrupt)
+    pairs = list(itertools.combinations(range(8), 2))
+    name = next(name for name in policy.hook_dict if policy.hook_dict[name].shape[-1] == 8)
+    for chosen in [*pairs, pairs[0]]:  # the first was forgotten, and is planned again
+        jobs = [(rlm.Site(name, neuron=unit),) for unit in chosen]
+        swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric)
+        assert (swept.measured - measured(policy, corrupt, jobs, cache)).abs().max() < 1e-12
+    assert len(pairs) > sweep.PLANS == len(sweep._plans[policy.graph_engine])
+
+
+def test_the_same_jobs_are_planned_once_while_others_come_and_go(monkeypatch):
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(nets.mlp(4, 8, 3), rand(2, 4))
+    obs, planned = rand(N_PAIRS, 4, seed=1), []
+    cache, metric = policy.run_with_cache(obs)[1], metric_of(policy, obs, obs)
+    plan = sweep._Sweep._plan
+    monkeypatch.setattr(sweep._Sweep, "_plan", lambda self, **how: planned.append(self.jobs) or plan(self, **how))
+    monkeypatch.setattr(sweep, "PLANS", 2)
+    name = next(name for name in policy.hook_dict if policy.hook_dict[name].shape[-1] == 8)
+    for unit in (0, 1, 0, 2, 0, 3, 0):  # a table that forgets the first that came would plan unit 0 again
+        run_sweep(policy, obs, [(rlm.Site(name, neuron=unit),)], sources=[cache], metric=metric)
+    assert len(planned) == 4

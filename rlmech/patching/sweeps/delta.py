@@ -171,7 +171,7 @@ class DeltaPlan:
             return None
         source = node.args[0]
         mask = self._ready_made(source) if source in self.changed else None
-        if mask is None or mask.flatten(1, -2).any(-1).all():
+        if mask is None or mask.any(-1).all():
             return None
         self.reaches.append(_Reach(source, mask))
         return Softmax(node, mask)

@@ -26,6 +26,7 @@ from rlmech.core.layout import Layout
 from rlmech.core.masked import agree
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.recent import Recent
 from rlmech.errors import SiteError
 from rlmech.metrics.score_metrics import BoundMetric, Outputs
 from rlmech.patching.sweeps.delta import DeltaPlan, NoDeltaError
@@ -44,6 +45,8 @@ CHECKED_ROWS = 8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 """Largest difference of a delta plan from the plain suffix, relative to the scale of the outputs."""
 FEW_ROWS = 512
+PLANS = 16
+"""Sets of jobs whose plans a policy keeps, the last used ones, so that a search over ever other sites is bounded."""
 
 Source = Mapping[str, Tensor]
 """By hook name, the values that jobs put in, canonical axes, a row per pair or one for all."""
@@ -127,22 +130,7 @@ class _Group:
     suffix: SuffixPlan | None = None
 
 
-class _Plans:
-    """The plans of one policy by their jobs; the last ones are compared before they are hashed, which takes longer."""
-
-    def __init__(self) -> None:
-        self.last: tuple[object, list[_Group]] = (None, [])
-        self.by_jobs: dict[object, list[_Group]] = {}
-
-    def get(self, key: object, make: Callable[[], list[_Group]]) -> list[_Group]:
-        if self.last[0] != key:
-            if key not in self.by_jobs:
-                self.by_jobs[key] = make()
-            self.last = (key, self.by_jobs[key])
-        return self.last[1]
-
-
-_plans: WeakKeyDictionary[GraphEngine, _Plans] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[GraphEngine, Recent[object, list[_Group]]] = WeakKeyDictionary()
 
 
 class _Sweep:
@@ -188,7 +176,7 @@ class _Sweep:
     def _planned(self) -> list[_Group]:
         fold = self.n_pairs * len(self.jobs) >= FEW_ROWS
         key = (tuple(self.jobs), tuple(self.source_of), fold, self.device)
-        return _plans.setdefault(self.engine, _Plans()).get(key, lambda: self._plan(fold=fold))
+        return _plans.setdefault(self.engine, Recent(PLANS)).get(key, lambda: self._plan(fold=fold))
 
     def _plan(self, *, fold: bool) -> list[_Group]:
         self._check_reach()
