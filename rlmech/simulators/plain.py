@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -38,6 +39,10 @@ class Plain:
     def map(self, env: gym.Env) -> list[dict[str, Any]]:
         """Nothing."""
         return []
+
+    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
+        """Nothing is known that would be faster."""
+        return nullcontext()
 
     def remade(self, env: gym.Env, made: gym.Env) -> None:
         """Nothing beside the Gymnasium spec is known to configure it."""
