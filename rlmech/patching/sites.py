@@ -132,7 +132,7 @@ def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> Coordin
     joined: Coordinates = {}
     for name in names:
         values = [" & ".join(_shown(column, name)) for column in columns]
-        joined[name] = ("site", np.array(values, dtype=object))
+        joined[name] = ("site", np.array(values))
     return joined
 
 
@@ -144,7 +144,7 @@ def _shown(column: Coordinates, name: str) -> list[str]:
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
     placed = [in_step(site.name) if policy.n_steps else (None, site.name) for site in sites]
-    coordinates = {"hook": ("site", np.array([name for _, name in placed], dtype=object))}
+    coordinates = {"hook": ("site", np.array([name for _, name in placed], dtype=str))}
     if any(step is not None for step, _ in placed):
         coordinates["step"] = ("site", np.array([-1 if step is None else step for step, _ in placed]))
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
@@ -160,7 +160,7 @@ def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates
         if all(isinstance(value, int) for value in values):
             coordinates[axis] = ("site", np.array(values))
         else:
-            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values], dtype=object))
+            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values]))
     return coordinates
 
 
