@@ -8,7 +8,7 @@ what attention's rows are made of. Cost: two passes over the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from rlmech.axes import Axis
