@@ -53,7 +53,7 @@ def area(known, method, **arguments):
     return testbed.edge_auroc({edge: scores[edge] for edge in known.all_edges}, known.edges)
 
 
-METHODS = [("acdc", {}), ("eap", {}), ("eap-ig", {"steps": 4})]
+METHODS = [("acdc", {}), ("eap", {}), ("eap-ig", {"n_steps": 4})]
 
 
 @pytest.mark.parametrize(("method", "arguments"), METHODS)
