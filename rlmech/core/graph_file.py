@@ -214,7 +214,11 @@ def _told(value: Any) -> Any:
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous()
-        return [str(value.dtype), list(value.shape), hashlib.sha256(content.view(torch.uint8).numpy()).hexdigest()]
+        return [
+            str(value.dtype),
+            list(value.shape),
+            hashlib.sha256(content.view(torch.uint8).numpy().tobytes()).hexdigest(),
+        ]
     if isinstance(value, tuple | list):
         return [type(value).__name__, [_told(item) for item in value]]
     if isinstance(value, Mapping):
