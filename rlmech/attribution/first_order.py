@@ -48,6 +48,7 @@ from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import check_rows
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Repair = Literal["softmax", "dropout"]
@@ -160,15 +161,15 @@ def attribution_patching(
         found["remainder"] = found["patched"] - start - found["estimate"]
     units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}
     result = result.assign({name: (("site", "pair"), value, units[name]) for name, value in found.items()})
-    result.attrs |= {
+    attrs: dict[str, Any] = {
         "sign": "estimate positive: the patch raises the metric; effect 1: it does all that exchanging the input does",
         "order": "first order at the base run" if not n_steps else "path integral of each point, midpoint rule",
         "n_steps": n_steps,
         "repairs": ", ".join(wanted) or "none",
     }
     if certificate:
-        result.attrs["certified_share"] = float(found["certified"].mean())
-    return result
+        attrs["certified_share"] = float(found["certified"].mean())
+    return storable(result, attrs)
 
 
 def _checked_options(

@@ -37,6 +37,7 @@ from rlmech.core.attention_nodes import Source
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
+from rlmech.results import storable
 
 Composition = Literal["Q", "K", "V"]
 READ_AS: dict[Composition, Source] = {"Q": "q", "K": "k", "V": "v"}
@@ -332,11 +333,13 @@ def _dataset(
         for side in ("earlier", "later")
         for place, part in enumerate(("block", "head"))
     }
-    return xr.Dataset(
-        {
-            name: (dims[array.ndim], array, {"units": "%" if name == "percentile" else "1"})
-            for name, array in values.items()
-        },
-        coords={"composition": list(READ_AS), "null": list(NULLS), "earlier": labels, "later": labels, **sides},
-        attrs=policy_attrs(policy, between="; ".join(pair.label for pair in pairs), **attrs),
+    return storable(
+        xr.Dataset(
+            {
+                name: (dims[array.ndim], array, {"units": "%" if name == "percentile" else "1"})
+                for name, array in values.items()
+            },
+            coords={"composition": list(READ_AS), "null": list(NULLS), "earlier": labels, "later": labels, **sides},
+        ),
+        policy_attrs(policy, between="; ".join(pair.label for pair in pairs), **attrs),
     )

@@ -20,6 +20,7 @@ from rlmech.circuits.labels import choose_block
 from rlmech.circuits.qk_ov import Space, ov_circuit, ov_factored, qk_circuit, qk_factored
 from rlmech.circuits.random_matrices import against, check_draws, gaussian_products
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 STATISTICS = ("positivity", "effective_rank", "stable_rank", "norm", "spectral_norm")
 _SIZES = slice(3, 5)  # those of STATISTICS that grow with the weights
@@ -98,7 +99,7 @@ def circuit_statistics(
     }
     said = {key: value for key, value in circuits["qk"].attrs.items() if key != "spread"}
     joined = xr.merge([xr.Dataset(variables), xr.Dataset(vectors)], join="outer", compat="no_conflicts")
-    return joined.assign_coords(circuit=list(circuits)).assign_attrs(**said, n_controls=n_controls, seed=seed)
+    return storable(joined.assign_coords(circuit=list(circuits)), said | {"n_controls": n_controls, "seed": seed})
 
 
 def effective_rank(singular_values: Float[Tensor, "*leading rank"]) -> Float[Tensor, "*leading"]:

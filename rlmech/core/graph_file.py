@@ -213,12 +213,7 @@ def _told(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous()
-        return [
-            str(value.dtype),
-            list(value.shape),
-            hashlib.sha256(content.view(torch.uint8).numpy().tobytes()).hexdigest(),
-        ]
+        return [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
     if isinstance(value, tuple | list):
         return [type(value).__name__, [_told(item) for item in value]]
     if isinstance(value, Mapping):
@@ -350,9 +345,13 @@ def _named(text: str | None, kind: type) -> Any:
     return value
 
 
+def _bytes(value: Tensor) -> bytes:
+    """A tensor's numbers as they stand in memory, of any dtype and rank."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+
+
 def _tensor_to_json(value: Tensor) -> dict[str, Any]:
-    content = value.detach().cpu().contiguous()
-    bits = content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b""
+    bits = _bytes(value)
     return {
         "dtype": str(value.dtype),
         "shape": list(value.shape),

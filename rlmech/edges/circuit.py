@@ -28,7 +28,8 @@ from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, refe
 from rlmech.errors import ConfigError
 from rlmech.files import moved_into_place
 from rlmech.metrics.score_metrics import Metric, MetricFunction
-from rlmech.patching.results import bind_pairs, unknown_choice
+from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 FORMAT = "rlmech.circuit/1"
@@ -193,13 +194,8 @@ class Circuit:
             clusters=clusters,
         )
         ends = {name: self.dataset.coords[name] for name in ("sender", "receiver")}
-        return result.assign_coords(ends).assign_attrs(
-            metric=bound.name,
-            metric_units=bound.unit,
-            ablation=ablation,
-            seed=seed,
-            policy_fingerprint=policy.fingerprint,
-        )
+        said = sweep_attrs(policy, bound, n_pairs=result.sizes["pair"], seed=seed) | {"ablation": ablation}
+        return storable(result.assign_coords(ends), said)
 
     def save(self, path: str | Path) -> Path:
         """Write the circuit as JSON, in one step, replacing a file of that name."""

@@ -21,6 +21,7 @@ from rlmech.edges.components import ComponentGraph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.metrics.score_metrics import BoundMetric
 from rlmech.patching.results import ratio_of_means
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 4096
@@ -96,7 +97,7 @@ def evaluate_edges(
     spread = bootstrap_mean(span[None], clusters=clusters, seed=seed)
     coords = {"pair": np.arange(len(whole)), "seed": np.arange(n_controls)}
     attrs = {"denominator_trustworthy": int(spread.excludes_zero[0]), **spread.attrs}
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def measure_jobs(

@@ -32,6 +32,7 @@ from rlmech.errors import ConfigError, MetricError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, cluster_labels, sweep_attrs, unknown_choice
 from rlmech.progress import progress_bar
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Method = Literal["acdc", "eap", "eap-ig"]
@@ -159,7 +160,7 @@ def discover_circuit(
         units=graph.units,
         candidates=graph.edges,
         kept=tuple(sorted(useful)),
-        dataset=xr.merge([described, result], compat="equals", join="exact").assign_attrs(result.attrs | attrs),
+        dataset=storable(xr.merge([described, result], compat="equals", join="exact"), result.attrs | attrs),
     )
 
 
@@ -167,8 +168,8 @@ def _described(graph: ComponentGraph, kept: set[int], score: Any, effect: Any, *
     names = graph.names
     coords = {
         "edge": np.arange(len(graph.edges)),
-        "sender": ("edge", np.array([names[a] for a, _ in graph.edges], dtype=object)),
-        "receiver": ("edge", np.array([names[b] for _, b in graph.edges], dtype=object)),
+        "sender": ("edge", [names[a] for a, _ in graph.edges]),
+        "receiver": ("edge", [names[b] for _, b in graph.edges]),
     }
     data = {
         "score": ("edge", score, {"units": "1"}),

@@ -26,6 +26,7 @@ from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
@@ -325,7 +326,7 @@ def _result(
     }
     receivers = [graph.units[receiver] for _, receiver in graph.edges]
     coords = sweep_coords(policy, receivers, estimate.shape[1])
-    return name_edges(xr.Dataset(data, coords=coords, attrs=attrs), graph, range(len(graph.edges)))
+    return storable(name_edges(xr.Dataset(data, coords=coords), graph, range(len(graph.edges))), attrs)
 
 
 def _observes(graph: ComponentGraph, unit: int) -> bool:

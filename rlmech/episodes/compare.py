@@ -26,6 +26,7 @@ from rlmech.episodes.recorder import record_conditions
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
+from rlmech.results import storable
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -73,8 +74,8 @@ def compare_rollouts(
     Returns:
         As `compare_recordings`: dimensions `condition` (the first is `baseline`) and `seed`, `return`, `crashed`…,
         `delta_return[condition]` with `_low`, `_high`, `_se`, `_p`, `_p_holm`. Coordinate `control_of[condition]` names
-        the condition that a control belongs to. In the attributes, `never_active` lists conditions whose edits were
-        never at work; `simulated_share` is how much of the drive had to be simulated.
+        the condition that a control belongs to, `never_active[condition]` tells whose edits were never at work. The
+        attribute `simulated_share` is how much of the drive had to be simulated.
 
     Raises:
         ConfigError: No conditions, one named `baseline`, one that is none, or controls that cannot be made.
@@ -127,11 +128,12 @@ def compare_rollouts(
         seed=seed,
     )
     n_steps = sum(len(recording.steps) for recording in recordings.values())
-    return result.assign_attrs(
-        shared_simulation=cost["sharing"],
-        simulated_share=cost["n_simulated"] / n_steps,
-        path="" if path is None else str(path),
-    )
+    cost_attrs = {
+        "shared_simulation": cost["sharing"],
+        "simulated_share": cost["n_simulated"] / n_steps,
+        "path": "" if path is None else str(path),
+    }
+    return storable(result, cost_attrs)
 
 
 def dose_response(

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
+from rlmech.results import storable
 from rlmech.statistics import (
     FEWEST,
     Interval,
@@ -79,7 +80,7 @@ def compare_recordings(
         `_high`; `delta_return[condition]`, the mean difference from the baseline of the same seed (positive: more than
         the baseline), with `_low`, `_high`, `_se` (standard error), `_p` (exact test) and `_p_holm` (corrected for the
         number of conditions). And along the episodes `[condition, seed]`: edited, agreement, onset, divergence,
-        steps_to_change, steps_to_crash.
+        steps_to_change, steps_to_crash. Coordinate `never_active[condition]`: the edits were never at work.
 
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
@@ -121,8 +122,15 @@ def compare_recordings(
         "edits": ("condition", ["; ".join(recordings[name].manifest["edits"]) for name in names]),
         "control_of": ("condition", [control_of.get(name, "") for name in names]),
         "when": ("condition", [recordings[name].manifest["when"] or "" for name in names]),
+        "never_active": (
+            "condition",
+            [
+                bool(recordings[name].manifest["edits"]) and not table["edited"].any()
+                for name, table in zip(names, along, strict=True)
+            ],
+        ),
     }
-    return xr.Dataset(data, coords=coords, attrs=_attrs(recordings, data, names, confidence, n_resamples, seed))
+    return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, seed))
 
 
 def comparison_table(result: xr.Dataset) -> pd.DataFrame:
@@ -145,7 +153,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
             row = {outcome: _text(one, f"delta_{outcome}", plus="+") for outcome in told}
         row["agreement"] = f"{float(one['agreement'].mean()):.2f}"
         row["episodes changed"] = f"{float(one['divergence'].notnull().mean()):.2f}"
-        if name in result.attrs["never_active"]:
+        if one["never_active"]:
             row["episodes changed"] = "never at work"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -197,7 +205,7 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         "half_width": half_width,
         "spread": f"upper {confidence:.0%} end of the standard deviation of {differences.shape[1]} differences",
     }
-    return xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}, attrs=attrs)
+    return storable(xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}), attrs)
 
 
 def _check(recordings: Mapping[str, Recording]) -> None:
@@ -331,13 +339,11 @@ def _agrees(recording: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, " 
 def _attrs(
     recordings: Mapping[str, Recording],
     data: Mapping[str, Any],
-    names: list[str],
     confidence: float,
     n_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     baseline = recordings[BASELINE].manifest
-    idle = [name for name, share in zip(names, data["edited"][1].mean(1), strict=True) if share == 0]
     return {
         "sign": "positive: more than the baseline on the same seed",
         "env": baseline["env"]["id"] or "",
@@ -348,7 +354,6 @@ def _attrs(
         "corrected over conditions, over controls apart",
         "n_resamples": n_resamples,
         "bootstrap_seed": seed,
-        "never_active": [name for name in idle if recordings[name].manifest["edits"]],
         "rlmech": version("rlmech"),
     }
 

@@ -35,6 +35,7 @@ from rlmech.patching.optimal import optimal_constants
 from rlmech.patching.results import mean_change, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
 from rlmech.patching.sweeps.sweep import Source, Swept, outputs_of
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
@@ -102,7 +103,7 @@ def ablation_sweep(
         progress=progress,
     )
     result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
-    return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
+    return storable(result, {"method": f"{kind} ablation", "reference": described})
 
 
 def _ablations(
@@ -203,7 +204,7 @@ def steering_sweep(
     )
     result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
     result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
-    return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
+    return storable(result, {"method": "steering", "sign": "positive: the dose raises the metric"})
 
 
 def _moved_most(policy: HookedPolicy, obs: Observation, edits: Sequence[Edit]) -> Metric:
@@ -244,7 +245,7 @@ def _ablation_result(
         "sign": "positive: ablation raises the metric",
         **effect.attrs,
     }
-    result = xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1]), attrs=attrs)
+    result = storable(xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1])), attrs)
     return with_no_ops(result, swept)
 
 

@@ -25,6 +25,7 @@ from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import choose_sites
 from rlmech.patching.sweeps.independence import refuse_train_mode
+from rlmech.results import storable
 from rlmech.statistics import Clusters, Interval, bootstrap_mean
 
 
@@ -111,7 +112,7 @@ def interchange_intervention(
         "seed": seed,
         **rates["accuracy"].attrs,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, [chosen], len(wanted)), attrs=attrs)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, [chosen], len(wanted))), attrs)
 
 
 def _edited_actions(policy: HookedPolicy, obs: Observation, edit: Edit) -> Int[Tensor, " pair"]:

@@ -184,7 +184,7 @@ def _order(result: xr.Dataset) -> list[str]:
 def _row_name(result: xr.Dataset, name: str) -> str:
     owner = _owner(result, name)
     idle = f"<br><span style='font-size:10px;color:{MUTED}'>its edits were never at work</span>"
-    said = idle if name in result.attrs.get("never_active", []) else ""
+    said = idle if result["never_active"].sel(condition=name) else ""
     if owner:
         short = name.removeprefix(f"{owner}, ")
         return f"<span style='font-size:11px;color:{MUTED}'>{short}</span>{said}"
