@@ -28,6 +28,7 @@ from rlmech.core.operations.reading import record_of
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.results import storable
 
 _ROWS_AT_ONCE = 32
 _POINTS_AT_ONCE = 1024
@@ -115,7 +116,7 @@ def exact_integrated_gradients(
         "exact: piecewise linear" if path.linear else f"Gauss-Legendre of order {order} in each piece, nothing frozen"
     )
     attrs = made_by(policy, "integrated gradients", rule=rule, largest_completeness_error=_largest(summed))
-    return xr.Dataset(data, coords=coords, attrs=attrs | {"sign": "positive raises the score"})
+    return storable(xr.Dataset(data, coords=coords), attrs | {"sign": "positive raises the score"})
 
 
 def _largest(values: Tensor) -> float:
