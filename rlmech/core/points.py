@@ -53,6 +53,8 @@ SCORES_NAME: dict[OutputKind, str] = {
     "mean_action": "hook_mean_action",
 }
 MOST_AXES = 6
+STEPPED = "network"
+"""Name of a recurrent module in the step that is traced."""
 NORMALIZATION = "normalization"
 """Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
 
@@ -149,7 +151,15 @@ class _Namer:
     def _normalized(self, key: str) -> Node | None:
         """What the policy's own layer of statistics makes of an observation."""
         scope = f"{NORMALIZATION}.{key}" if key else NORMALIZATION
-        return next((node for node in reversed(self.graph.nodes) if node.scope == scope and node.shape), None)
+        found = (node for node in reversed(self.graph.nodes) if self._scope(node) == scope and node.shape)
+        return next(found, None)
+
+    def _is_normalization(self, node: Node) -> bool:
+        return self._scope(node).split(".")[0] == NORMALIZATION
+
+    def _scope(self, node: Node) -> str:
+        """Where a node stands in the user's module."""
+        return strip_root(node.scope, STEPPED) if self.after else node.scope
 
     def _layers(self, in_attention: set[Node]) -> list[Point]:
         """What leaf modules put out, and every other operation that has a kind, as the k-th of its module."""
@@ -157,7 +167,7 @@ class _Namer:
         points: list[Point] = []
         cells = {mark.scope for mark in self.graph.marks if isinstance(self._module(mark.scope), LAYERS)}
         for node in self.graph.nodes:
-            if node.scope.split(".")[0] == NORMALIZATION or (node.scope in cells and ends.get(node.scope) is not node):
+            if self._is_normalization(node) or (node.scope in cells and ends.get(node.scope) is not node):
                 continue
             kind = known(node.op).kind
             ends_leaf = ends.get(node.scope) is node

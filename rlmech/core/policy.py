@@ -25,6 +25,7 @@ from rlmech.core.eager import EagerEngine
 from rlmech.core.edit import Edit, Site
 from rlmech.core.engine import Engine, EngineName, GraphEngine
 from rlmech.core.graph import NotTraceable
+from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
 from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
@@ -40,14 +41,14 @@ from rlmech.core.parity import (
     on_device,
     prove_parity,
 )
-from rlmech.core.points import OutputKind, Point
+from rlmech.core.points import STEPPED, OutputKind, Point
 from rlmech.core.recent import Recent
 from rlmech.core.sequences import run_sequence
-from rlmech.core.state import State
+from rlmech.core.state import State, StateForm
 from rlmech.core.stateful import Sequence as Sequential
-from rlmech.core.stateful import StatefulFormat, Step, as_step
+from rlmech.core.stateful import StatefulFormat, called, state_form
 from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
-from rlmech.errors import EngineError, StateError
+from rlmech.errors import EngineError, ParityError, StateError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class HookedPolicy(nn.Module):
         ['hook_obs', '0.hook_out', '1.hook_out', '2.hook_out', 'hook_q_values']
     """
 
+    _called: nn.Module
+
     def __init__(
         self,
         module: nn.Module,
@@ -102,19 +105,21 @@ class HookedPolicy(nn.Module):
         self.output_kind: OutputKind = output_kind
         self.observation_space, self.action_space = observation_space, action_space
         self._root = root
+        self._form: StateForm | None = None
+        self._length: tuple[int, int] | None = None
         self._format = ObservationFormat(example_obs)
         if state is not None:
-            self.module, self._format, self._root = as_step(self.module, example_obs, state, root=root)
+            self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()
 
     def _prepare(self) -> None:
         self._registry = HookRegistry()
         self._sequences: Recent[tuple[int, int], HookedPolicy] = Recent(SEQUENCES)
+        self.__dict__["_called"] = called(self.module, self._form, self._length)  # no submodule: its weights are known
         self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
         with evaluating(self.module):
             before = ModuleRecord(self.module)
-            self._engine = self._make_engine()
-            prove_parity(self.module, self._engine, self._format)
+            self._engine = self._proven_engine()
             self._record = ModuleRecord(self.module, ignored=frozenset(before.changes()))  # what forward itself writes
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
             labels = entity_labels(self._engine, self._format, self.spec)
@@ -134,14 +139,25 @@ class HookedPolicy(nn.Module):
         network, left_out = type(self.module).__name__, self._engine.left_out
         self._names = NameChooser(network, list(self.hook_dict), left_out=left_out)
 
-    def _make_engine(self) -> Engine:
-        arguments = {"root": self._root, "output_kind": self.output_kind}
+    def _proven_engine(self) -> Engine:
+        engine = self._make_engine()
         try:
-            if isinstance(self.module, Sequential):
-                return UnrolledEngine(self.module, self._format, **arguments)  # type: ignore[arg-type]
-            return GraphEngine(self.module, self._format, **arguments)  # type: ignore[arg-type]
+            prove_parity(self._called, engine, self._format)
+        except ParityError:
+            if not (isinstance(engine, GraphEngine) and engine.is_known):
+                raise
+            engine = self._make_engine(anew=True)  # the graph of another time was not this module's
+            prove_parity(self._called, engine, self._format)
+        return engine
+
+    def _make_engine(self, *, anew: bool = False) -> Engine:
+        arguments = {"root": self._path, "output_kind": self.output_kind}
+        try:
+            if isinstance(self._called, Sequential):
+                return UnrolledEngine(self._called, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
+            return GraphEngine(self._called, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
         except NotTraceable as error:
-            return EagerEngine(self.module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
+            return EagerEngine(self._called, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
     @classmethod
     def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
@@ -312,13 +328,13 @@ class HookedPolicy(nn.Module):
                 expected="a recurrent policy" if not self.is_recurrent else f"0 to {n_steps - 1}, of {n_steps} steps",
                 fix="wrap a recurrent module with state=..." if not self.is_recurrent else "read=None reads the last",
             )
-        step, form = self.graph_engine and self.module, self._format
-        assert isinstance(step, Step) and isinstance(form, StatefulFormat)  # noqa: S101, PT018  # it is recurrent
+        form = self._format
+        assert self.graph_engine and isinstance(form, StatefulFormat)  # noqa: S101, PT018  # it is recurrent
 
         def make() -> HookedPolicy:
             made = HookedPolicy.__new__(HookedPolicy)
-            sequence = Sequential(step, n_steps=n_steps, read=read)
-            made.__setstate__({**self.__getstate__(), "module": sequence, "_format": form.sequences(n_steps)})
+            own = {"_length": (n_steps, read), "_format": form.sequences(n_steps)}
+            made.__setstate__({**self.__getstate__(), **own})
             return made
 
         return self._sequences.get((n_steps, read), make)
@@ -575,15 +591,17 @@ class HookedPolicy(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        keep = ("module", "spec", "output_kind", "observation_space", "action_space", "_root", "_format")
+        keep = ("spec", "output_kind", "observation_space", "action_space", "_root", "_format", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
-        return {**state, "module": self.module, "training": self.training}
+        return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
+        graph = state.pop("graph")
         for name, value in state.items():
             setattr(self, name, value)
-        self._prepare()
+        with offered(graph):
+            self._prepare()
 
     # ---- inside
 
@@ -592,6 +610,11 @@ class HookedPolicy(nn.Module):
         """Whether train mode makes rows depend on each other or on chance: sweeps refuse that."""
         return any(module.training for module in self._mode_dependent)
 
+    @property
+    def _path(self) -> str:
+        """The root of all names, as a path in what is run."""
+        return self._root if self._form is None else f"{STEPPED}.{self._root}".rstrip(".")
+
     def _active_engine(self) -> Engine:
         if not self._record.is_current():
             self._compare([on_device(self._format.samples(n), self.module) for n in BATCHES])
@@ -599,10 +622,10 @@ class HookedPolicy(nn.Module):
         if self._mode_dependent and self.couples_rows:
             if self._eager is None:
                 self._eager = EagerEngine(
-                    self.module,
+                    self._called,
                     self._format,
                     reason="the network is in train mode, where it computes something else (dropout, noise)",
-                    root=self._root,
+                    root=self._path,
                     output_kind=self.output_kind,
                 )
             return self._eager
@@ -617,7 +640,7 @@ class HookedPolicy(nn.Module):
             for arrays in batches:
                 scores = self._engine.forward(arrays)
                 try:
-                    live = live_scores(self.module, self._format, arrays)
+                    live = live_scores(self._called, self._format, arrays)
                 except RuntimeError:
                     if scores.dtype == torch.float32:
                         raise
@@ -625,11 +648,11 @@ class HookedPolicy(nn.Module):
                 found = difference(scores, live)
                 if found is None:
                     continue
-                if is_fused_path(scores, self.module, self._format, arrays):
+                if is_fused_path(scores, self._called, self._format, arrays):
                     raise fused_path_error(found, "on a row of this observation")
                 training = [module for module in self.module.modules() if module.training]
                 with evaluating(self.module):
-                    resting = difference(scores, live_scores(self.module, self._format, arrays))
+                    resting = difference(scores, live_scores(self._called, self._format, arrays))
                 if training and resting is None:
                     self._mode_dependent += training
                     return

@@ -20,9 +20,6 @@ from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.core.state import OBSERVATION, State, StateForm
 from rlmech.errors import ObservationError, StateError
 
-NETWORK = "network"
-"""Name of the user's module inside a `Step`."""
-
 
 class Step(nn.Module):
     """One step of a recurrent network: observations and a state -> scores, value, the state after it.
@@ -212,14 +209,14 @@ def _bare(example: dict[str, Tensor]) -> Observation:
     return example[OBSERVATION] if set(example) == {OBSERVATION} else example
 
 
-def as_step(module: nn.Module, example: Observation, state: Any, *, root: str) -> tuple[Step, StatefulFormat, str]:
-    """A module that keeps a state as one step of itself, with its format and the root of its names.
+def state_form(module: nn.Module, example: Observation, state: Any, *, root: str) -> tuple[StateForm, StatefulFormat]:
+    """How a module keeps its state, and what one step of it takes.
 
     Args:
         module: `module(obs, state)` gives (scores, state) or (scores, value, state).
         example: A batch of observations.
         state: A function of the number of rows that gives the state at the beginning, or that state for the example.
-        root: The root of the module's own names.
+        root: The root of the module's names.
 
     Raises:
         StateError: It is no state, or the module does not give it back.
@@ -234,4 +231,18 @@ def as_step(module: nn.Module, example: Observation, state: Any, *, root: str) -
         seen = {key: value.to(parameter.device) for key, value in seen.items()}
     with evaluating(module):
         form = StateForm(module, state, seen if own.is_dict else seen[OBSERVATION], n_rows=n_rows, root=root)
-    return Step(module, form), StatefulFormat(example, form.initial), f"{NETWORK}.{root}".rstrip(".")
+    return form, StatefulFormat(example, form.initial)
+
+
+def called(module: nn.Module, form: StateForm | None, length: tuple[int, int] | None) -> nn.Module:
+    """What is run of a policy: its module, one step of it, or several.
+
+    Args:
+        module: The user's module.
+        form: How it keeps its state; None for a module without memory.
+        length: Of a sequence, its steps and the one that is read.
+    """
+    if form is None:
+        return module
+    step = Step(module, form)
+    return step if length is None else Sequence(step, n_steps=length[0], read=length[1])

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from rlmech.axes import Axis
 from rlmech.core.attention import AttentionBlocks
@@ -48,15 +47,21 @@ class UnrolledEngine(GraphEngine):
 
     reason = "the module was exported, and its step copied"
 
-    def __init__(self, module: nn.Module, observation: StatefulFormat, *, root: str, output_kind: OutputKind) -> None:
-        assert isinstance(module, Sequence)  # noqa: S101  # the caller looked
-        step = GraphEngine(module.step, observation.of_one_step(), root=root, output_kind=output_kind)
+    def __init__(
+        self, module: Sequence, observation: StatefulFormat, *, root: str, output_kind: OutputKind, anew: bool = False
+    ) -> None:
+        step = GraphEngine(module.step, observation.of_one_step(), root=root, output_kind=output_kind, anew=anew)
+        self.is_known = step.is_known
         unrolled = unroll(step.graph, observation.states, n_steps=module.n_steps, read=module.read)
-        self.graph = unrolled.graph
+        self.graph, self._step = unrolled.graph, step
         self.attention = AttentionBlocks({}, {})
         self.points = dict(_points(step, unrolled, module.read))
         self.left_out = {f"step_{t}.{name}": why for t in range(module.n_steps) for name, why in step.left_out.items()}
         self._begin()
+
+    def stored(self) -> str | None:
+        """The step's graph as JSON, of which that of all steps is made."""
+        return self._step.stored()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

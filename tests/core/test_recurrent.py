@@ -40,7 +40,7 @@ def own_scores(policy, state, sequences):
     given, scores = state(len(sequences)), []
     with torch.no_grad():
         for step in range(sequences.shape[1]):
-            output = policy.module.network(sequences[:, step], given)
+            output = policy.module(sequences[:, step], given)
             scores.append(output[0])
             given = output[-1]
     return torch.stack(scores, dim=1), given
