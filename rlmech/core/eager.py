@@ -100,6 +100,10 @@ class EagerEngine:
         """Offer a point no longer."""
         leave_out(self.points, self.left_out, self.attention, name, reason)
 
+    def stored(self) -> str | None:
+        """No graph, nothing to store."""
+        return None
+
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
         return _outputs(self._module(self._observation.argument(arrays)))[0]

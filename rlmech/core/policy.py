@@ -25,6 +25,7 @@ from rlmech.core.eager import EagerEngine
 from rlmech.core.edit import Edit, Site
 from rlmech.core.engine import Engine, EngineName, GraphEngine
 from rlmech.core.graph import NotTraceable
+from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
 from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
@@ -43,7 +44,7 @@ from rlmech.core.parity import (
     prove_parity,
 )
 from rlmech.core.points import OutputKind, Point
-from rlmech.errors import EngineError
+from rlmech.errors import EngineError, ParityError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ class HookedPolicy(nn.Module):
             self.choices = scored.choices if self._choice is None else None
             if scored.names:
                 self.spec = replace(self.spec, choices=scored.names)
-            self._engine = self._make_engine()
-            prove_parity(self.scored_module, self._engine, self._format)
+            self._engine = self._proven_engine()
             self._record = ModuleRecord(self.module, ignored=frozenset(before.changes()))  # what forward itself writes
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
             labels = entity_labels(self._engine, self._format, self.spec)
@@ -152,10 +152,21 @@ class HookedPolicy(nn.Module):
         network, left_out = type(self.module).__name__, self._engine.left_out
         self._names = NameChooser(network, list(self.hook_dict), left_out=left_out)
 
-    def _make_engine(self) -> Engine:
+    def _proven_engine(self) -> Engine:
+        engine = self._make_engine()
+        try:
+            prove_parity(self.scored_module, engine, self._format)
+        except ParityError:
+            if not (isinstance(engine, GraphEngine) and engine.is_known):
+                raise
+            engine = self._make_engine(anew=True)  # the graph of another time was not this module's
+            prove_parity(self.scored_module, engine, self._format)
+        return engine
+
+    def _make_engine(self, *, anew: bool = False) -> Engine:
         arguments = {"root": self._scored_root, "output_kind": self.output_kind}
         try:
-            return GraphEngine(self.scored_module, self._format, **arguments)  # type: ignore[arg-type]
+            return GraphEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
         except NotTraceable as error:
             return EagerEngine(self.scored_module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
@@ -437,13 +448,15 @@ class HookedPolicy(nn.Module):
         keep = ("spec", "observation_space", "action_space", "_root", "_format")
         keep += ("_told_kind", "_scores", "_value", "_choice")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
-        return {**state, "module": self.module, "training": self.training}
+        return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
+        graph = state.pop("graph")
         for name, value in state.items():
             setattr(self, name, value)
-        self._prepare()
+        with offered(graph):
+            self._prepare()
 
     # ---- inside
 
