@@ -48,12 +48,13 @@ class ScoredModule(nn.Module):
     Args:
         network: The user's own module, whose parameters these are.
         read: From an observation to the scores and the value.
+        told: What tells `read` from another one for the same module: a graph that was kept is found again by it.
     """
 
-    def __init__(self, network: nn.Module, read: Callable[[Any], tuple[Tensor, ...]]) -> None:
+    def __init__(self, network: nn.Module, read: Callable[[Any], tuple[Tensor, ...]], *, told: tuple[Any, ...]) -> None:
         super().__init__()
         self.add_module(NETWORK, network)
-        self._read = read
+        self._read, self.told = read, told
 
     def forward(self, obs: Any) -> tuple[Tensor, ...]:
         """The scores, and the value where there is one."""
@@ -162,7 +163,7 @@ def find_outputs(
         tuple(part for part in chosen if isinstance(part, str)) if listed is not None and choices is not None else ()
     )
     return Scored(
-        module=ScoredModule(network, reading),
+        module=ScoredModule(network, reading, told=told),
         root=NETWORK,
         kind=kind,
         choices=choices,

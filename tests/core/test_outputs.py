@@ -367,3 +367,13 @@ def test_a_bit_is_a_choice_between_zero_and_its_logit():
 
     assert torch.equal(policy(X)[..., 1], flat(X))
     assert torch.equal(torch.as_tensor(policy.predict(X.numpy())[0]), (flat(X) > 0).long())
+
+
+def test_a_graph_that_was_kept_for_one_value_is_not_taken_for_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLMECH_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"actor": nn.Linear(6, 3), "one": nn.Linear(6, 1), "other": nn.Linear(6, 1)})
+
+    for value in ("one", "other", "one"):
+        policy = rlm.HookedPolicy(parts, X, scores="actor", value=value)
+        assert torch.equal(policy.run_with_cache(X)[1]["hook_value"], parts[value](X)[:, 0])
