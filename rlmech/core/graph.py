@@ -13,16 +13,17 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
 from rlmech.core.operations.aliases import plain_name
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
@@ -222,6 +223,8 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
 
 
 def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+    from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
+
     fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
@@ -348,6 +351,8 @@ class _Reader:
         return graph
 
     def _leaf(self, source: torch.fx.Node) -> Node:
+        from torch.export.graph_signature import InputKind
+
         spec = self.specs[source.name]
         shape, dtype = _shape(source.meta["val"])
         node = Node(len(self.graph.nodes), "input", shape=shape, dtype=dtype)

@@ -155,7 +155,7 @@ class Circuit:
         corrupt: Observation,
         metric: Metric | MetricFunction | None = None,
         ablation: CircuitAblation = "patch",
-        n_random: int = 20,
+        n_controls: int = 20,
         clusters: Clusters | None = None,
         seed: int = 0,
     ) -> xr.Dataset:
@@ -167,7 +167,7 @@ class Circuit:
             corrupt: Their counterparts, row by row.
             metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
             ablation: What the other edges carry; see `discover_circuit`.
-            n_random: Random circuits of the same size to compare with.
+            n_controls: Random circuits of the same size to compare with.
             clusters: A label for each pair, say its episode: pairs of one label are resampled together.
             seed: Of resampled rows, the random circuits and the bootstrap.
 
@@ -186,7 +186,7 @@ class Circuit:
             runs,
             metric=bound,
             pair=None,
-            n_random=n_random,
+            n_controls=n_controls,
             seed=seed,
             consistent=ablation in CONSISTENT,
             clusters=clusters,

@@ -61,7 +61,7 @@ def compare_recordings(
     control_of: Mapping[str, str] = MappingProxyType({}),
     confidence: float = 0.95,
     n_resamples: int = 2000,
-    bootstrap_seed: int = 0,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Compare recordings of the same seeds with the one named `baseline`.
 
@@ -72,7 +72,7 @@ def compare_recordings(
             asking for them makes no finding less significant.
         confidence: Nominal coverage of all intervals.
         n_resamples: Bootstrap draws.
-        bootstrap_seed: Of the draws.
+        seed: Of the draws.
 
     Returns:
         Dimensions `condition` and `seed`. Of `return`, `crashed`, `arrived`, `length` and `speed`, as far as the
@@ -108,7 +108,7 @@ def compare_recordings(
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
         attrs = {"units": unit, "long_name": meaning}
         data[outcome] = (("condition", "seed"), values, attrs)
-        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": bootstrap_seed}
+        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
         found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
     along = [_along(recordings[name], recordings[BASELINE], seeds, policy) for name in names]
@@ -130,7 +130,7 @@ def compare_recordings(
             ],
         ),
     }
-    return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, bootstrap_seed))
+    return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, seed))
 
 
 def comparison_table(result: xr.Dataset) -> pd.DataFrame:
@@ -341,7 +341,7 @@ def _attrs(
     data: Mapping[str, Any],
     confidence: float,
     n_resamples: int,
-    bootstrap_seed: int,
+    seed: int,
 ) -> dict[str, Any]:
     baseline = recordings[BASELINE].manifest
     return {
@@ -353,7 +353,7 @@ def _attrs(
         "test": "sign changes of the paired differences, exact, no smaller than the interval's own p-value; _p_holm "
         "corrected over conditions, over controls apart",
         "n_resamples": n_resamples,
-        "bootstrap_seed": bootstrap_seed,
+        "bootstrap_seed": seed,
         "rlmech": version("rlmech"),
     }
 

@@ -1,4 +1,4 @@
-"""Ablation and steering sweeps: what each site does to a metric when it is taken away, or pushed along a direction.
+"""Ablation and steering sweeps: what each site does to a metric when it is taken away, or pushed along a vector.
 
 Zero ablation leaves the distribution of most activations; mean, resample and optimal ablation do so less, and no two of
 them ask the same question: name which. Exact.
@@ -156,21 +156,21 @@ def steering_sweep(
     obs: Observation,
     *,
     site: Site | str,
-    direction: Tensor | np.ndarray,
+    vector: Tensor | np.ndarray,
     coefficients: Sequence[float] | Float[np.ndarray, " condition"],
     metric: Metric | MetricFunction | None = None,
     clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Add a direction to a site in growing doses.
+    """Add a vector to a site in growing doses.
 
     Args:
         policy: The policy.
         obs: Observations, one row per run.
         site: Where.
-        direction: Of the selected shape, without the batch and without axes at a single position.
-        coefficients: Factors of the direction.
+        vector: Of the selected shape, without the batch and without axes at a single position.
+        coefficients: Factors of the vector.
         metric: What is measured; None for the gap between the two actions that the vector moves farthest apart, the
             same two for every run, so that runs which prefer different actions do not cancel (for continuous actions
             the component that it moves most). They are chosen by the mean change of scores under the largest dose on
@@ -188,7 +188,7 @@ def steering_sweep(
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)
-    edits = [steer(site, torch.as_tensor(direction), coefficient=float(dose)) for dose in coefficients]
+    edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
     doses = [edited_activations(policy, obs, {site.name: edit}) for edit in edits]

@@ -222,7 +222,7 @@ def test_the_dose_is_the_coordinate(driver: rlm.HookedPolicy) -> None:
         driver,
         crossing(),
         site="hook_q_values",
-        direction=torch.tensor([-1.0, 0.0, 1.0]),
+        vector=torch.tensor([-1.0, 0.0, 1.0]),
         coefficients=(50.0, -50.0, 0.0),
         seeds=range(2),
         progress=False,
