@@ -20,6 +20,7 @@ Axis = Literal[
     "width",
     "action",
     "gate",
+    "choice",
     "episode",
     "pair",
     "site",

@@ -31,6 +31,14 @@ class ObservationFormat:
     """
 
     def __init__(self, example: Observation) -> None:
+        if isinstance(example, list | tuple) and any(
+            isinstance(part, Tensor | np.ndarray) and np.ndim(part) for part in example
+        ):
+            raise self._misfit(
+                f"a {type(example).__name__} of {len(example)} arrays",
+                "one array, or a dict of them",
+                "give several arrays as a dict, by the names that forward has for them; stack the rows of a single one",
+            )
         self.is_dict = isinstance(example, Mapping)
         self.states: tuple[str, ...] = ()
         self.n_steps: int | None = None
@@ -124,6 +132,10 @@ class ObservationFormat:
     def takes_dict(self) -> bool:
         """Whether the observation itself is a dict."""
         return tuple(self.observed) != ("",)
+
+    def argument(self, arrays: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
+        """The arrays as the module takes them: one, or a dict."""
+        return dict(zip(self.shapes, arrays, strict=True)) if self.is_dict else arrays[0]
 
     def is_single(self, obs: Observation) -> bool:
         """Whether this is one observation without a batch axis."""

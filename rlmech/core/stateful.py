@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from rlmech.core.modes import evaluating
 from rlmech.core.observation import Observation, ObservationFormat
+from rlmech.core.outputs import Scored
+from rlmech.core.points import STEPPED, OutputKind
 from rlmech.core.state import OBSERVATION, State, StateForm
-from rlmech.errors import ObservationError, StateError
+from rlmech.errors import ConfigError, ObservationError, StateError
 
 
 class Step(nn.Module):
@@ -234,15 +236,33 @@ def state_form(module: nn.Module, example: Observation, state: Any, *, root: str
     return form, StatefulFormat(example, form.initial)
 
 
-def called(module: nn.Module, form: StateForm | None, length: tuple[int, int] | None) -> nn.Module:
-    """What is run of a policy: its module, one step of it, or several.
+def scored_step(
+    module: nn.Module,
+    form: StateForm,
+    length: tuple[int, int] | None,
+    *,
+    kind: OutputKind | None,
+    selected: tuple[object, object],
+) -> Scored:
+    """What is run of a recurrent policy: one step of it, or several.
 
     Args:
         module: The user's module.
-        form: How it keeps its state; None for a module without memory.
-        length: Of a sequence, its steps and the one that is read.
+        form: How it keeps its state.
+        length: Of a sequence, its steps and the one that is read; None for one step.
+        kind: What the scores are, where that is told.
+        selected: Which outputs were asked for as scores and value.
+
+    Raises:
+        ConfigError: Some were: a module with a state says it by the order of what it returns.
     """
-    if form is None:
-        return module
+    if selected != (None, None):
+        raise ConfigError(
+            "A module with a state gives its scores first.",
+            given="state= together with scores= or value=",
+            expected="a module that returns (scores, state) or (scores, value, state)",
+            fix="leave scores= and value= out, and wrap the module in one that returns that",
+        )
     step = Step(module, form)
-    return step if length is None else Sequence(step, n_steps=length[0], read=length[1])
+    run = step if length is None else Sequence(step, n_steps=length[0], read=length[1])
+    return Scored(module=run, root=STEPPED, kind=kind)
