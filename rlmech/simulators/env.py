@@ -14,19 +14,28 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
+from rlmech.simulators.acceleration import accelerate, remark_stock
 from rlmech.spec import PolicySpec, spec_from_config
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
-def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gym.Env:
+def make_env(
+    env_id: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    accelerated: bool = True,
+) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
     Args:
         env_id: Gymnasium id, e.g. `intersection-v2`.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
+        accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
+            own code runs, and `rlm.simulators.acceleration` says why.
 
     Returns:
         The environment; `spec_of` tells what its numbers mean.
@@ -66,6 +75,10 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
             expected="config=None: configurations are highway-env's",
             fix="leave config out",
         ) from None
+    if accelerated:
+        accelerate(env)
+        remark_stock(env)
+    return env
 
 
 def spec_of(env: gym.Env) -> PolicySpec:
