@@ -27,12 +27,13 @@ from rlmech.scenes.table import vehicle_table
 from rlmech.scenes.vehicle_edits import VehicleEdits
 from rlmech.scenes.watching import rows_of
 from rlmech.simulators.env import check_fit, spec_of
+from rlmech.simulators.highway.traffic import HighwayWorld
+from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
-    from rlmech.simulators.highway.traffic import World
 
 _UNKNOWN = object()
 
@@ -124,9 +125,7 @@ class Scene(VehicleEdits, RoadEdits):
         Raises:
             SceneError: The episode ends before.
         """
-        from rlmech.simulators.highway.traffic import World as _World
-
-        world = (env if isinstance(env, _World) else _World(env)).fork()
+        world = (env if isinstance(env, World) else HighwayWorld(env)).fork()
         observation, _ = world.reset(seed=seed)
         scene = cls.capture(world, observation=observation)
         for action in actions:

@@ -90,7 +90,7 @@ def test_merging_traffic_sees_and_hits_the_obstacle_as_the_stock_one_does() -> N
     stock.reset(seed=0), fast.reset(seed=0)
     for env in (stock, fast):
         for vehicle in env.unwrapped.road.vehicles:  # one after the other towards the end of the merging lane
-            vehicle.position[:] = vehicle.position + [130, 0]
+            vehicle.position[0] += 130
     idle = 1
     for _ in range(4):
         same(stock, fast, stock.step(idle), fast.step(idle))
@@ -135,7 +135,7 @@ def test_changes_in_the_middle_of_an_episode_are_seen() -> None:
             lane.priority = 3 - lane.priority
             lane.speed_limit = 7
         road.vehicles[0].speed = 3
-        road.vehicles[1].position = road.vehicles[1].position + [0.5, 0.25]
+        road.vehicles[1].position = road.vehicles[1].position + np.array([0.5, 0.25])
         road.vehicles.pop(2)
     for action in (2, 0, 1):
         same(stock, fast, stock.step(action), fast.step(action))

@@ -9,21 +9,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import highway_env
 from highway_env.envs.common.abstract import AbstractEnv
 from highway_env.envs.exit_env import ExitEnv
 from highway_env.envs.highway_env import HighwayEnv, HighwayEnvFast
 from highway_env.envs.intersection_env import IntersectionEnv
 
-from rlmech.simulators.acceleration import Acceleration
+from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.highway.fast.frames import run_frames
 from rlmech.simulators.highway.fast.kernel import kernel
 from rlmech.simulators.highway.fast.known import unknown
 from rlmech.simulators.highway.fast.observing import AcceleratedKinematics, accelerate_observation
 from rlmech.simulators.highway.fast.roads import accelerate_road, put_off
 
-HIGHWAY_VERSIONS = ("1.12.1",)
-"""Versions of highway-env whose every step was compared; with others its own code runs."""
 SEATING = {
     IntersectionEnv: "_make_vehicles",
     HighwayEnv: "_create_vehicles",
@@ -115,8 +112,6 @@ def _kinds(kind: Any) -> list[Any]:
 def _why_not(cls: type) -> str | None:
     if not issubclass(cls, AbstractEnv):
         return f"{cls.__name__} is no environment of highway-env"
-    if highway_env.__version__ not in HIGHWAY_VERSIONS:
-        return f"highway-env {highway_env.__version__} has not been checked, only {', '.join(HIGHWAY_VERSIONS)}"
     if getattr(cls, "_simulate") is not getattr(AbstractEnv, "_simulate"):  # noqa: B009  # protected
         return f"{cls.__name__} runs its frames in its own way"
     library = kernel()

@@ -54,6 +54,8 @@ class Columns:
 class AcceleratedKinematics(KinematicObservation):
     """A Kinematics observation made of arrays."""
 
+    repeats = KinematicObservation
+
     def observe(self) -> np.ndarray:
         """As `KinematicObservation.observe`."""
         road, features = self.env.road, self.features
