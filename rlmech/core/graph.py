@@ -13,14 +13,17 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
+
+from rlmech.core.operations.aliases import plain_name
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
@@ -119,7 +122,9 @@ class Graph:
         return alternative.definition
 
     def sources_of(self, node: Node, *, replaced: Collection[Node] = ()) -> list[Node]:
-        """What a node is computed from when some nodes are replaced."""
+        """What a node is computed from when some nodes are replaced; a batch size is the observation's own."""
+        if node.op == "sym_size":
+            return []
         definition = self.definition_of(node, replaced=replaced)
         return list(node.inputs()) if definition is None else [definition]
 
@@ -168,8 +173,7 @@ class Graph:
         depends = {node: node not in cut for node in fixed}
         order: list[Node] = []
         for node in self.computed_order(ends, replaced={*replaced, *fixed}, cut=fixed):
-            sources = () if node.op == "sym_size" else self.sources_of(node, replaced={*replaced, *fixed})
-            depends[node] = any(depends[source] for source in sources)
+            depends[node] = any(depends[source] for source in self.sources_of(node, replaced={*replaced, *fixed}))
             if depends[node]:
                 order.append(node)
         return order
@@ -219,6 +223,8 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
 
 
 def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+    from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
+
     fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
@@ -345,6 +351,8 @@ class _Reader:
         return graph
 
     def _leaf(self, source: torch.fx.Node) -> Node:
+        from torch.export.graph_signature import InputKind
+
         spec = self.specs[source.name]
         shape, dtype = _shape(source.meta["val"])
         node = Node(len(self.graph.nodes), "input", shape=shape, dtype=dtype)
@@ -402,7 +410,8 @@ class _Reader:
 
 def _plain_name(target: Any) -> str:
     if isinstance(target, OpOverload):
-        return target._schema.name.rpartition("::")[2]  # pyright: ignore[reportPrivateUsage]
+        schema = target._schema  # pyright: ignore[reportPrivateUsage]
+        return plain_name(schema.name.rpartition("::")[2], schema.overload_name)
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
 
 

@@ -28,7 +28,8 @@ from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, refe
 from rlmech.errors import ConfigError
 from rlmech.files import moved_into_place
 from rlmech.metrics.score_metrics import Metric, MetricFunction
-from rlmech.patching.results import bind_pairs, unknown_choice
+from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 FORMAT = "rlmech.circuit/1"
@@ -156,7 +157,7 @@ class Circuit:
         corrupt: Observation,
         metric: Metric | MetricFunction | None = None,
         ablation: CircuitAblation = "patch",
-        n_random: int = 20,
+        n_controls: int = 20,
         clusters: Clusters | None = None,
         seed: int = 0,
     ) -> xr.Dataset:
@@ -168,7 +169,7 @@ class Circuit:
             corrupt: Their counterparts, row by row.
             metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
             ablation: What the other edges carry; see `discover_circuit`.
-            n_random: Random circuits of the same size to compare with.
+            n_controls: Random circuits of the same size to compare with.
             clusters: A label for each pair, say its episode: pairs of one label are resampled together.
             seed: Of resampled rows, the random circuits and the bootstrap.
 
@@ -187,19 +188,14 @@ class Circuit:
             runs,
             metric=bound,
             pair=None,
-            n_random=n_random,
+            n_controls=n_controls,
             seed=seed,
             consistent=ablation in CONSISTENT,
             clusters=clusters,
         )
         ends = {name: self.dataset.coords[name] for name in ("sender", "receiver")}
-        return result.assign_coords(ends).assign_attrs(
-            metric=bound.name,
-            metric_units=bound.unit,
-            ablation=ablation,
-            seed=seed,
-            policy_fingerprint=policy.fingerprint,
-        )
+        said = sweep_attrs(policy, bound, n_pairs=result.sizes["pair"], seed=seed) | {"ablation": ablation}
+        return storable(result.assign_coords(ends), said)
 
     def save(self, path: str | Path) -> Path:
         """Write the circuit as JSON, in one step, replacing a file of that name."""
