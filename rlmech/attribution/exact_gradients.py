@@ -24,6 +24,7 @@ from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.circuits.rules import Boundary
 from rlmech.core.graph import Node
+from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
@@ -102,7 +103,7 @@ def exact_integrated_gradients(
         for collected, part in zip(attributions, parts, strict=True):
             collected.append(part)
     with torch.no_grad():
-        total = (path.scores(arrays) - path.scores(start)) @ rows.weights.T
+        total = weighed(less(path.scores(arrays), path.scores(start)), rows.weights)
     unit, lead = score_units(policy), ("batch", "action")
     summed = -total
     data = {"total": array(total, lead, units=unit), "n_pieces": ("batch", torch.cat(counts).cpu().numpy())}
