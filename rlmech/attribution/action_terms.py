@@ -36,6 +36,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.errors import AttentionError, MetricError, ShapeError
+from rlmech.results import storable
 
 ROWS_AT_ONCE = 256
 """Rows of a chunk."""
@@ -136,7 +137,7 @@ def centre_actions(result: xr.Dataset) -> xr.Dataset:
             str(name): values - values.where(shown).mean("action").fillna(0) if "action" in values.dims else values
             for name, values in result.data_vars.items()
         }
-    return xr.Dataset(data, attrs=result.attrs | {"centred": "each term less its mean over actions"})
+    return storable(xr.Dataset(data), result.attrs | {"centred": "each term less its mean over actions"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +310,7 @@ def _result(policy: HookedPolicy, plan: _Plan, rows: Readouts, terms: Terms) -> 
         exact="the terms, summed over their own axes, add up to total",
         sign="positive raises the score",
     )
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def _with_head(observed: ObservedArray) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from rlmech.core.masked import weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
+from rlmech.results import storable
 
 ROWS_AT_ONCE = 512
 """Rows of a chunk."""
@@ -101,7 +102,7 @@ def direct_action_attribution(
     attrs = made_by(
         policy, "direct_action_attribution", site=repr(site), frozen=FROZEN, sign="positive raises the score"
     )
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def behind(policy: HookedPolicy, name: str) -> Frozen:

@@ -28,6 +28,7 @@ from rlmech.core.names import Names
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError, SiteError
+from rlmech.results import storable
 
 Lens = Literal["mean", "linear"]
 _LAYERS = ("observation", "linear", "convolution", "activation", "norm", "pool", "z", "attn_out", "layer", "recurrent")
@@ -241,4 +242,4 @@ def _result(
     }
     coords = {"site": np.arange(len(chosen)), "hook": ("site", list(chosen)), "action": list(actions)}
     attrs = made_by(policy, "action_lens", lens=method, n_fitted=len(fitted), n_held_out=len(kept_out), seed=seed)
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)

@@ -136,7 +136,7 @@ class Edit:
         kind: What: `zero`, `mean`, `resample`, `patch`, `steer` or `subspace`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
         basis: Directions that span the subspace to patch, each of the selected shape.
-        coefficient: Factor of a steering direction.
+        coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
     """
 
@@ -203,21 +203,21 @@ class Edit:
         return exchange
 
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
-        direction, wanted = self.value, self.site.block_shape(point)
-        assert direction is not None  # noqa: S101  # steer always gives one
+        vector, wanted = self.value, self.site.block_shape(point)
+        assert vector is not None  # noqa: S101  # steer always gives one
         chosen = self.site.positions(point)
         kept = [len(chosen[axis]) if axis in chosen else point.size(axis) for axis in point.axes[1:]]
-        if tuple(direction.shape) == tuple(kept[-1:]):  # a vector of the last axis: at every selected position
+        if tuple(vector.shape) == tuple(kept[-1:]):  # a vector of the last axis: at every selected position
             kept = [1] * (len(kept) - 1) + kept[-1:]
-        elif tuple(direction.shape) != wanted:
+        elif tuple(vector.shape) != wanted:
             raise EditError(
-                f"The steering direction does not fit {self.site}.",
-                given=f"a direction of shape {list(direction.shape)}",
+                f"The steering vector does not fit {self.site}.",
+                given=f"a vector of shape {list(vector.shape)}",
                 expected=f"shape {list(wanted)}, axes {' '.join(point.axes[1:])} less those at a single position, or a "
                 f"vector of the last axis, shape {kept[-1:]}",
-                fix="give a direction of that shape, or select the positions that it is for",
+                fix="give a vector of that shape, or select the positions that it is for",
             )
-        shift = direction.reshape(1, *kept) * self.coefficient
+        shift = vector.reshape(1, *kept) * self.coefficient
 
         def steer(tensor: Tensor, hook: HookPoint) -> Tensor:
             return write(tensor, index, read(tensor, index) + shift.to(tensor))
@@ -290,16 +290,16 @@ def patch(site: Site | str, *, source: Mapping[str, Tensor]) -> Edit:
     return Edit(site=site, kind="patch", value=source[site.name])
 
 
-def steer(site: Site | str, direction: Tensor, coefficient: float = 1.0) -> Edit:
-    """Add a direction, times a coefficient, to the site.
+def steer(site: Site | str, vector: Tensor, coefficient: float = 1.0) -> Edit:
+    """Add a vector, times a coefficient, to the site.
 
     Args:
         site: Where.
-        direction: Of the selected shape, without the batch and without axes at a single position; or a vector of the
+        vector: Of the selected shape, without the batch and without axes at a single position; or one of the
             point's last axis, which is added at every selected position.
-        coefficient: Factor of the direction.
+        coefficient: Factor of the vector.
     """
-    return Edit(site=_site(site), kind="steer", value=torch.as_tensor(direction).detach(), coefficient=coefficient)
+    return Edit(site=_site(site), kind="steer", value=torch.as_tensor(vector).detach(), coefficient=coefficient)
 
 
 def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tensor]) -> Edit:

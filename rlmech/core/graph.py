@@ -15,16 +15,17 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
+
+from rlmech.core.operations.aliases import plain_name
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
@@ -125,7 +126,9 @@ class Graph:
         return alternative.definition
 
     def sources_of(self, node: Node, *, replaced: Collection[Node] = ()) -> list[Node]:
-        """What a node is computed from when some nodes are replaced."""
+        """What a node is computed from when some nodes are replaced; a batch size is the observation's own."""
+        if node.op == "sym_size":
+            return []
         definition = self.definition_of(node, replaced=replaced)
         return list(node.inputs()) if definition is None else [definition]
 
@@ -174,8 +177,7 @@ class Graph:
         depends = {node: node not in cut for node in fixed}
         order: list[Node] = []
         for node in self.computed_order(ends, replaced={*replaced, *fixed}, cut=fixed):
-            sources = () if node.op == "sym_size" else self.sources_of(node, replaced={*replaced, *fixed})
-            depends[node] = any(depends[source] for source in sources)
+            depends[node] = any(depends[source] for source in self.sources_of(node, replaced={*replaced, *fixed}))
             if depends[node]:
                 order.append(node)
         return order
@@ -228,6 +230,8 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
 
 
 def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+    from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
+
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
 
@@ -274,6 +278,9 @@ def _let_go(values: Iterable[object]) -> None:
     Its symbolic sizes, its fake tensors and caches of its own refer to each other in a circle through C++, where
     Python's collector cannot follow; and its functions remember every set of sizes that they were asked about.
     """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     modes = {id(value.fake_mode): value.fake_mode for value in values if isinstance(value, FakeTensor)}
     for mode in modes.values():
         sizes = mode.shape_env
@@ -379,6 +386,8 @@ class _Reader:
         return graph
 
     def _leaf(self, source: torch.fx.Node) -> Node:
+        from torch.export.graph_signature import InputKind
+
         spec = self.specs[source.name]
         shape, dtype = _shape(source.meta["val"])
         node = Node(len(self.graph.nodes), "input", shape=shape, dtype=dtype)
@@ -436,7 +445,8 @@ class _Reader:
 
 def _plain_name(target: Any) -> str:
     if isinstance(target, OpOverload):
-        return target._schema.name.rpartition("::")[2]  # pyright: ignore[reportPrivateUsage]
+        schema = target._schema  # pyright: ignore[reportPrivateUsage]
+        return plain_name(schema.name.rpartition("::")[2], schema.overload_name)
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
 
 

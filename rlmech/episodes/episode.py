@@ -5,14 +5,16 @@ Every episode begins with `reset(seed=...)`, so that it depends on nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from rlmech.simulators.highway.traffic import World
+from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.protocol import Outcome, Value
+from rlmech.simulators.world import World
 
 Decide = Callable[[Any], Any]
 """From an observation to an action."""
@@ -29,7 +31,7 @@ class Step:
         reward: The reward of the action.
         terminated: Whether the episode came to its end.
         truncated: Whether it was cut short.
-        outcome: Of highway-env's environments: `crashed`, `speed` in m/s and, where there is a goal, `arrived`.
+        outcome: What the environment tells of it, by the outcome's name.
     """
 
     observation: Any
@@ -38,21 +40,25 @@ class Step:
     reward: float
     terminated: bool
     truncated: bool
-    outcome: dict[str, bool | float]
+    outcome: dict[str, Value]
 
 
 def run_episode(env: gym.Env | World, decide: Decide, *, seed: int) -> Iterator[Step]:
-    """Run one episode from its seed to its end."""
-    observation, _ = env.reset(seed=seed)
+    """Run one episode from its seed to its end, told as the environment's simulator tells it."""
+    simulator = simulator_of(env.env if isinstance(env, World) else env)
+    world = env if isinstance(env, World) else simulator.world(env)
+    observation, _ = world.reset(seed=seed)
     done = False
     while not done:
         action = decide(observation)
-        step = step_of(observation, action, env.step(action))
+        step = step_of(observation, action, world.step(action), simulator.outcomes)
         yield step
         observation, done = step.next_observation, step.terminated or step.truncated
 
 
-def step_of(observation: Any, action: Any, result: tuple[Any, Any, bool, bool, dict[str, Any]]) -> Step:
+def step_of(
+    observation: Any, action: Any, result: tuple[Any, Any, bool, bool, dict[str, Any]], outcomes: Sequence[Outcome]
+) -> Step:
     """A decision and what `env.step` returned."""
     after, reward, terminated, truncated, info = result
     return Step(
@@ -62,27 +68,17 @@ def step_of(observation: Any, action: Any, result: tuple[Any, Any, bool, bool, d
         reward=float(reward),
         terminated=bool(terminated),
         truncated=bool(truncated),
-        outcome=_outcome(info),
+        outcome={o.name: value for o in outcomes if (value := o.of(info)) is not None},
     )
 
 
-def summary(steps: list[Step]) -> dict[str, float | bool | int]:
-    """An episode in a row: return, length and, of highway-env's, crashed, arrived and mean speed in m/s."""
-    row: dict[str, float | bool | int] = {"return": float(sum(s.reward for s in steps)), "length": len(steps)}
-    last = steps[-1].outcome
-    row |= {name: last[name] for name in ("crashed", "arrived") if name in last}
-    if "speed" in last:
-        row["speed"] = float(np.mean([s.outcome["speed"] for s in steps]))
+def summary(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> dict[str, Value]:
+    """An episode in a row: return, length and its outcomes, a share as it was at the end, a mean over its steps."""
+    row: dict[str, Value] = {"return": float(sum(s.reward for s in steps)), "length": len(steps)}
+    for outcome in outcomes:
+        told = [step.outcome[outcome.name] for step in steps if outcome.name in step.outcome]
+        if told and outcome.kind == "mean":
+            row[outcome.name] = float(np.mean(told))
+        elif outcome.name in steps[-1].outcome:
+            row[outcome.name] = steps[-1].outcome[outcome.name]
     return row
-
-
-def _outcome(info: Mapping[str, Any]) -> dict[str, bool | float]:
-    outcome: dict[str, bool | float] = {}
-    if "crashed" in info:
-        outcome["crashed"] = bool(info["crashed"])
-    arrived = info.get("rewards", {}).get("arrived_reward")
-    if arrived is not None:
-        outcome["arrived"] = bool(arrived)
-    if "speed" in info:
-        outcome["speed"] = float(info["speed"])
-    return outcome

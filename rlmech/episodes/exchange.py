@@ -25,7 +25,7 @@ from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.origin import environment_of, spaces_of
 from rlmech.episodes.recording import Recording
-from rlmech.episodes.shards import FINAL, Episodes, Writer, vehicle_table
+from rlmech.episodes.shards import FINAL, Episodes, Writer
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.spec import PolicySpec
 
@@ -269,7 +269,7 @@ def _episodes(number: int, episode: _Episode) -> Episodes:
     return Episodes(
         episodes=pa.Table.from_pylist([head | summary]),
         steps=pa.table(columns),
-        vehicles=vehicle_table([], episode=0, seed=0),
+        vehicles=None,
         arrays=arrays,
     )
 

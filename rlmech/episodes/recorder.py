@@ -29,8 +29,8 @@ from rlmech.episodes.when import Moment, When
 from rlmech.episodes.workers import Backend, Result, one_thread, simulate_here, simulate_in_processes
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar, remark
+from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import check_fit, spec_of
-from rlmech.simulators.highway.traffic import lanes_of
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -140,6 +140,7 @@ def record_conditions(
     Returns:
         A recording for each condition, and what it took: `sharing`, `n_simulated` environment steps.
     """
+    simulator_of(env)  # raises where it is no environment
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
         drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
@@ -325,7 +326,7 @@ def _manifests(
             "activations": {point: ["step", *policy.hook_dict[point].axes[1:]] for point in activations},
             "observation_keys": list(observation) if isinstance(observation, dict) else [],
             "frames": frames,
-            "lanes": lanes_of(env),
+            "lanes": simulator_of(env).map(env),
         }
         manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests

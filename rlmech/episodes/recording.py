@@ -114,8 +114,10 @@ class Recording:
         """One row a vehicle and scene; empty for environments without a road.
 
         Columns: episode, seed, step, and those of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS`. The scene after
-        the last action is there too, as one more step.
+        the last action is there too, as one more step. Without a road there is no such file, and this has no columns.
         """
+        if not all(shard.has("vehicles") for shard in self._shards):
+            return pd.DataFrame()
         vehicles = self._table("vehicles").to_pandas()
         if self._filter is None:
             return vehicles
@@ -270,6 +272,13 @@ class Recording:
             table: `steps`, `vehicles` or `episodes`. Of a recording made by `where`, `vehicles` are those of its
                 episodes, at all steps.
         """
+        if table == "vehicles" and not all(shard.has(table) for shard in self._shards):
+            raise RecordingError(
+                "The recording has no table of vehicles.",
+                given=f"episodes of {self.manifest['env']['id']}",
+                expected="an environment whose simulator tells who is there, such as highway-env's",
+                fix="use the tables 'steps' and 'episodes'",
+            )
         files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards() or self._shards[:1]]
         found = ds.dataset(files, format="parquet", schema=self._schema(table))
         chosen = pc.field("episode").isin(pa.array(self._index["episode"].to_numpy()))

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rlmech.errors import RecordingError
-from rlmech.simulators.highway.measures import VEHICLE_COLUMNS
+from rlmech.simulators.protocol import Column
 
 SHARDS = "shards"
 TABLES = ("episodes", "steps", "vehicles")
@@ -47,14 +47,19 @@ class Episodes:
     Attributes:
         episodes: One row each: episode, seed, length, return and what the environment tells of its end.
         steps: One row a decision.
-        vehicles: One row a vehicle and scene.
+        vehicles: One row a vehicle and scene; None where the simulator tells of no vehicles.
         arrays: By name; the first axis is the step, or the episode for the final observations.
     """
 
     episodes: pa.Table
     steps: pa.Table
-    vehicles: pa.Table
+    vehicles: pa.Table | None
     arrays: Mapping[str, np.ndarray]
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables that there are, by name."""
+        return {name: table for name in TABLES if (table := getattr(self, name)) is not None}
 
     @property
     def numbers(self) -> list[int]:
@@ -63,17 +68,17 @@ class Episodes:
 
     def numbered(self, number: int) -> Episodes:
         """The same single episode under another number."""
-        tables = {name: _set_episode(getattr(self, name), number) for name in TABLES}
-        return replace(self, **tables)
+        return replace(self, **{name: _set_episode(table, number) for name, table in self.tables.items()})
 
 
 def joined(parts: Sequence[Episodes]) -> Episodes:
     """Some episodes one after the other."""
     tables = {
-        name: pa.concat_tables([getattr(part, name) for part in parts], promote_options="permissive") for name in TABLES
+        name: pa.concat_tables([part.tables[name] for part in parts], promote_options="permissive")
+        for name in parts[0].tables
     }
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return Episodes(**tables, arrays=arrays)
+    return Episodes(**{"vehicles": None, **tables}, arrays=arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,10 @@ class Shard:
     path: Path
     first: int
     last: int
+
+    def has(self, name: str) -> bool:
+        """Whether it has a table: vehicles are told of by some simulators only."""
+        return name != "vehicles" or (self.path / f"{name}.parquet").exists()
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One of its tables.
@@ -128,7 +137,8 @@ class Shard:
             arrays = load_file(self.path / ARRAYS)
         except (OSError, SafetensorError) as error:
             raise damaged(self.path, error) from error
-        return Episodes(**{name: self.table(name) for name in TABLES}, arrays=arrays)
+        tables = {name: self.table(name) if self.has(name) else None for name in TABLES}
+        return Episodes(**tables, arrays=arrays)
 
 
 def shards_in(path: Path) -> list[Shard]:
@@ -219,8 +229,8 @@ class Writer:
         partial = self._folder / f".{_name(first, last)}.{os.getpid()}"
         try:
             partial.mkdir()
-            for name in TABLES:
-                pq.write_table(getattr(part, name), partial / f"{name}.parquet", compression="zstd")
+            for name, table in part.tables.items():
+                pq.write_table(table, partial / f"{name}.parquet", compression="zstd")
             save_file({name: np.ascontiguousarray(array) for name, array in part.arrays.items()}, partial / ARRAYS)
             return partial.rename(self._folder / _name(first, last))
         except (OSError, SafetensorError, pa.ArrowException) as error:
@@ -272,19 +282,24 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.table({name: [row.get(name) for row in plain] for name in names})
 
 
-def vehicle_table(scenes: Sequence[Sequence[tuple[Any, ...]]], *, episode: int, seed: int) -> pa.Table:
+def vehicle_table(
+    scenes: Sequence[Sequence[tuple[Any, ...]]], columns: Mapping[str, Column], *, episode: int, seed: int
+) -> pa.Table | None:
     """The vehicles of an episode's scenes as a table, with the same columns whether there are any or not.
 
     Args:
-        scenes: For each observation, a row of `VEHICLE_COLUMNS` a vehicle.
+        scenes: For each observation, a row of `columns` a vehicle.
+        columns: The simulator's; without any there is no table.
         episode: The episode's number.
         seed: Its seed.
     """
-    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(VEHICLE_COLUMNS)
+    if not columns:
+        return None
+    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(columns)
     step = np.repeat(np.arange(len(scenes)), np.array([len(scene) for scene in scenes], dtype=int))
-    columns = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
-    own = zip(VEHICLE_COLUMNS.items(), values, strict=True)
-    return pa.table(columns | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
+    head = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
+    own = zip(columns.items(), values, strict=True)
+    return pa.table(head | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
 
 
 def damaged(path: Path, error: Exception) -> RecordingError:

@@ -8,7 +8,7 @@ Cost: the distinct stretches, a forward pass or two for each driver and step, a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Decision, Drive, Driver, Look
 from rlmech.episodes.episode import Step, step_of, summary
 from rlmech.episodes.shards import FINAL, Episodes, table_of, vehicle_table
-from rlmech.simulators.highway.measures import scene_summary
-from rlmech.simulators.highway.traffic import World
+from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.protocol import Outcome, Simulator
+from rlmech.simulators.world import World
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class _Trace:
     """What one driver's episode has left so far."""
 
     drive: Drive
+    simulator: Simulator
+    outcomes: Sequence[Outcome]
     steps: list[Step] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     scenes: list[list[tuple[Any, ...]]] = field(default_factory=list)
@@ -49,9 +52,9 @@ class _Trace:
             arrays[store.FRAMES] = np.stack(self.frames)
         rows = zip(self.steps, self.decisions, self.scenes, strict=False)  # of scenes there is one more
         return Episodes(
-            episodes=table_of([head | summary(self.steps)]),
-            steps=table_of([head | _row(t, *row) for t, row in enumerate(rows)]),
-            vehicles=vehicle_table(self.scenes, **head),
+            episodes=table_of([head | summary(self.steps, self.outcomes)]),
+            steps=table_of([head | _row(t, *row, self.simulator) for t, row in enumerate(rows)]),
+            vehicles=vehicle_table(self.scenes, self.simulator.entity_columns, **head),
             arrays=arrays,
         )
 
@@ -65,21 +68,26 @@ class _Branch:
     names: list[str]
 
 
-class Simulator:
+class Runner:
     """Runs the episodes of several drivers.
 
     Args:
         env: The environment.
         drivers: By name.
         frames: Whether to keep a picture of every scene decided in; drivers then share nothing.
+        outcomes: What to tell of each episode beside what the simulator tells.
 
     Attributes:
         sharing: Why drivers share no simulation, or `yes`; `unknown` until they first part.
         n_simulated: Environment steps that were simulated.
     """
 
-    def __init__(self, env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool = False) -> None:
-        self.world, self.drivers, self.frames = World(env), dict(drivers), frames
+    def __init__(
+        self, env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool = False, outcomes: Sequence[Outcome] = ()
+    ) -> None:
+        self.simulator = simulator_of(env)
+        self.outcomes = (*self.simulator.outcomes, *outcomes)
+        self.world, self.drivers, self.frames = self.simulator.world(env), dict(drivers), frames
         self.sharing = "no: frames are drawn" if frames else "unknown"
         self.n_simulated = 0
         self._parted: tuple[str, ...] = ()
@@ -87,7 +95,7 @@ class Simulator:
     def run(self, number: int, seed: int) -> dict[str, Episodes]:
         """The episode of one seed for every driver."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.simulator.accelerate(self.world.env):
                 if self.sharing.startswith("no"):
                     return self._apart(number, seed)
                 return self._checked(number, seed) if self.sharing == "unknown" else self._together(number, seed)
@@ -120,7 +128,7 @@ class Simulator:
         return shared
 
     def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
-        traces = {name: _Trace(Drive(self.drivers[name], seed)) for name in names}
+        traces = {name: _Trace(Drive(self.drivers[name], seed), self.simulator, self.outcomes) for name in names}
         observation, _ = self.world.reset(seed=seed)
         branches = [_Branch(self.world, _kept(observation), names)]
         while branches:
@@ -137,9 +145,9 @@ class Simulator:
             asked = id(driver.policy), repr(driver.unedited_names)
             if asked not in looks:
                 looks[asked] = driver.look(branch.observation, driver.unedited_names)
-            decision = trace.drive.decide(branch.observation, branch.world.vehicles, looks[asked])
+            decision = trace.drive.decide(branch.observation, branch.world.entities, looks[asked])
             trace.decisions.append(decision)
-            trace.scenes.append(branch.world.vehicles)
+            trace.scenes.append(branch.world.entities)
             trace.frames += picture
             groups.setdefault(np.asarray(decision.action).tobytes(), []).append(name)
         worlds = self._worlds(branch.world, list(groups.values()))
@@ -161,24 +169,24 @@ class Simulator:
         action = traces[names[0]].decisions[-1].action
         after, *told = world.step(action)
         result: Any = (_kept(after), *told)
-        step = step_of(observation, action, result)
+        step = step_of(observation, action, result, self.outcomes)
         self.n_simulated += 1
         done = step.terminated or step.truncated
         for name in names:
             traces[name].steps.append(step)
             if done:
-                traces[name].scenes.append(world.vehicles)
+                traces[name].scenes.append(world.entities)
         return None if done else _Branch(world, step.next_observation, names)
 
 
-def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]]) -> dict[str, Any]:
+def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]], simulator: Simulator) -> dict[str, Any]:
     action = {"action": int(step.action)} if np.ndim(step.action) == 0 else {}
     return {
         "step": t,
         **action,
         "edited": decision.edited,
         "action_changed": decision.action_changed,
-        **scene_summary(scene),
+        **simulator.step_values(scene),
         "reward": step.reward,
         "terminated": step.terminated,
         "truncated": step.truncated,
@@ -200,7 +208,9 @@ def _stacked(name: str, observations: list[Any]) -> dict[str, np.ndarray]:
 
 
 def _equal(ours: Episodes, theirs: Episodes) -> bool:
-    tables: list[tuple[pa.Table, pa.Table]] = [(ours.steps, theirs.steps), (ours.vehicles, theirs.vehicles)]
+    tables: list[tuple[pa.Table, pa.Table]] = [(ours.steps, theirs.steps)]
+    if ours.vehicles is not None and theirs.vehicles is not None:
+        tables.append((ours.vehicles, theirs.vehicles))
     return (
         all(a.to_pandas().equals(b.to_pandas()) for a, b in tables)  # NaN equals NaN there
         and ours.arrays.keys() == theirs.arrays.keys()

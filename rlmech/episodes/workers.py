@@ -17,7 +17,7 @@ import cloudpickle
 import gymnasium as gym
 import torch
 
-from rlmech.episodes.simulation import Simulator
+from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _LOST = {
     *("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "CommClosedError"),
     *("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError", "LocalRayletDiedError"),
 }
-_READY: dict[str, Simulator] = {}  # in a worker: the one simulator that it runs
+_READY: dict[str, Runner] = {}  # in a worker: the one runner that it keeps
 
 
 def simulate_here(
@@ -46,9 +46,9 @@ def simulate_here(
     deliver: Callable[[Result], None],
 ) -> None:
     """Run episodes in this process; arguments as for `simulate_in_processes`."""
-    simulator = Simulator(env, drivers, frames=frames)
+    runner = Runner(env, drivers, frames=frames)
     for number, seed in numbered:
-        deliver(_simulated(simulator, [(number, seed)]))
+        deliver(_simulated(runner, [(number, seed)]))
 
 
 def simulate_in_processes(
@@ -205,16 +205,16 @@ def _import_backend(module: str, extra: str) -> Any:
 def _work(job: bytes, task: int, numbered: list[Numbered]) -> tuple[int, Result]:
     """Run a task in a worker, in an environment made anew."""
     with one_thread():
-        return task, _simulated(_simulator(job), numbered)
+        return task, _simulated(_runner(job), numbered)
 
 
-def _simulated(simulator: Simulator, numbered: list[Numbered]) -> Result:
-    before = simulator.n_simulated
-    episodes = [simulator.run(number, seed) for number, seed in numbered]
-    return episodes, simulator.sharing, simulator.n_simulated - before
+def _simulated(runner: Runner, numbered: list[Numbered]) -> Result:
+    before = runner.n_simulated
+    episodes = [runner.run(number, seed) for number, seed in numbered]
+    return episodes, runner.sharing, runner.n_simulated - before
 
 
-def _simulator(job: bytes) -> Simulator:
+def _runner(job: bytes) -> Runner:
     key = hashlib.sha256(job).hexdigest()
     if key not in _READY:
         _READY.clear()
@@ -222,5 +222,5 @@ def _simulator(job: bytes) -> Simulator:
         env: Any = gym.make(made)
         if config is not None and hasattr(env.unwrapped, "configure"):  # highway-env's
             env.unwrapped.configure(dict(config))
-        _READY[key] = Simulator(env, drivers, frames=frames)
+        _READY[key] = Runner(env, drivers, frames=frames)
     return _READY[key]

@@ -16,6 +16,7 @@ from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
+from rlmech.results import storable
 
 Place = str | os.PathLike[str]
 
@@ -91,4 +92,4 @@ def with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
     """A result with what the sweep knows: which patches did nothing, and how the jobs were run."""
     no_op = (("site", "pair"), ~swept.active.numpy(), {"long_name": "the replacement cannot have changed anything"})
     schemes = ", ".join(f"{n} {name}" for name, n in swept.schemes.items())
-    return result.assign(no_op=no_op).assign_attrs(scheme=schemes)
+    return storable(result.assign(no_op=no_op), {"scheme": schemes})

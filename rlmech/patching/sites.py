@@ -135,7 +135,7 @@ def _joined(policy: HookedPolicy, groups: Sequence[tuple[Site, ...]]) -> Coordin
     joined: Coordinates = {}
     for name in names:
         values = [" & ".join(_shown(column, name)) for column in columns]
-        joined[name] = ("site", np.array(values, dtype=object))
+        joined[name] = ("site", np.array(values))
     return joined
 
 
@@ -146,14 +146,14 @@ def _shown(column: Coordinates, name: str) -> list[str]:
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
-    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=object))}
+    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=str))}
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
     for axis in axes:
         values = [_written(policy.point(site.name), site, axis) for site in sites]
         if all(isinstance(value, int) for value in values):
             coordinates[axis] = ("site", np.array(values))
         else:
-            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values], dtype=object))
+            coordinates[axis] = ("site", np.array([str(v) if v != -1 else "" for v in values]))
     return coordinates
 
 

@@ -27,12 +27,13 @@ from rlmech.scenes.table import vehicle_table
 from rlmech.scenes.vehicle_edits import VehicleEdits
 from rlmech.scenes.watching import rows_of
 from rlmech.simulators.env import check_fit, spec_of
+from rlmech.simulators.highway.traffic import HighwayWorld
+from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
-    from rlmech.simulators.highway.traffic import World
 
 _UNKNOWN = object()
 
@@ -124,9 +125,7 @@ class Scene(VehicleEdits, RoadEdits):
         Raises:
             SceneError: The episode ends before.
         """
-        from rlmech.simulators.highway.traffic import World as _World
-
-        world = (env if isinstance(env, _World) else _World(env)).fork()
+        world = (env if isinstance(env, World) else HighwayWorld(env)).fork()
         observation, _ = world.reset(seed=seed)
         scene = cls.capture(world, observation=observation)
         for action in actions:
@@ -254,19 +253,19 @@ class Scene(VehicleEdits, RoadEdits):
         after = replace(self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object())
         return after, float(reward), info
 
-    def roll(self, policy: HookedPolicy, *, steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
+    def roll(self, policy: HookedPolicy, *, n_steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
         """Let a policy drive on from here, in a copy.
 
         Args:
             policy: The policy.
-            steps: How many steps at the most; None until the episode ends.
+            n_steps: How many steps at the most; None until the episode ends.
             edits: Edits of its activations, at every step.
 
         Raises:
             EnvironmentFitError: The environment's spaces do not fit the policy.
             SceneError: The episode is over.
         """
-        return roll(self, policy, steps=steps, edits=edits)
+        return roll(self, policy, n_steps=n_steps, edits=edits)
 
     def pair(self, edited: Scene | None = None, **edit: Any) -> xr.Dataset:
         """A pair for activation patching, entity rows aligned: this scene clean, the edited one corrupt.

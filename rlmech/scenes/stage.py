@@ -12,12 +12,13 @@ import gymnasium as gym
 import numpy as np
 
 from rlmech.errors import SceneError
-from rlmech.simulators.highway.traffic import World
+from rlmech.simulators.highway.traffic import HighwayWorld
+from rlmech.simulators.world import World
 
 EGO = 0
 
 
-class Stage(World):
+class Stage(HighwayWorld):
     """A copied environment; made by `Stage.of`.
 
     Attributes:
@@ -35,7 +36,7 @@ class Stage(World):
         Raises:
             SceneError: It has not been reset, or cannot be copied.
         """
-        world = source if isinstance(source, World) else _world_around(source)
+        world = source if isinstance(source, HighwayWorld) else _world_around(source)
         _check_started(world.env)
         try:
             copied = world.fork()
@@ -49,10 +50,10 @@ class Stage(World):
         return cls._adopt(copied)
 
     @classmethod
-    def _adopt(cls, world: World) -> Stage:
+    def _adopt(cls, world: HighwayWorld) -> Stage:
         stage = cls.__new__(cls)
         vars(stage).update(vars(world))  # all that a world knows of its episode
-        stage.watched = bool(world.vehicles)
+        stage.watched = bool(world.entities)
         stage._look()
         return stage
 
@@ -71,11 +72,11 @@ class Stage(World):
 
     def _look(self) -> None:
         """Number who has come since the last observation, and note who was in it."""
-        self.in_sight = {entry[0]: entry[1] for entry in self.vehicles}
+        self.in_sight = {entry[0]: entry[1] for entry in self.entities}
         if self.has_road:
             here = [self.ego, *(one for one in self.on_road if one is not self.ego)]
             numbers = [self._number(one) for one in here]
-            if not self.vehicles:
+            if not self.entities:
                 self.in_sight = dict.fromkeys(numbers, -1)
 
     # ---- who is there
@@ -167,9 +168,10 @@ class Stage(World):
         return number
 
 
-def _world_around(env: Any) -> World:
+def _world_around(source: Any) -> HighwayWorld:
+    env = source.env if isinstance(source, World) else source
     if isinstance(env, gym.Env):
-        return World(env)
+        return HighwayWorld(env)
     raise SceneError(
         "Only a single Gymnasium environment can be captured.",
         given=type(env).__name__,

@@ -5,7 +5,6 @@ highway-env is imported when an environment of its own is asked for, never befor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
-from rlmech.spec import PolicySpec, spec_from_config
+from rlmech.simulators.choice import simulator_of
+from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -56,7 +56,9 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
         ) from None
     kwargs: dict[str, Any] = {} if config is None else {"config": dict(config)}
     try:
-        return gym.make(env_id, render_mode=render_mode, **kwargs)
+        if render_mode is not None:  # a constructor need not take it
+            kwargs["render_mode"] = render_mode
+        return gym.make(env_id, **kwargs)
     except TypeError as error:
         if config is None or "config" not in str(error):
             raise
@@ -79,13 +81,7 @@ def spec_of(env: gym.Env) -> PolicySpec:
         >>> spec_of(make_env("intersection-v2")).actions
         ('SLOWER', 'IDLE', 'FASTER')
     """
-    env_id = None if env.spec is None else env.spec.id
-    base: Any = env.unwrapped
-    if not (isinstance(getattr(base, "config", None), dict) and hasattr(base, "observation_type")):
-        return PolicySpec(env_id=env_id)
-    config = {key: value for key, value in base.config.items() if key != "offscreen_rendering"}
-    config = json.loads(json.dumps(config, default=_as_json))
-    return spec_from_config({**config, "id": env_id}, n_lanes=_n_lanes(base))
+    return simulator_of(env).spec(env)
 
 
 def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
@@ -110,17 +106,6 @@ def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
             expected=f"{n_wanted} actions",
             fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
         )
-
-
-def _n_lanes(base: Any) -> int | None:
-    """Lanes of the ego's road, as highway-env counts them for its default range of y."""
-    if getattr(base, "road", None) is None or base.vehicle is None:
-        return None
-    return len(base.road.network.all_side_lanes(base.vehicle.lane_index))
-
-
-def _as_json(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _name(env: gym.Env) -> str:

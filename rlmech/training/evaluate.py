@@ -21,6 +21,7 @@ from rich.progress import track
 
 from rlmech.episodes.episode import Decide, run_episode, summary
 from rlmech.errors import ConfigError
+from rlmech.simulators import simulator_of
 from rlmech.statistics import Interval, Shares, bootstrap_mean
 
 COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")
@@ -95,10 +96,11 @@ def evaluate(
         environment does not tell is NaN.
     """
     begin = policy_actor(cast(Predicts, actor)) if hasattr(actor, "predict") else cast(Actor, actor)
-    wanted = list(seeds)
+    simulator, wanted = simulator_of(env), list(seeds)
+    world, outcomes = simulator.world(env), simulator.outcomes
     rows = {} if path is None else _rows_in(Path(path))
     for seed in track([s for s in wanted if s not in rows], "episodes", disable=not progress):
-        row = {"seed": seed, **summary(list(run_episode(env, begin(seed), seed=seed)))}
+        row = {"seed": seed, **summary(list(run_episode(world, begin(seed), seed=seed)), outcomes)}
         rows[seed] = {name: float(row.get(name, math.nan)) for name in COLUMNS}
         if path is not None:
             _append(Path(path), rows[seed])

@@ -14,7 +14,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.episodes import Recording, record
-from rlmech.episodes.simulation import Simulator
+from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
 from rlmech.simulators import make_env
 
@@ -142,12 +142,12 @@ def test_a_worker_builds_its_policy_once(cartpole: rlm.HookedPolicy, monkeypatch
 
     made: list[int] = []
 
-    class Counted(Simulator):
+    class Counted(Runner):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(workers, "Simulator", Counted)
+    monkeypatch.setattr(workers, "Runner", Counted)
     job = cloudpickle.dumps((make_env("CartPole-v1").spec, None, {"": Driver(policy=cartpole)}, False))
     for task in range(3):
         workers._work(job, task, [(task, task)])

@@ -11,14 +11,14 @@ import pytest
 import rlmech as rlm
 from rlmech.errors import SceneError
 from rlmech.scenes import Scene
-from rlmech.simulators.highway.traffic import World
+from rlmech.simulators.highway.traffic import HighwayWorld
 from tests.scenes.conftest import intersection
 
 ACTIONS = (1, 2, 0, 1, 1)
 
 
-def started(env: gym.Env[Any, Any], *, seed: int, steps: int) -> tuple[World, Any]:
-    world = World(env)
+def started(env: gym.Env[Any, Any], *, seed: int, steps: int) -> tuple[HighwayWorld, Any]:
+    world = HighwayWorld(env)
     observation, _ = world.reset(seed=seed)
     for action in ACTIONS[:steps]:
         observation = world.step(action)[0]
@@ -104,10 +104,10 @@ def test_a_removed_vehicle_is_observed_as_if_it_had_never_been_there(env_id: str
     env = rlm.make_env(env_id, config={"simulation_frequency": 5, "observation": observation})
     env.reset(seed=3)
     scene = Scene.capture(env)
-    assert np.array_equal(scene.observation, own_observation(World(env).fork().env))
+    assert np.array_equal(scene.observation, own_observation(HighwayWorld(env).fork().env))
     nearest = scene.vehicles.query("vehicle > 0").sort_values("distance").vehicle.iloc[0]
     edited = scene.remove(nearest).set_speed("ego", by=-1.5).move("ego", along=1.0)
-    twin: Any = World(env).fork().env.unwrapped
+    twin: Any = HighwayWorld(env).fork().env.unwrapped
     gone = scene.stage.vehicle(nearest)
     twin.road.vehicles = [v for v in twin.road.vehicles if not np.array_equal(v.position, gone.position)]
     twin.vehicle.speed -= 1.5
@@ -119,7 +119,7 @@ def test_a_removed_vehicle_is_observed_as_if_it_had_never_been_there(env_id: str
 def test_a_scene_is_found_again_by_its_observation_alone() -> None:
     env = intersection(order="shuffled")
     observation, _ = env.reset(seed=5)
-    known = World(env.unwrapped)
+    known = HighwayWorld(env.unwrapped)
     watched, _ = known.reset(seed=5)
     assert np.array_equal(watched, observation)
     assert Scene.capture(known.env, observation=watched).rows == Scene.capture(known).rows
@@ -152,7 +152,7 @@ def test_a_roll_is_the_episode_that_the_policy_drives(ego_attention: rlm.HookedP
     assert (rolled.crashed, rolled.arrived, rolled.ended) == (episode.crashed, episode.arrived, True)
     with pytest.raises(SceneError, match="episode is over"):
         rolled.last.step(1)
-    short = Scene.replay(env, seed=3).roll(ego_attention, steps=2, edits=[rlm.zero_ablation(rlm.Site("hook_obs"))])
+    short = Scene.replay(env, seed=3).roll(ego_attention, n_steps=2, edits=[rlm.zero_ablation(rlm.Site("hook_obs"))])
     assert len(short.steps) == 2
     assert not short.ended
 

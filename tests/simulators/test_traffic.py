@@ -10,7 +10,8 @@ import pytest
 
 from rlmech.episodes.episode import run_episode
 from rlmech.simulators.env import make_env, spec_of
-from rlmech.simulators.highway.traffic import VEHICLE_COLUMNS, World, lanes_of
+from rlmech.simulators.highway.measures import VEHICLE_COLUMNS
+from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
 
 KINEMATICS = {
     "type": "Kinematics",
@@ -25,14 +26,14 @@ def observed(config: dict[str, Any], *, seed: int = 3, env_id: str = "intersecti
     """Observations of an episode, each with the vehicles noted beside it."""
     env = make_env(env_id, config={"simulation_frequency": 5, "duration": 6, "observation": config})
     pairs: list[tuple[Any, list[Any]]] = []
-    world = World(env)
+    world = HighwayWorld(env)
 
     def decide(observation: Any) -> int:
-        pairs.append((observation, world.vehicles))
+        pairs.append((observation, world.entities))
         return 1
 
     last = list(run_episode(world, decide, seed=seed))[-1]
-    pairs.append((last.next_observation, world.vehicles))
+    pairs.append((last.next_observation, world.entities))
     return pairs
 
 
@@ -73,7 +74,7 @@ def test_a_watched_episode_is_the_unwatched_one(order: str) -> None:
     config = {"simulation_frequency": 5, "duration": 5, "observation": KINEMATICS | {"order": order}}
     env = make_env("intersection-v2", config=config)
     alone = list(run_episode(env, lambda _: 1, seed=5))
-    watched = list(run_episode(World(env), lambda _: 1, seed=5))
+    watched = list(run_episode(HighwayWorld(env), lambda _: 1, seed=5))
     after = list(run_episode(env, lambda _: 1, seed=5))
     for other in (watched, after):
         assert [s.reward for s in other] == [s.reward for s in alone]
@@ -83,7 +84,7 @@ def test_a_watched_episode_is_the_unwatched_one(order: str) -> None:
 def test_nothing_stays_on_the_environment_while_nobody_steps_it() -> None:
     env = make_env("highway-fast-v0", config={"vehicles_count": 3})
     base: Any = env.unwrapped
-    world = World(env)
+    world = HighwayWorld(env)
     world.reset(seed=0)
     world.step(1)
     with pytest.raises(KeyError):
@@ -96,7 +97,7 @@ def test_nothing_stays_on_the_environment_while_nobody_steps_it() -> None:
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
 def test_a_fork_goes_on_alike_and_apart(order: str) -> None:
     config = {"simulation_frequency": 5, "duration": 8, "observation": KINEMATICS | {"order": order}}
-    world = World(make_env("intersection-v2", config=config))
+    world = HighwayWorld(make_env("intersection-v2", config=config))
     world.reset(seed=5)
     world.step(1)
     twin, other = world.fork(), world.fork()
@@ -105,7 +106,7 @@ def test_a_fork_goes_on_alike_and_apart(order: str) -> None:
         ours, theirs = world.step(action), twin.step(action)
         assert np.array_equal(ours[0], theirs[0])
         assert ours[1:4] == theirs[1:4]
-        assert world.vehicles == twin.vehicles, "numbers, rows and states"
+        assert world.entities == twin.entities, "numbers, rows and states"
 
 
 def test_other_observations_have_vehicles_without_rows() -> None:
@@ -117,9 +118,9 @@ def test_other_observations_have_vehicles_without_rows() -> None:
 
 def test_environments_without_a_road_are_left_alone() -> None:
     env = make_env("CartPole-v1")
-    world = World(env)
+    world = HighwayWorld(env)
     world.reset(seed=0)
-    assert world.vehicles == []
+    assert world.entities == []
     assert lanes_of(env) == []
 
 
@@ -140,13 +141,15 @@ def named(vehicles: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [dict(zip(VEHICLE_COLUMNS, vehicle, strict=True)) for vehicle in vehicles]
 
 
-def drive(env_id: str, *, seed: int = 1, steps: int = 6, action: Any = None, **config: Any) -> tuple[World, list[Any]]:
-    world = World(make_env(env_id, config=config))
+def drive(
+    env_id: str, *, seed: int = 1, steps: int = 6, action: Any = None, **config: Any
+) -> tuple[HighwayWorld, list[Any]]:
+    world = HighwayWorld(make_env(env_id, config=config))
     world.reset(seed=seed)
-    scenes = [named(world.vehicles)]
+    scenes = [named(world.entities)]
     for _ in range(steps):
         done = any(world.step(world.env.action_space.sample() if action is None else action)[2:4])
-        scenes.append(named(world.vehicles))
+        scenes.append(named(world.entities))
         if done:
             break
     return world, scenes
@@ -179,18 +182,18 @@ def test_a_collision_was_foretold_by_the_time_to_collision() -> None:
     # a wall across the lane, 50 m ahead
     from highway_env.vehicle.objects import Obstacle
 
-    world = World(make_env("highway-fast-v0", config={"vehicles_count": 0, "lanes_count": 1}))
+    world = HighwayWorld(make_env("highway-fast-v0", config={"vehicles_count": 0, "lanes_count": 1}))
     world.reset(seed=0)
     base: Any = world.env.unwrapped
     base.road.objects.append(Obstacle(base.road, base.vehicle.position + np.array([100.0, 0.0])))
     world.step(1)
-    ego, wall = named(world.vehicles)
+    ego, wall = named(world.entities)
     assert wall["gap"] == pytest.approx(wall["distance"] - (5 + 2) / 2)
     assert wall["ttc"] == pytest.approx(wall["gap"] / ego["speed"], rel=1e-6)
     for _ in range(int(wall["ttc"])):
         assert not world.step(1)[2]
     assert world.step(1)[2], "it crashes in the second that was said"
-    assert named(world.vehicles)[1]["ttc"] == 0
+    assert named(world.entities)[1]["ttc"] == 0
 
 
 def test_the_ego_of_the_intersection_says_where_it_goes() -> None:
@@ -215,32 +218,32 @@ def test_routes_turn_as_their_ends_lie_to_each_other() -> None:
 
 def test_a_lane_change_and_a_wanted_speed_are_intentions() -> None:
     world, _ = drive("highway-v0", steps=1, action=1, vehicles_count=0, lanes_count=3, initial_lane_id=1)
-    before = named(world.vehicles)[0]
+    before = named(world.entities)[0]
     base: Any = world.env.unwrapped
     base.vehicle.target_lane_index = ("0", "1", 2)
     world.step(3)  # faster
     twice = world.fork()
-    now = named(world.vehicles)[0]
+    now = named(world.entities)[0]
     assert (before["lane_change"], before["target_speed"]) == (0, 25)
     assert now["target_speed"] == 30
     assert now["lane_change"] + now["lane"] == 2
     base.vehicle.target_lane_index = ("0", "1", 0)
     world.step(1)
-    left = named(world.vehicles)[0]
+    left = named(world.entities)[0]
     assert left["lane_change"] + left["lane"] == 0
-    assert named(twice.vehicles)[0] == pytest.approx(now, nan_ok=True), "another's future is not ours"
+    assert named(twice.entities)[0] == pytest.approx(now, nan_ok=True), "another's future is not ours"
 
 
 def test_priority_is_what_the_road_s_own_rule_says() -> None:
     compared = 0
     for seed in range(3):
-        world = World(make_env("intersection-v2"))
+        world = HighwayWorld(make_env("intersection-v2"))
         world.reset(seed=seed)
         for _ in range(3):
             base: Any = world.env.unwrapped
             by_place = {tuple(v.position.tolist()): v for v in base.road.vehicles}
             ego = base.vehicle
-            for vehicle in named(world.vehicles)[1:]:
+            for vehicle in named(world.entities)[1:]:
                 other = by_place.get((vehicle["x"], vehicle["y"]))
                 if other is not None:
                     first = base.road.respect_priorities(other, ego) is ego

@@ -102,7 +102,7 @@ def test_the_intersection_policy_drives_as_its_card_says() -> None:
     policy, env = rlm.load("zoo:intersection-ego-attention"), make_env("intersection-v2")
     first = card.evaluations[0].first_seed
     returns = [
-        summary(list(run_episode(env, lambda o: int(policy.predict(o)[0]), seed=first + i)))["return"]
+        summary(list(run_episode(env, lambda o: int(policy.predict(o)[0]), seed=first + i)), ())["return"]
         for i in range(30)
     ]
     claimed = card.evaluations[0].drivers[POLICY]["return"]["mean"]

@@ -14,22 +14,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from rlmech.simulators.protocol import Column
+
 RELATIVE_REST = 1e-9  # m/s; slower than that, two vehicles stand still towards each other but for rounding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A column of the table of vehicles.
-
-    Attributes:
-        dtype: What its values are, in every recording, with or without vehicles.
-        unit: Their unit; empty for what has none.
-        meaning: What they say, and what stands where there is nothing to say.
-    """
-
-    dtype: Literal["int64", "float64", "bool", "str"]
-    unit: str
-    meaning: str
 
 
 def _columns(*rows: tuple[str, Literal["int64", "float64", "bool", "str"], str, str]) -> Mapping[str, Column]:

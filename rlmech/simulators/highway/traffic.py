@@ -17,44 +17,45 @@ import gymnasium as gym
 import numpy as np
 
 from rlmech.simulators.highway import vehicles as reading
-from rlmech.simulators.highway.measures import VEHICLE_COLUMNS as VEHICLE_COLUMNS
+from rlmech.simulators.highway.constants import EpisodeConstants
+from rlmech.simulators.world import World
 
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 
 
-class World:
+class HighwayWorld(World):
     """An environment, and who is who on its road; it can be copied in the middle of an episode.
 
-    Between calls the environment is as it would be without: nothing stays attached to it.
+    Between calls the environment and highway-env's classes are as they would be without: nothing stays attached.
 
     Args:
-        env: Any Gymnasium environment.
+        env: An environment of highway-env; any other is reset, stepped and copied, with nobody in it.
 
     Attributes:
         env: The environment.
-        vehicles: The road's vehicles as they were at the last observation. A row of `VEHICLE_COLUMNS` for each, the
+        entities: The road's vehicles as they were at the last observation. A row of `VEHICLE_COLUMNS` for each, the
             ego first. Empty for environments without a road.
     """
 
     def __init__(self, env: gym.Env) -> None:
-        self.env = env
-        self.vehicles: list[tuple[Any, ...]] = []
+        super().__init__(env)
         self._known: list[Any] = []  # the vehicles by their numbers; holds them, so that no other takes an id()
         self._numbers: dict[int, int] = {}
         self._plans = reading.Plans()
+        self._constants = EpisodeConstants()
 
     def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; its vehicles are numbered anew."""
-        self._known, self._numbers, self.vehicles, self._plans = [], {}, [], reading.Plans()
-        with self._watched_reset():
+        self._known, self._numbers, self.entities, self._plans = [], {}, [], reading.Plans()
+        with self._constants.of_a_new_episode(), self._watched_reset():
             return self.env.reset(seed=seed)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take an action."""
-        with self._watched(getattr(self.env.unwrapped, "observation_type", None)):
+        with self._constants.in_force(), self._watched(getattr(self.env.unwrapped, "observation_type", None)):
             return self.env.step(action)
 
-    def fork(self) -> World:
+    def fork(self) -> HighwayWorld:
         """A copy that goes on from here, alike and apart: nothing that happens in one is seen in the other.
 
         Cost: about a millisecond on highway-env, a fiftieth of a step.
@@ -62,10 +63,11 @@ class World:
         Raises:
             Exception: Whatever the environment raises where it cannot be copied.
         """
-        twin = World.__new__(World)
+        twin = HighwayWorld.__new__(HighwayWorld)
         twin.env, twin._known = copy.deepcopy((self.env, self._known), _shared(self.env))
         twin._numbers = {id(vehicle): number for number, vehicle in enumerate(twin._known)}
-        twin.vehicles, twin._plans = self.vehicles, self._plans.copy()
+        twin.entities, twin._plans = self.entities, self._plans.copy()
+        twin._constants = self._constants.copy()
         return twin
 
     @contextmanager
@@ -117,7 +119,7 @@ class World:
         places = _places(len(seen), kind.vehicles_count, generator) if rowed else []
         everyone = [ego, *(v for v in [*road.vehicles, *road.objects] if v is not ego)]
         found = [sources.get(id(v), -1) for v in everyone]
-        self.vehicles = reading.table(
+        self.entities = reading.table(
             everyone,
             road=road,
             numbers=[self._number(v) for v in everyone],

@@ -1,0 +1,48 @@
+"""Any Gymnasium environment: episodes with observations, actions and rewards, and nobody in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import gymnasium as gym
+
+from rlmech.simulators.protocol import Column, Outcome
+from rlmech.simulators.world import World
+from rlmech.spec import PolicySpec
+
+
+class Plain:
+    """The simulator of an environment that no other knows; see `rlmech.simulators.Simulator`."""
+
+    name = "plain"
+    entity_columns: Mapping[str, Column] = {}
+    outcomes: Sequence[Outcome] = ()
+
+    def supports(self, env: gym.Env) -> bool:
+        """Every environment."""
+        return True
+
+    def spec(self, env: gym.Env) -> PolicySpec:
+        """Its id; names and units are not known."""
+        return PolicySpec(env_id=None if env.spec is None else env.spec.id)
+
+    def world(self, env: gym.Env) -> World:
+        """The environment, which `copy.deepcopy` copies."""
+        return World(env)
+
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
+        """Nothing is known that would be faster."""
+        return nullcontext()
+
+    def remade(self, env: gym.Env, made: gym.Env) -> None:
+        """Nothing beside the Gymnasium spec is known to configure it."""

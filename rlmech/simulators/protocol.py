@@ -1,0 +1,117 @@
+"""The seam between episodes and what an environment is: one `Simulator` for each kind of environment.
+
+To add one: a package here with a class that meets the protocol, and a line in `rlmech.simulators.choice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import gymnasium as gym
+
+from rlmech.errors import ConfigError
+from rlmech.simulators.world import World
+from rlmech.spec import PolicySpec
+
+Value = bool | float | int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        dtype: What its values are, in every recording.
+        unit: Their unit; empty for what has none.
+        meaning: What they say, and what stands where there is nothing to say.
+    """
+
+    dtype: Literal["int64", "float64", "bool", "str"]
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What is told of an episode beside its return and length, read from the `info` of its steps.
+
+    Attributes:
+        name: Of its column in `Recording.steps` and `Recording.episodes`.
+        kind: `share`: true or false, as it was at the episode's last step; over episodes a rate with a rate's interval.
+            `mean`: a number, averaged over the episode's steps.
+        unit: Of its values; of a share, `share of episodes`.
+        meaning: In words.
+        read: From a step's `info` to its value, None where it is not told; None for `info[name]`.
+
+    Example:
+        >>> from rlmech.simulators import Outcome
+        >>> Outcome(name="is_success", kind="share").of({"is_success": 1})
+        True
+    """
+
+    name: str
+    kind: Literal["share", "mean"]
+    unit: str = ""
+    meaning: str = ""
+    read: Callable[[Mapping[str, Any]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("share", "mean"):
+            raise ConfigError(
+                "An outcome is a share of the episodes or a mean over their steps.",
+                given=f"kind={self.kind!r}",
+                expected="'share' or 'mean'",
+                fix="kind='share' for what is true or false at the end of an episode",
+            )
+
+    def of(self, info: Mapping[str, Any]) -> Value | None:
+        """Its value at a step; None where the environment does not tell it."""
+        value = info.get(self.name) if self.read is None else self.read(info)
+        if value is None:
+            return None
+        return bool(value) if self.kind == "share" else float(value)
+
+
+class Simulator(Protocol):
+    """What episodes and recordings know of a kind of environment.
+
+    Attributes:
+        name: In a manifest.
+        entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
+        outcomes: What the environment tells of each episode.
+    """
+
+    name: str
+    entity_columns: Mapping[str, Column]
+    outcomes: Sequence[Outcome]
+
+    def supports(self, env: gym.Env) -> bool:
+        """Whether an environment is of this kind; imports nothing."""
+        ...
+
+    def spec(self, env: gym.Env) -> PolicySpec:
+        """What its observations and actions mean."""
+        ...
+
+    def world(self, env: gym.Env) -> World:
+        """The environment to run episodes in, with who stands behind which row; it can be copied."""
+        ...
+
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+        """Columns of the step table that are read off who is there."""
+        ...
+
+    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+        """What stands still, for pictures, as JSON; empty where there is nothing to draw."""
+        ...
+
+    def remade(self, env: gym.Env, made: gym.Env) -> None:
+        """Give an environment made anew from the same Gymnasium spec the configuration of a live one."""
+        ...
+
+    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
+        """While it is entered, resets and steps may be computed faster: bit for bit the same, of copies too."""
+        ...
