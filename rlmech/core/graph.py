@@ -7,12 +7,14 @@ is read through its owner's dict at call time, so training, `load_state_dict` an
 from __future__ import annotations
 
 import builtins
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,8 @@ Size = int
 
 IDENTITIES = {"lift_fresh_copy", "alias", "lift", "detach_", "dropout", "feature_dropout", "alpha_dropout"}
 HARMLESS_MUTATIONS = {"detach_"}
+_exporting = RLock()
+"""Held while a module is exported, which changes state of the process: torch's fast path, `len`, where text goes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -228,17 +232,19 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: b
         NotTraceable: The module's control flow depends on data, or it keeps random or batch-coupling state.
     """
     exported = _export(module, example, cells=cells)
-    if any(_mutates(node) for node in exported.graph.nodes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = exported.run_decompositions({})
-    return _Reader(module, exported, example).read()
+    try:
+        if any(_mutates(node) for node in exported.graph.nodes):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = exported.run_decompositions({})
+        return _Reader(module, exported, example).read()
+    finally:
+        _let_go(node.meta.get("val") for node in exported.graph.nodes)
 
 
 def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool) -> ExportedProgram:
     from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
 
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
 
@@ -247,6 +253,12 @@ def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells:
             warnings.simplefilter("ignore")
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
 
+    with _exporting:
+        return _prepared(export)
+
+
+def _prepared(export: Callable[[], ExportedProgram]) -> ExportedProgram:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -267,9 +279,32 @@ def _quiet() -> Generator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the graph itself is printed, not logged
+            yield
     finally:
         logger.setLevel(level)
+
+
+def _let_go(values: Iterable[object]) -> None:
+    """Take apart what torch keeps of an export, some 80 KB each time.
+
+    Its symbolic sizes, its fake tensors and caches of its own refer to each other in a circle through C++, where
+    Python's collector cannot follow; and its functions remember every set of sizes that they were asked about.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    modes = {id(value.fake_mode): value.fake_mode for value in values if isinstance(value, FakeTensor)}
+    for mode in modes.values():
+        sizes = mode.shape_env
+        if sizes is not None:
+            sizes.fake_tensor_cache.clear()
+            if sizes.tracked_fakes is not None:
+                sizes.tracked_fakes.clear()
+    for method in vars(ShapeEnv).values():
+        forget = getattr(method, "cache_clear", None)
+        if forget is not None:
+            forget()
 
 
 @contextmanager

@@ -20,7 +20,9 @@ Sites = str | Site | Sequence[Site | str]
 Groups = str | Site | Sequence[Site | str | Sequence[Site]]
 """Sites, and groups of sites that are replaced together."""
 
-_fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
+FITTING = 1 << 14
+"""Sites of a policy that are known to fit it, the last used ones."""
+_fitting: WeakKeyDictionary[HookedPolicy, Recent[Site, bool]] = WeakKeyDictionary()
 Coordinates = dict[str, tuple[str, np.ndarray]]
 COORDINATES = 16
 """Sets of jobs whose coordinates a policy keeps, the last used ones."""
@@ -53,12 +55,15 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
     chosen = [located(site, policy.hook_dict) for site in chosen]
-    fitting = _fitting.setdefault(policy, set())
+    fitting = _fitting.setdefault(policy, Recent(FITTING))
     for site in chosen:
-        if site not in fitting:
-            site.positions(policy.point(site.name))  # raises where it does not fit
-            fitting.add(site)
+        fitting.get(site, lambda site=site: _fits(policy, site))
     return chosen
+
+
+def _fits(policy: HookedPolicy, site: Site) -> bool:
+    site.positions(policy.point(site.name))  # raises where it does not fit
+    return True
 
 
 def choose_groups(
