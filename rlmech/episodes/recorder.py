@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -317,7 +318,7 @@ def _manifests(
         policy = driver.policy
         manifest = {
             "format": FORMAT,
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "versions": {package: _version(package) for package in PACKAGES},
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
             "env": {"id": spec.env_id, "config": spec.env_config},
@@ -330,6 +331,11 @@ def _manifests(
         }
         manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests
+
+
+@cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def _layers(env: gym.Env) -> list[dict[str, Any]]:
