@@ -50,6 +50,7 @@ MODULES: tuple[str, ...] = (
     "metrics",
     "patching",
     "plot",
+    "probes",
     "scenes",
     "simulators",
     "testbed",
