@@ -19,6 +19,7 @@ Axis = Literal[
     "height",
     "width",
     "action",
+    "choice",
     "episode",
     "pair",
     "site",

@@ -95,7 +95,7 @@ def module_at(policy: HookedPolicy, name: str) -> nn.Module | None:
         return None
     if any(other.startswith(f"{path}@") for other in policy.points):
         return None
-    module = policy.module.get_submodule(scope)
+    module = policy.scored_module.get_submodule(scope)
     return None if any(True for _ in module.children()) else module
 
 

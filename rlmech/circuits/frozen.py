@@ -224,13 +224,17 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
         return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
     if record_of(node).gating is not None:  # its value less what its slopes make of what varies
         leaves = {
-            read: v.detach().expand(_rows_of(node, v)).requires_grad_() for read, v in values.items() if read in varying
+            read: values[read].detach().expand(_rows_of(node, values[read])).requires_grad_()
+            for read in source.reads
+            if read in varying
         }
         with torch.enable_grad():
             y = call(*(_filled(arg, values | leaves) for arg in node.args), **_filled(node.kwargs, values))
             slopes = torch.autograd.grad(y.sum(), list(leaves.values()))
         return (y - sum(slope * x for slope, x in zip(slopes, leaves.values(), strict=True))).detach()
-    at_zero = {read: torch.zeros_like(v) if read in varying else v.detach() for read, v in values.items()}
+    at_zero = {
+        read: torch.zeros_like(values[read]) if read in varying else values[read].detach() for read in source.reads
+    }
     return call(*(_filled(arg, at_zero) for arg in node.args), **_filled(node.kwargs, at_zero))
 
 

@@ -24,6 +24,8 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
         last = point.address.layout.canonical_shape[-1]
         if "action" in point.axes and spec.actions and last == len(spec.actions):
             labels[name]["action"] = spec.actions
+        if "choice" in point.axes and point.address.layout.canonical_shape[1] == len(spec.choices):
+            labels[name]["choice"] = spec.choices
         if point.kind == "observation" and last == len(spec.features):
             labels[name]["feature"] = tuple(feature.name for feature in spec.features)
     shape = observation.shapes.get("")

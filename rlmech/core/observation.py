@@ -27,6 +27,14 @@ class ObservationFormat:
     """
 
     def __init__(self, example: Observation) -> None:
+        if isinstance(example, list | tuple) and any(
+            isinstance(part, Tensor | np.ndarray) and np.ndim(part) for part in example
+        ):
+            raise self._misfit(
+                f"a {type(example).__name__} of {len(example)} arrays",
+                "one array, or a dict of them",
+                "give several arrays as a dict, by the names that forward has for them; stack the rows of a single one",
+            )
         self.is_dict = isinstance(example, Mapping)
         arrays = {str(key): value for key, value in example.items()} if isinstance(example, Mapping) else {"": example}
         if not arrays:
@@ -75,6 +83,10 @@ class ObservationFormat:
         """Take floats of another precision from now on."""
         self.dtypes = {key: dtype if old.is_floating_point else old for key, old in self.dtypes.items()}
         self.example = {key: value.to(self.dtypes[key]) for key, value in self.example.items()}
+
+    def argument(self, arrays: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
+        """The arrays as the module takes them: one, or a dict."""
+        return dict(zip(self.shapes, arrays, strict=True)) if self.is_dict else arrays[0]
 
     def is_single(self, obs: Observation) -> bool:
         """Whether this is one observation without a batch axis."""

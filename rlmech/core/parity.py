@@ -63,11 +63,10 @@ def prove_parity(module: nn.Module, engine: Engine, observation: ObservationForm
 
 def live_scores(module: nn.Module, observation: ObservationFormat, arrays: tuple[Tensor, ...]) -> Tensor:
     """The scores that the module itself gives, as it is now."""
-    output = module(dict(zip(observation.shapes, arrays, strict=True)) if observation.is_dict else arrays[0])
-    first = next(iter(output.values())) if isinstance(output, dict) else output
-    first = first[0] if isinstance(first, tuple | list) else first
-    assert isinstance(first, Tensor)  # noqa: S101  # name_points has refused anything else
-    return first
+    output = module(observation.argument(arrays))
+    scores = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(scores, Tensor)  # noqa: S101  # find_outputs has refused anything else
+    return scores
 
 
 def difference(given: Tensor, expected: Tensor) -> str | None:

@@ -211,7 +211,7 @@ class _Namer:
                 expected="a tensor [batch action], or a tuple that starts with it",
                 fix="wrap the module in one whose forward returns the scores, and the state value second if any",
             )
-        axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "entity", "action")
+        axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "choice", "action")
         address = Address(node=scores, layout=Layout.of(scores))
         points = [Point(name=SCORES_NAME[output_kind], kind="output", axes=axes, address=address)]
         if rest and rest[0].shape in ((-1,), (-1, 1)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +29,11 @@ from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
 from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
+from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat
+from rlmech.core.outputs import Selector, find_outputs
 from rlmech.core.parity import (
     BATCHES,
     difference,
@@ -46,6 +49,7 @@ from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space
+    from torch.export import ExportedProgram
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
@@ -54,15 +58,22 @@ class HookedPolicy(nn.Module):
     """A policy network, wrapped.
 
     Args:
-        module: `module(obs)` gives action scores `[batch action]`, or a tuple of them and the state value `[batch]`.
+        module: `module(obs)` gives action scores `[batch action]`, or a tuple of them and the state value `[batch]`; of
+            any other module `scores` and `value` say where they are.
         example_obs: A batch of observations, at least one row: an array, a tensor, or a dict of them.
         spec: Names and units of entities, features and actions.
-        output_kind: What the scores are: `q_values`, `logits` or `mean_action`.
+        output_kind: What the scores are: `q_values`, `logits` or `mean_action`; by default what their name in the
+            module's output says (`logits`, RLlib's `action_dist_inputs`, ...), else `q_values`.
         root: Path of the submodule whose names are used, where `module` is a thin wrapper around it.
         observation_space: The environment's observation space, if known; `check_fit` compares it.
-        action_space: The environment's action space, if known; `predict` needs it for continuous actions.
+        action_space: The environment's action space, if known; `predict` needs it for continuous actions. With several
+            choices (MultiDiscrete, MultiBinary) the scores are `[batch choice action]`.
+        scores: Which output is the scores: a key, an index, a path (`"1.logits"`, or `"actor"` for a part of the module
+            that takes the observation), or a function of what the module returns; a list of these for several choices.
+        value: Which output is the state value, likewise.
 
     Raises:
+        ConfigError: The module cannot be opened, or which of its outputs the scores are cannot be told.
         ParityError: The hooked policy does not compute what the module computes.
         ObservationError: The example is not a batch of numbers.
 
@@ -74,21 +85,28 @@ class HookedPolicy(nn.Module):
         ['hook_obs', '0.hook_out', '1.hook_out', '2.hook_out', 'hook_q_values']
     """
 
+    scored_module: nn.Module
+    """What runs: `module` itself, or a call around it that returns its scores and its value."""
+
     def __init__(
         self,
-        module: nn.Module,
+        module: nn.Module | ExportedProgram,
         example_obs: Observation,
         *,
         spec: PolicySpec | None = None,
-        output_kind: OutputKind = "q_values",
+        output_kind: OutputKind | None = None,
         root: str = "",
         observation_space: Space[Any] | None = None,
         action_space: Space[Any] | None = None,
+        scores: Selector | Sequence[Selector] | None = None,
+        value: Selector | None = None,
     ) -> None:
         super().__init__()
-        self.module: nn.Module = getattr(module, "_orig_mod", module)  # of torch.compile: its own module is what counts
+        self.module: nn.Module = unwrapped(module)
         self.spec = spec or PolicySpec()
-        self.output_kind: OutputKind = output_kind
+        self._told_kind: OutputKind | None = output_kind
+        self._scores, self._value = scores, value
+        self._choice: int | None = None
         self.observation_space, self.action_space = observation_space, action_space
         self._root = root
         self._format = ObservationFormat(example_obs)
@@ -99,6 +117,21 @@ class HookedPolicy(nn.Module):
         self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
         with evaluating(self.module):
             before = ModuleRecord(self.module)
+            scored = find_outputs(
+                self.module,
+                lambda n: self._format.argument(on_device(self._format.samples(n), self.module)),
+                scores=self._scores,
+                value=self._value,
+                kind=self._told_kind,
+                action_space=self.action_space,
+                choice=self._choice,
+            )
+            self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
+            self._scored_root = ".".join(filter(None, (scored.root, self._root)))
+            self.output_kind: OutputKind = scored.kind or "q_values"
+            self.choices = scored.choices if self._choice is None else None
+            if scored.names:
+                self.spec = replace(self.spec, choices=scored.names)
             self._engine = self._proven_engine()
             self._record = ModuleRecord(self.module, ignored=frozenset(before.changes()))  # what forward itself writes
             self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
@@ -122,20 +155,20 @@ class HookedPolicy(nn.Module):
     def _proven_engine(self) -> Engine:
         engine = self._make_engine()
         try:
-            prove_parity(self.module, engine, self._format)
+            prove_parity(self.scored_module, engine, self._format)
         except ParityError:
             if not (isinstance(engine, GraphEngine) and engine.is_known):
                 raise
             engine = self._make_engine(anew=True)  # the graph of another time was not this module's
-            prove_parity(self.module, engine, self._format)
+            prove_parity(self.scored_module, engine, self._format)
         return engine
 
     def _make_engine(self, *, anew: bool = False) -> Engine:
-        arguments = {"root": self._root, "output_kind": self.output_kind}
+        arguments = {"root": self._scored_root, "output_kind": self.output_kind}
         try:
-            return GraphEngine(self.module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
+            return GraphEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
         except NotTraceable as error:
-            return EagerEngine(self.module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
+            return EagerEngine(self.scored_module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
     @classmethod
     def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
@@ -153,8 +186,8 @@ class HookedPolicy(nn.Module):
 
     # ---- running
 
-    def __call__(self, obs: Observation) -> Float[Tensor, "batch action"]:
-        """Action scores of a batch of observations.
+    def __call__(self, obs: Observation) -> Float[Tensor, "batch *choice action"]:
+        """Action scores of a batch of observations; of several choices `[batch choice action]`.
 
         Raises:
             ObservationError: Wrong structure, shape or dtype, or NaN.
@@ -169,7 +202,7 @@ class HookedPolicy(nn.Module):
 
     def run_with_cache(
         self, obs: Observation, names: Names = None
-    ) -> tuple[Float[Tensor, "batch action"], ActivationCache]:
+    ) -> tuple[Float[Tensor, "batch *choice action"], ActivationCache]:
         """Action scores and activations.
 
         Args:
@@ -200,7 +233,7 @@ class HookedPolicy(nn.Module):
 
     def run_with_hooks(
         self, obs: Observation, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
-    ) -> Float[Tensor, "batch action"]:
+    ) -> Float[Tensor, "batch *choice action"]:
         """Action scores with some functions attached for this pass only.
 
         A backward hook fires when the caller calls `backward` on what came out.
@@ -412,7 +445,8 @@ class HookedPolicy(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        keep = ("module", "spec", "output_kind", "observation_space", "action_space", "_root", "_format")
+        keep = ("spec", "observation_space", "action_space", "_root", "_format")
+        keep += ("_told_kind", "_scores", "_value", "_choice")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
         return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
 
@@ -438,10 +472,10 @@ class HookedPolicy(nn.Module):
         if self._mode_dependent and self.couples_rows:
             if self._eager is None:
                 self._eager = EagerEngine(
-                    self.module,
+                    self.scored_module,
                     self._format,
                     reason="the network is in train mode, where it computes something else (dropout, noise)",
-                    root=self._root,
+                    root=self._scored_root,
                     output_kind=self.output_kind,
                 )
             return self._eager
@@ -456,7 +490,7 @@ class HookedPolicy(nn.Module):
             for arrays in batches:
                 scores = self._engine.forward(arrays)
                 try:
-                    live = live_scores(self.module, self._format, arrays)
+                    live = live_scores(self.scored_module, self._format, arrays)
                 except RuntimeError:
                     if scores.dtype == torch.float32:
                         raise
@@ -464,11 +498,11 @@ class HookedPolicy(nn.Module):
                 found = difference(scores, live)
                 if found is None:
                     continue
-                if is_fused_path(scores, self.module, self._format, arrays):
+                if is_fused_path(scores, self.scored_module, self._format, arrays):
                     raise fused_path_error(found, "on a row of this observation")
                 training = [module for module in self.module.modules() if module.training]
                 with evaluating(self.module):
-                    resting = difference(scores, live_scores(self.module, self._format, arrays))
+                    resting = difference(scores, live_scores(self.scored_module, self._format, arrays))
                 if training and resting is None:
                     self._mode_dependent += training
                     return
