@@ -28,6 +28,7 @@ PUBLIC: dict[str, str] = {
     "attribute_actions": "rlmech.attribution",
     "attribution_patching": "rlmech.attribution",
     "compare_rollouts": "rlmech.episodes.compare",
+    "erase": "rlmech.core.edit",
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.simulators.env",
     "mean_ablation": "rlmech.core.edit",

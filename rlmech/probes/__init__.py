@@ -1,7 +1,7 @@
 """What a policy represents, and whether it uses it: probes with their controls, and directions that are driven.
 
-- Decodable? `fit_probe`, for columns of a recording (`within`, `of_entity`, `entities` make more of them) or a function:
-  the same probe on the observation, on untrained networks, on shuffled labels, and the mean of each episode beside it.
+- Decodable? `fit_probe`, for columns of a recording (`within`, `of_entity`, `entities` make more) or a function, beside
+  the same probe on the observation, on untrained networks and on shuffled labels, and each episode's own mean.
 - Used? `is_used` drives with the direction erased and pushed, beside random directions of the same length.
 - Directions of a concept: `concept_direction`, and `concept_sensitivity`, TCAV's scores against random concepts.
 """

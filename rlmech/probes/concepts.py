@@ -39,7 +39,7 @@ class Concept:
     Attributes:
         site: Where.
         target: Its name.
-        normal: The direction, flattened: what grows along it is the concept.
+        slope: The direction, flattened: what grows along it is the concept.
         covariance: Of the site's values over all examples, flattened.
         mean: Of the same.
         shape: Of what the site selects.
@@ -48,19 +48,23 @@ class Concept:
 
     site: Site
     target: str
-    normal: Float[np.ndarray, " number"] = field(repr=False)
+    slope: Float[np.ndarray, " number"] = field(repr=False)
     covariance: Float[np.ndarray, "number number"] = field(repr=False)
     mean: Float[np.ndarray, " number"] = field(repr=False)
     shape: tuple[int, ...]
     spread: float
 
-    def direction(self, of: None = None) -> Tensor:
-        """The direction, of length one, in the site's selected shape."""
-        return torch.as_tensor(self.normal / np.linalg.norm(self.normal)).reshape(self.shape).float()
+    def normal(self, of: str | None = None) -> Float[np.ndarray, " number"]:
+        """The direction, of length one, flattened; `of` is for probes of several classes."""
+        return self.slope / np.linalg.norm(self.slope)
 
-    def pattern(self, of: None = None) -> Tensor:
+    def direction(self, of: str | None = None) -> Tensor:
+        """The direction, of length one, in the site's selected shape."""
+        return torch.as_tensor(self.normal()).reshape(self.shape).float()
+
+    def pattern(self, of: str | None = None) -> Tensor:
         """How the site's values move with the component along the direction: covariance times direction, rescaled."""
-        unit = self.normal / np.linalg.norm(self.normal)
+        unit = self.normal()
         moved = self.covariance @ unit
         return torch.as_tensor(moved / (unit @ moved)).reshape(self.shape).float()
 
@@ -142,7 +146,7 @@ def concept_direction(
     return Concept(
         site=chosen,
         target=name,
-        normal=difference,
+        slope=difference,
         covariance=covariance,
         mean=everything.mean(0),
         shape=chosen.block_shape(policy.point(chosen.name)),
@@ -207,7 +211,7 @@ def concept_sensitivity(
         )
     bound = bind(metric or default_metric(policy.output_kind), policy, clean=outputs_of(policy, obs))
     gradient = _gradient(policy, obs, concept.site, bound)
-    along = gradient @ _unit(concept.normal)
+    along = gradient @ concept.normal()
     rng = np.random.default_rng(seed)
     values = activations(policy, reference, concept.site)
     if len(values) < 4:

@@ -103,9 +103,9 @@ class Probe:
         return slope[:, own] - np.delete(slope, own, axis=1).mean(1)
 
     def direction(self, of: str | None = None) -> Tensor:
-        """The shortest vector that raises what is read by one (unit of the number, or log-odds), in the site's selected shape.
+        """The shortest vector that raises what is read by one: a unit of the number, or one of log-odds.
 
-        It goes into `steer`, `subspace_patch` and `dose_response`.
+        In the site's selected shape; it goes into `steer`, `subspace_patch` and `dose_response`.
         """
         normal = self.normal(of)
         return torch.as_tensor(normal / (normal @ normal)).reshape(self.shape).float()
@@ -219,7 +219,8 @@ def fit_probe(
 
     Example:
         >>> import torch, rlmech as rlm
-        >>> policy = rlm.HookedPolicy(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.rand(2, 4))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(10), progress=False)
         >>> found = rlm.probes.fit_probe(
         ...     policy, recording, target={"angle": lambda r: r.observations[:, 2]}, sites="0.hook_out"
@@ -257,7 +258,7 @@ def fit_probe(
                 key = (one.name, number)
                 data[key] = fit.compare(one, scored, seen[per_entity][one.name], [other[one.name] for other in fresh])
                 shape = tuple(x.shape[2:]) if per_entity else site.block_shape(policy.point(site.name))
-                probes[key] = _probe(one, site, scored, x.reshape(-1, x.shape[-1]).mean(0), shape, data[key])
+                probes[key] = _probe(one, site, scored, x, shape, data[key])
     return Probes(scores=_dataset(policy, chosen, labels, data, fit, n_untrained), _probes=probes)
 
 
@@ -329,9 +330,11 @@ class _Fit:
         by_rows: dict[bytes, list[Labels]] = {}
         for one in group:
             by_rows.setdefault(np.isfinite(one.values).tobytes(), []).append(one)
-        return {name: found for same in by_rows.values() for name, found in self._same(x, same, shuffle).items()}
+        return {
+            name: found for same in by_rows.values() for name, found in self._same(x, same, shuffle=shuffle).items()
+        }
 
-    def _same(self, x: np.ndarray, group: Sequence[Labels], shuffle: bool) -> dict[str, _Scored]:
+    def _same(self, x: np.ndarray, group: Sequence[Labels], *, shuffle: bool) -> dict[str, _Scored]:
         _, there, episode = self.rows(group[0])
         x, fold = x[there], folds_of(episode, self.n_folds, self.seed)
         columns: list[np.ndarray] = []
@@ -412,6 +415,8 @@ class _Fit:
         ends = np.full((3, len(asked)), np.nan)
         interval = bootstrap_ratio(asked[known], trained.total, seed=self.seed)
         ends[:, known] = interval.estimate, interval.low, interval.high
+        if one.kind == "class":
+            ends[:, : len(rows)] = np.clip(ends[:, : len(rows)], 0, 1)  # a share is nothing else
         score, advantage = ends[:, : len(rows)], ends[:, len(rows) :]
         return {
             "score": score,
@@ -447,19 +452,24 @@ def _by_episode(values: np.ndarray, episode: np.ndarray) -> np.ndarray:
 
 
 def _observed(policy: HookedPolicy, obs: Any, watched: Sequence[Site], values: np.ndarray) -> np.ndarray:
-    """What the policy sees, a row a step; for targets by entity, each entity's own features beside all of the others."""
-    parts = [activations(policy, obs, site) for site in watched]
-    everything = np.concatenate(parts, axis=1)
+    """What the policy sees, a row a step; for targets by entity, each of the last entities' own features."""
     if values.ndim == 1:
-        return everything
-    own = next(
+        return np.concatenate([activations(policy, obs, site) for site in watched], axis=1)
+    by_entity = [
         activations(policy, obs, site, per="entity") for site in watched if "entity" in policy.point(site.name).axes
-    )
-    return own
+    ]
+    if not by_entity or by_entity[0].shape[1] < values.shape[1]:
+        raise ConfigError(
+            "The observation has no row for each entity of the target.",
+            given=f"{values.shape[1]} values a step",
+            expected="as many as the observation has entities, or the last so many of them",
+            fix="choose a target of one value a step (rlm.probes.of_entity)",
+        )
+    return by_entity[0][:, -values.shape[1] :]
 
 
 def _probe(
-    one: Labels, site: Site, scored: _Scored, mean: np.ndarray, shape: tuple[int, ...], told: Mapping[str, Any]
+    one: Labels, site: Site, scored: _Scored, x: np.ndarray, shape: tuple[int, ...], told: Mapping[str, Any]
 ) -> Probe:
     return Probe(
         site=site,
@@ -469,7 +479,7 @@ def _probe(
         classes=one.classes,
         read_out=scored.final,
         covariance=scored.covariance,
-        mean=mean,
+        mean=x.reshape(-1, x.shape[-1]).mean(0),
         shape=shape,
         spread=float(np.nanstd(one.values)) if one.kind == "number" else 1.0,
         score=dict(zip(CONTROLS, map(float, told["score"][0]), strict=True)),

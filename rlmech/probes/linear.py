@@ -29,6 +29,7 @@ class LinearMap:
     offset: Float[np.ndarray, " column"]
 
     def __call__(self, x: Rows) -> Columns:
+        """The columns for some rows."""
         return x @ self.slope + self.offset
 
 
@@ -63,6 +64,7 @@ class _Sums:
 
     @classmethod
     def of(cls, x: Rows, y: Columns) -> _Sums:
+        """Those of some rows."""
         return cls(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
     def of_columns(self, columns: Int[np.ndarray, " chosen"]) -> _Sums:

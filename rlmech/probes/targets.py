@@ -1,8 +1,8 @@
 """What a probe is asked for: one value for each recorded step, or one for each entity of it.
 
-A target is a column of `recording.steps`, a function of the recording, or what `within`, `of_entity` and `entities` make.
-Numbers are predicted as numbers; truth values, texts and integers of few values as classes. Rows where there is nothing
-to say (NaN, an infinite time to collision) are left out.
+A target is a column of `recording.steps`, a function of the recording, or what `within`, `of_entity` and `entities`
+make. Numbers are predicted as numbers, truth values, texts and integers of few values as classes. Rows where there is
+nothing to say (NaN, an infinite time to collision) are left out.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def of_entity(column: str, row: int = 1) -> TargetFunction:
         column: A column of `recording.vehicles`, such as `distance`, `ttc` or `turn`.
         row: Its row in the observation; 0 is the ego. Steps in which nobody stands there have no value.
     """
-    return _Named(f"{column} of row {row}", lambda recording: _by_row(recording, column)[row])
+
+    def values(recording: Recording) -> np.ndarray:
+        return _by_row(recording, column).get(row, np.full(len(recording.steps), np.nan))
+
+    return _Named(f"{column} of row {row}", values)
 
 
 def entities(column: str) -> TargetFunction:
@@ -105,8 +109,9 @@ def entities(column: str) -> TargetFunction:
     """
 
     def values(recording: Recording) -> np.ndarray:
-        by_row = _by_row(recording, column)
-        return np.stack([by_row[row] for row in sorted(by_row)], axis=1)
+        by_row, observed = _by_row(recording, column), recording.observations
+        n_rows = 1 + max(by_row, default=0) if isinstance(observed, dict) or observed.ndim != 3 else observed.shape[1]
+        return np.stack([by_row.get(row, np.full(len(recording.steps), np.nan)) for row in range(n_rows)], axis=1)
 
     return _Named(f"{column} of each entity", values)
 
@@ -125,9 +130,9 @@ def read_targets(
         ConfigError: There is no such column, or a function gives something else than one value for each step.
     """
     if isinstance(target, Mapping):
-        given = [(name, one) for name, one in target.items()]
+        given = [(str(name), one) for name, one in target.items()]
     else:
-        several = [target] if isinstance(target, str) or callable(target) else list(target)
+        several = list(target) if isinstance(target, Iterable) and not isinstance(target, str) else [target]
         given = [(_name(one), one) for one in several]
     found = [_labels(recording, name, one, step_offset) for name, one in given]
     names = [labels.name for labels in found]
@@ -226,7 +231,7 @@ def _by_row(recording: Recording, column: str) -> dict[int, np.ndarray]:
     index = pd.MultiIndex.from_frame(recording.steps[["episode", "step"]])
     seen = vehicles[vehicles["row"] >= 0]
     return {
-        int(row): part.set_index(["episode", "step"])[column].reindex(index).to_numpy()
+        int(str(row)): part.set_index(["episode", "step"])[column].reindex(index).to_numpy()
         for row, part in seen.groupby("row")
     }
 
