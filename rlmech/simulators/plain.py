@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -39,6 +40,10 @@ class Plain:
     def map(self, env: gym.Env) -> list[dict[str, Any]]:
         """Nothing."""
         return []
+
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """What its layers hold, the constants of their classes, and its first steps."""
+        return identity_of(World(env))
 
     def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
         """Nothing is known that would be faster."""

@@ -10,8 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlmech.simulators.highway.constants import vehicle_constants
 from rlmech.simulators.highway.measures import VEHICLE_COLUMNS, scene_summary
 from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
+from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
@@ -57,6 +59,15 @@ class Highway:
     def map(self, env: gym.Env) -> list[dict[str, Any]]:
         """The road's lanes."""
         return lanes_of(env)
+
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """What its layers hold, the constants of their classes and of the vehicles', and its first steps."""
+
+        def constants() -> Mapping[str, str]:
+            road: Any = getattr(env.unwrapped, "road", None)
+            return vehicle_constants([] if road is None else road.vehicles)
+
+        return identity_of(HighwayWorld(env), constants=constants)
 
     def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
         """Nothing is faster than highway-env's own code so far."""
