@@ -17,11 +17,12 @@ from torch import Tensor
 
 from rlmech.attribution.on_access import Later
 from rlmech.attribution.readouts import array, as_variables, made_by, observed_arrays, readouts, scores_of
-from rlmech.attribution.regions import FROZEN, gate_reads, margins_of, region_ids
-from rlmech.circuits.frozen import freeze
+from rlmech.attribution.regions import FROZEN, POSITION, gate_reads, margins_of, name_type, region_ids, region_names
+from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 ROWS_AT_ONCE = 512
 """Rows of a chunk."""
@@ -86,25 +87,25 @@ def local_affine(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
     unit = score_units(policy)
     data = {
         "offset": array(torch.cat(offsets), ("batch", "action"), units=unit),
-        "region": ("batch", torch.cat(regions)),
+        "region": ("batch", region_names(torch.cat(regions).numpy())),
     }
     coords: dict[str, object] = {"action": list(rows.names)}
     for observed, collected in zip(observed_arrays(policy), slopes, strict=True):
         dims = ("batch", "action", *observed.dims)
         data[observed.named("jacobian")] = array(torch.cat(collected), dims, units=f"{unit} per unit of observation")
         coords |= observed.coords
-    data |= _margins(policy, arrays)
+    data |= _margins(policy, frozen, arrays)
     attrs = made_by(policy, "local_affine", frozen=FROZEN, exact="on the observation's own linear region")
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
-def _margins(policy: HookedPolicy, arrays: Sequence[Tensor]) -> dict[str, xr.Variable]:
+def _margins(policy: HookedPolicy, frozen: Frozen, arrays: Sequence[Tensor]) -> dict[str, xr.Variable]:
     kept = tuple(array.detach().clone() for array in arrays)
     later, n = Later(policy, lambda: margins_of(policy, kept)), (len(kept[0]),)
     parameter = next(policy.module.parameters(), kept[0])
     number = np.dtype(str(parameter.dtype).removeprefix("torch."))
     return {
         "margin": later.variable("margin", ("batch",), n, number, {"units": "1"}),
-        "nearest_gate": later.variable("nearest_gate", ("batch",), n, object, {}),
-        "nearest_position": later.variable("nearest_position", ("batch",), n, object, {}),
+        "nearest_gate": later.variable("nearest_gate", ("batch",), n, name_type(frozen), {}),
+        "nearest_position": later.variable("nearest_position", ("batch",), n, POSITION, {}),
     }

@@ -33,6 +33,7 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
+from rlmech.results import storable
 
 
 def integrated_gradients(
@@ -163,7 +164,7 @@ def saliency(
         ]
     data = variables(policy, found, units=f"{score_units(policy)} per unit of observation")
     attrs = made_by(policy, "saliency", completeness="none: a gradient is no share of the score")
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)
 
 
 def _between(
@@ -192,4 +193,4 @@ def _between(
     summed = torch.stack([sum((p.flatten(1).sum(1) for p in parts), torch.zeros(())) for parts in found], dim=1)
     data = variables(policy, found, units=unit) | completeness(summed, change_of(model, inputs, start), unit)
     attrs = made_by(policy, "captum", **how, sign="positive raises the score")
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)

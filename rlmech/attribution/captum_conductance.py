@@ -32,6 +32,7 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
+from rlmech.results import storable
 
 
 def layer_conductance(
@@ -90,7 +91,7 @@ def layer_conductance(
     attrs = made_by(
         policy, "layer_conductance", hook=name, n_steps=n_steps, rule=MIDPOINT_RULE, sign="positive raises the score"
     )
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def neuron_conductance(
@@ -158,4 +159,4 @@ def neuron_conductance(
     summed = torch.stack([sum((p.flatten(1).sum(1) for p in parts), torch.zeros(())) for parts in found], dim=1)
     data = variables(policy, found, units=unit) | completeness(summed, torch.stack(own, dim=1), unit)
     attrs = made_by(policy, "neuron_conductance", hook=name, neuron=list(place), n_steps=n_steps, rule=MIDPOINT_RULE)
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)

@@ -23,6 +23,7 @@ from rlmech.core.attention import AttentionBlock
 from rlmech.core.masked import is_masked
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 _ROWS_AT_ONCE = 8192
 _SIGN = "score with the changed pattern less the score: negative where what is taken away was raising the score"
@@ -78,7 +79,7 @@ def pattern_effects(
     }
     coords = {"action": list(rows.names), "head": list(range(n_heads)), "key": run.keys}
     attrs = made_by(policy, "pattern_effects", block=run.block.path, sign=_SIGN, exact="softmax computed again")
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def key_feature_effects(
@@ -131,7 +132,7 @@ def key_feature_effects(
     coords = {"action": list(rows.names), **observed.coords}
     data = {"effect": array(values, ("batch", "action", "entity", "feature"), units=score_units(policy))}
     attrs = made_by(policy, "key_feature_effects", block=run.block.path, sign=_SIGN, exact="softmax computed again")
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

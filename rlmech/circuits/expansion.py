@@ -24,6 +24,7 @@ from rlmech.core.graph import Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError
+from rlmech.results import storable
 
 Head = tuple[str, int]
 Path = tuple[Head, ...]
@@ -221,19 +222,21 @@ def _dataset(
     longer = np.concatenate([torch.stack(part.longer, -1).cpu().numpy() for part in parts])
     total = np.concatenate([part.total.detach().cpu().numpy() for part in parts])
     units = {"units": score_units(policy)}
-    return xr.Dataset(
-        {
-            "features": (("batch", "path", "action"), gathered("features"), units),
-            "bias": (("batch", "path", "action"), gathered("bias"), units),
-            "longer": (("batch", "action"), longer, units),
-            "total": (("batch", "action"), total, units),
-        },
-        coords={
-            "path": [_name(path, single=single) for path in paths],
-            "n_heads": ("path", [len(path) for path in paths]),
-            "action": list(names),
-        },
-        attrs=policy_attrs(
+    return storable(
+        xr.Dataset(
+            {
+                "features": (("batch", "path", "action"), gathered("features"), units),
+                "bias": (("batch", "path", "action"), gathered("bias"), units),
+                "longer": (("batch", "action"), longer, units),
+                "total": (("batch", "action"), total, units),
+            },
+            coords={
+                "path": [_name(path, single=single) for path in paths],
+                "n_heads": ("path", [len(path) for path in paths]),
+                "action": list(names),
+            },
+        ),
+        policy_attrs(
             policy,
             metric="action gap" if gap else "action score",
             held="attention patterns, gates and norms' scales, as in each state",

@@ -23,6 +23,7 @@ from rlmech.circuits.over_states import as_dataset, averaged
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
+from rlmech.results import storable
 
 Readout = Literal["action", "d_model"]
 States = Float[Tensor | np.ndarray, "batch entity feature"]
@@ -205,7 +206,7 @@ def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *,
         q, k, "batch query left head d_head, batch entity right head d_head -> batch head query entity left right"
     )
     attrs = provenance(policy, block, space="feature", gates=gates)
-    return labelled(policy, form, _QK_DIMS, units="1").assign_attrs(attrs)
+    return storable(labelled(policy, form, _QK_DIMS, units="1"), attrs)
 
 
 def _ov(
@@ -224,12 +225,12 @@ def _ov(
     )
     attrs = provenance(policy, block, space="feature", gates=gates)
     if onward is None:
-        return labelled(policy, form, _OV_MODEL_DIMS, units="1").assign_attrs(attrs)
+        return storable(labelled(policy, form, _OV_MODEL_DIMS, units="1"), attrs)
     weights, names = terms
     to_action = "batch head entity feature d_model, batch query d_model action -> {}"
     form = einsum(form, onward @ weights.to(onward).T, to_action.format(" ".join(_OV_ACTION_DIMS)))
     found = labelled(policy, form, _OV_ACTION_DIMS, units=score_units(policy))
-    return found.assign_coords(action=list(names)).assign_attrs(attrs)
+    return storable(found.assign_coords(action=list(names)), attrs)
 
 
 def visible_keys(

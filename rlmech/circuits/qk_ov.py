@@ -21,6 +21,7 @@ from rlmech.circuits.labels import Action, choose_block, labelled, provenance
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
+from rlmech.results import storable
 
 Space = Literal["model", "feature"]
 
@@ -199,10 +200,8 @@ def _qk_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "key_bias": (einsum(k, b_q, "head d_model d_head, head d_head -> head d_model"), of_key),
         "constant": (einsum(b_q, b_k, "head d_head, head d_head -> head"), ("head",)),
     }
-    return xr.Dataset(
-        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
-        attrs=provenance(policy, block, space="model"),
-    )
+    labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
+    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))
 
 
 def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
@@ -217,7 +216,5 @@ def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "bias": (einsum(b_v, o, "head d_head, head d_head right -> head right"), ("head", "d_model_out")),
         "output_bias": (b_o, ("d_model_out",)),
     }
-    return xr.Dataset(
-        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
-        attrs=provenance(policy, block, space="model"),
-    )
+    labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
+    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))

@@ -28,6 +28,7 @@ from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import refuse_unfit
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 ROWS_AT_ONCE = 1024
@@ -111,11 +112,12 @@ def path_patching(
         seed=seed,
     )
     frozen = dict.fromkeys(node for found in routes for route in found for node in route.frozen)
-    return result.assign_attrs(
-        receiver=", ".join(map(repr, receivers)),
-        frozen=", ".join(paths.names[node] for node in frozen),
-        through=", ".join(names),
-    )
+    routed = {
+        "receiver": ", ".join(map(repr, receivers)),
+        "frozen": ", ".join(paths.names[node] for node in frozen),
+        "through": ", ".join(names),
+    }
+    return storable(result, routed)
 
 
 def _routes(policy: HookedPolicy, paths: Paths, sender: Sites) -> tuple[list[Site], list[list[Route]]]:

@@ -27,6 +27,7 @@ from rlmech.errors import ConfigError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.patching.results import ratio_of_means, sweep_attrs
 from rlmech.patching.sweeps.sweep import outputs_of
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
@@ -140,4 +141,4 @@ def _result(
         "denominator_trustworthy": int(spread.excludes_zero[0]),
         **spread.attrs,
     }
-    return xr.Dataset(data, coords={"pair": np.arange(len(whole))}, attrs=attrs)
+    return storable(xr.Dataset(data, coords={"pair": np.arange(len(whole))}), attrs)

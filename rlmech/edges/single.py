@@ -124,7 +124,7 @@ def name_edges(result: xr.Dataset, graph: ComponentGraph, chosen: Sequence[int])
     by_site = [name for name, coordinate in result.coords.items() if coordinate.dims == ("site",)]
     coords = {
         "edge": np.arange(len(chosen)),
-        "sender": ("edge", np.array([names[graph.edges[number][0]] for number in chosen], dtype=object)),
-        "receiver": ("edge", np.array([names[graph.edges[number][1]] for number in chosen], dtype=object)),
+        "sender": ("edge", [names[graph.edges[number][0]] for number in chosen]),
+        "receiver": ("edge", [names[graph.edges[number][1]] for number in chosen]),
     }
     return result.drop_vars(by_site).rename(site="edge").assign_coords(coords)

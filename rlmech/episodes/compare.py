@@ -26,6 +26,7 @@ from rlmech.episodes.recorder import record_conditions
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
+from rlmech.results import storable
 from rlmech.simulators.env import environment
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def compare_rollouts(
     path: str | Path | None = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
-    bootstrap_seed: int = 0,
+    seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Drive the same seeds under every condition and without, and compare.
@@ -72,14 +73,14 @@ def compare_rollouts(
             more seeds or conditions, goes on from what is there. None: they are not kept.
         confidence: Nominal coverage of the intervals.
         n_resamples: Bootstrap draws.
-        bootstrap_seed: Of the draws, and of the controls.
+        seed: Of the draws, and of the controls.
         progress: Whether to draw a progress bar.
 
     Returns:
         As `compare_recordings`: dimensions `condition` (the first is `baseline`) and `seed`, `return`, `crashed`…,
         `delta_return[condition]` with `_low`, `_high`, `_se`, `_p`, `_p_holm`. Coordinate `control_of[condition]` names
-        the condition that a control belongs to. In the attributes, `never_active` lists conditions whose edits were
-        never at work; `simulated_share` is how much of the drive had to be simulated.
+        the condition that a control belongs to, `never_active[condition]` tells whose edits were never at work. The
+        attribute `simulated_share` is how much of the drive had to be simulated.
 
     Raises:
         ConfigError: No conditions, one named `baseline`, one that is none, or controls that cannot be made.
@@ -109,7 +110,7 @@ def compare_rollouts(
         )
     seeds = list(seeds)
     chosen, control_of = with_controls(
-        policy, env, chosen, kinds=controls, n=n_controls, seeds=seeds, generator_seed=bootstrap_seed
+        policy, env, chosen, kinds=controls, n=n_controls, seeds=seeds, generator_seed=seed
     )
     everything = {BASELINE: Condition()} | chosen
     recordings, cost = record_conditions(
@@ -131,14 +132,15 @@ def compare_rollouts(
         control_of=control_of,
         confidence=confidence,
         n_resamples=n_resamples,
-        bootstrap_seed=bootstrap_seed,
+        seed=seed,
     )
     n_steps = sum(len(recording.steps) for recording in recordings.values())
-    return result.assign_attrs(
-        shared_simulation=cost["sharing"],
-        simulated_share=cost["n_simulated"] / n_steps,
-        path="" if path is None else str(path),
-    )
+    cost_attrs = {
+        "shared_simulation": cost["sharing"],
+        "simulated_share": cost["n_simulated"] / n_steps,
+        "path": "" if path is None else str(path),
+    }
+    return storable(result, cost_attrs)
 
 
 def dose_response(
@@ -146,19 +148,19 @@ def dose_response(
     env: gym.Env | str,
     *,
     site: Site | str,
-    direction: torch.Tensor,
+    vector: torch.Tensor,
     coefficients: Sequence[float],
     seeds: Iterable[int],
     **options: Any,
 ) -> xr.Dataset:
-    """Steer along a direction, a little and a lot: return, crashes and speed against the coefficient.
+    """Steer along a vector, a little and a lot: return, crashes and speed against the coefficient.
 
     Args:
         policy: The policy.
         env: An environment that fits it, or the id of one.
-        site: Where the direction is added.
-        direction: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
-        coefficients: Factors of the direction; 0 is the baseline and need not be given.
+        site: Where the vector is added.
+        vector: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
+        coefficients: Factors of the vector; 0 is the baseline and need not be given.
         seeds: Seeds of the episodes.
         **options: Those of `compare_rollouts`: when, workers, backend, path, confidence…
 
@@ -167,7 +169,7 @@ def dose_response(
 
     Raises:
         ConfigError: No coefficient but 0, or one twice.
-        EditError: The direction does not fit the site.
+        EditError: The vector does not fit the site.
     """
     doses = sorted({float(coefficient) for coefficient in coefficients} - {0.0})
     if not doses or len(doses) < len([c for c in coefficients if c != 0]):
@@ -177,7 +179,7 @@ def dose_response(
             expected="at least one that is not 0, none twice",
             fix="e.g. coefficients=(-2, -1, 1, 2)",
         )
-    conditions = {f"{dose:+g}": [steer(site, direction, dose)] for dose in doses}
+    conditions = {f"{dose:+g}": [steer(site, vector, dose)] for dose in doses}
     result = compare_rollouts(policy, env, conditions=conditions, seeds=seeds, **options)
     doses_of = {f"{dose:+g}": dose for dose in doses} | {BASELINE: 0.0}
     given = [doses_of.get(name, np.nan) for name in result["condition"].values.tolist()]
@@ -196,7 +198,7 @@ def _condition(name: str, given: Any, when: Any) -> Condition:
     if isinstance(given, Sequence) and not isinstance(given, str):
         return Condition(edits=tuple(given), when=when if given else None)
     raise ConfigError(
-        f"The condition {name!r} is none.",
+        f"The condition {name!r} holds nothing that can be driven.",
         given=repr(given),
         expected="edits, a rlm.Condition, or a policy",
         fix="e.g. conditions={'head 3': [rlm.zero_ablation(site)]}",

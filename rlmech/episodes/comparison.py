@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
+from rlmech.results import storable
 from rlmech.statistics import (
     FEWEST,
     Interval,
@@ -56,7 +57,7 @@ def compare_recordings(
     control_of: Mapping[str, str] = MappingProxyType({}),
     confidence: float = 0.95,
     n_resamples: int = 2000,
-    bootstrap_seed: int = 0,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Compare recordings of the same seeds with the one named `baseline`.
 
@@ -67,7 +68,7 @@ def compare_recordings(
             asking for them makes no finding less significant.
         confidence: Nominal coverage of all intervals.
         n_resamples: Bootstrap draws.
-        bootstrap_seed: Of the draws.
+        seed: Of the draws.
 
     Returns:
         Dimensions `condition` and `seed`. Of `return`, `length` and the outcomes recorded (highway-env's environments
@@ -77,7 +78,7 @@ def compare_recordings(
         baseline), with `_low`, `_high`, `_se` (standard error), `_p` (exact test) and `_p_holm` (corrected for the
         number of conditions). The attribute `kind` says whether one is a `share`, a rate with a rate's interval. And
         along the episodes `[condition, seed]`: edited, agreement, onset, divergence, steps_to_change and, where crashes
-        are told, steps_to_crash.
+        are told, steps_to_crash. Coordinate `never_active[condition]`: the edits were never at work.
 
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
@@ -107,7 +108,7 @@ def compare_recordings(
     for outcome, attrs in told.items():
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
         data[outcome] = (("condition", "seed"), values, attrs)
-        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": bootstrap_seed}
+        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
         options["share"] = attrs["kind"] == "share"
         found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
@@ -122,10 +123,15 @@ def compare_recordings(
         "edits": ("condition", ["; ".join(recordings[name].manifest["edits"]) for name in names]),
         "control_of": ("condition", [control_of.get(name, "") for name in names]),
         "when": ("condition", [recordings[name].manifest["when"] or "" for name in names]),
+        "never_active": (
+            "condition",
+            [
+                bool(recordings[name].manifest["edits"]) and not table["edited"].any()
+                for name, table in zip(names, along, strict=True)
+            ],
+        ),
     }
-    return xr.Dataset(
-        data, coords=coords, attrs=_attrs(recordings, data, names, confidence, n_resamples, bootstrap_seed)
-    )
+    return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, seed))
 
 
 def comparison_table(result: xr.Dataset) -> pd.DataFrame:
@@ -148,7 +154,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
             row = {outcome: _text(one, f"delta_{outcome}", plus="+") for outcome in told}
         row["agreement"] = f"{float(one['agreement'].mean()):.2f}"
         row["episodes changed"] = f"{float(one['divergence'].notnull().mean()):.2f}"
-        if name in result.attrs["never_active"]:
+        if one["never_active"]:
             row["episodes changed"] = "never at work"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -200,7 +206,7 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         "half_width": half_width,
         "spread": f"upper {confidence:.0%} end of the standard deviation of {differences.shape[1]} differences",
     }
-    return xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}, attrs=attrs)
+    return storable(xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}), attrs)
 
 
 def _outcomes(recordings: Mapping[str, Recording]) -> dict[str, dict[str, str]]:
@@ -355,13 +361,11 @@ def _agrees(recording: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, " 
 def _attrs(
     recordings: Mapping[str, Recording],
     data: Mapping[str, Any],
-    names: list[str],
     confidence: float,
     n_resamples: int,
-    bootstrap_seed: int,
+    seed: int,
 ) -> dict[str, Any]:
     baseline = recordings[BASELINE].manifest
-    idle = [name for name, share in zip(names, data["edited"][1].mean(1), strict=True) if share == 0]
     return {
         "sign": "positive: more than the baseline on the same seed",
         "env": baseline["env"]["id"] or "",
@@ -371,8 +375,7 @@ def _attrs(
         "test": "sign changes of the paired differences, exact, no smaller than the interval's own p-value; _p_holm "
         "corrected over conditions, over controls apart",
         "n_resamples": n_resamples,
-        "bootstrap_seed": bootstrap_seed,
-        "never_active": [name for name in idle if recordings[name].manifest["edits"]],
+        "bootstrap_seed": seed,
         "rlmech": version("rlmech"),
     }
 

@@ -147,9 +147,8 @@ def _packed(env: gym.Env, work: Work, *, parent: int | None) -> bytes:
 
 def _sent(env: gym.Env, identity: Mapping[str, str]) -> bytes:
     """An environment as a worker gets it: pickled, or where that loses something, what Gymnasium makes it of."""
-    config = getattr(env.unwrapped, "config", None)
     told: list[str] = []
-    for what, content in (("pickled", env), ("made anew", None if env.spec is None else (env.spec, config))):
+    for what, content in (("pickled", env), ("made anew", simulator_of(env).maker(env))):
         if content is None:
             continue
         try:
@@ -174,13 +173,7 @@ def _sent(env: gym.Env, identity: Mapping[str, str]) -> bytes:
 def _made(sent: bytes) -> gym.Env:
     """The environment that comes out of what was sent."""
     content: Any = cloudpickle.loads(sent)
-    if isinstance(content, gym.Env):
-        return content
-    spec, config = content
-    made: Any = gym.make(spec)
-    if config is not None and hasattr(made.unwrapped, "configure"):  # highway-env's
-        made.unwrapped.configure(dict(config))
-    return made
+    return content if isinstance(content, gym.Env) else content()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.jobs import Place, activations_of, run_groups, with_no_ops
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 OF_PAIRS = ("clean", "corrupt", "tiny_denominator")
@@ -133,4 +134,4 @@ def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Da
         combine_attrs="drop_conflicts",
     )
     method = "activation patching, denoise (clean into corrupt) and noise (corrupt into clean)"
-    return joined.assign_coords(condition=list(directions)).assign_attrs(method=method)
+    return storable(joined.assign_coords(condition=list(directions)), {"method": method})

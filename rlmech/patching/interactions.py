@@ -23,6 +23,7 @@ from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
@@ -117,4 +118,4 @@ def pairwise_interactions(
         "sign": "0: additive; positive: more together than the sum of both alone; negative: less",
         **effect.attrs,
     }
-    return xr.Dataset(data, coords=coordinates, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates), attrs)

@@ -26,6 +26,7 @@ from rlmech.errors import ConfigError, ObservationError, SiteError
 from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import Sites, choose_sites
+from rlmech.results import storable
 
 FEWEST_ROWS = 4
 """Reference rows below which neither half says anything."""
@@ -113,7 +114,7 @@ def off_manifold_distance(
         "sign": "percentile 50: as usual as a held-out reference row; 100: farther off than any",
         "seed": seed,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, chosen, len(before[names[0]])), attrs=attrs)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, chosen, len(before[names[0]]))), attrs)
 
 
 def _patches(policy: HookedPolicy, sites: Sequence[Site], source: Observation | None, *, n_pairs: int) -> list[Edit]:

@@ -20,6 +20,7 @@ import xarray as xr
 
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
+from rlmech.results import storable
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
@@ -166,7 +167,7 @@ def recorded_pattern(recording: Recording, name: str | None = None) -> xr.DataAr
     coords = {axis: list(entities) for axis in ("query", "key") if values.shape[axes.index(axis)] == len(entities)}
     if values.shape[axes.index("query")] == 1 and entities:
         coords["query"] = [entities[0]]
-    return xr.DataArray(values, dims=axes, coords=coords, name=chosen)
+    return storable(xr.DataArray(values, dims=axes, coords=coords, name=chosen))
 
 
 def recorded_patterns(recording: Recording) -> list[str]:

@@ -6,6 +6,7 @@ not come to, a ring marks where the vehicle is. Nothing is computed here.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     at = {"condition": panel} if panel != "difference" else {}
     values = np.asarray(result["difference" if panel == "difference" else "value"].sel(at).values, dtype=float)
     possible = result["reachable"].sel(at).values if at else result["reachable"].all("condition").values
-    names: list[str] = list(result["action"].attrs.get("names", [])) if "action" in result else []
+    names = _action_names(result)
     discrete = result.attrs["kind"] == "action"
     hover = f"{columns} %{{x:.3~g}}<br>{rows} %{{y:.3~g}}<br>%{{text}}"
     text = [
@@ -130,10 +131,14 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     traces.append(
         go.Heatmap(z=veil, x=across, y=down, colorscale=[[0, _VEIL], [1, _VEIL]], showscale=False, hoverinfo="skip")
     )
-    y, x = result.attrs["here"]
+    y, x = (result[name].attrs["here"] for name in (rows, columns))
     mark = {"size": 10, "symbol": "circle-open", "color": INK, "line": {"width": 2}}
     traces.append(go.Scatter(x=[x], y=[y], mode="markers", marker=mark, showlegend=False, hoverinfo="skip"))
     return traces
+
+
+def _action_names(result: xr.Dataset) -> list[str]:
+    return json.loads(result["action"].attrs["names"])
 
 
 def _word(value: float, names: list[str], *, reachable: bool) -> str:
@@ -172,7 +177,7 @@ def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str |
     if {rows, columns} == {"x", "y"}:  # as on the road: y points down in highway-env, and a metre is a metre
         figure.update_yaxes(autorange="reversed" if rows == "y" else True, scaleanchor="x", constrain="domain")
         figure.update_xaxes(autorange="reversed" if columns == "y" else True, constrain="domain")
-    names: list[str] = list(result["action"].attrs.get("names", [])) if "action" in result else []
+    names = _action_names(result)
     keys = [(name, action_colour(one)) for one, name in enumerate(names)] if result.attrs["kind"] == "action" else []
     if not bool(result["reachable"].all()):
         keys.append(("not reachable", "#d8dde3"))

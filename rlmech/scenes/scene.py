@@ -255,19 +255,19 @@ class Scene(VehicleEdits, RoadEdits):
         after = replace(self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object())
         return after, float(reward), info
 
-    def roll(self, policy: HookedPolicy, *, steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
+    def roll(self, policy: HookedPolicy, *, n_steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
         """Let a policy drive on from here, in a copy.
 
         Args:
             policy: The policy.
-            steps: How many steps at the most; None until the episode ends.
+            n_steps: How many steps at the most; None until the episode ends.
             edits: Edits of its activations, at every step.
 
         Raises:
             EnvironmentFitError: The environment's spaces do not fit the policy.
             SceneError: The episode is over.
         """
-        return roll(self, policy, steps=steps, edits=edits)
+        return roll(self, policy, n_steps=n_steps, edits=edits)
 
     def pair(self, edited: Scene | None = None, **edit: Any) -> xr.Dataset:
         """A pair for activation patching, entity rows aligned: this scene clean, the edited one corrupt.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlmech.errors import ConfigError
+from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -111,9 +111,11 @@ class Simulator(Protocol):
         name: In a manifest.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
+        can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
     """
 
     name: str
+    can_accelerate: bool
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
 
@@ -137,14 +139,18 @@ class Simulator(Protocol):
         """What stands still, for pictures, as JSON; empty where there is nothing to draw."""
         ...
 
-    def remade(self, env: gym.Env, made: gym.Env) -> None:
-        """Give an environment made anew from the same Gymnasium spec the configuration of a live one."""
+    def maker(self, env: gym.Env) -> Callable[[], gym.Env] | None:
+        """What makes it anew in another process, to be pickled; None where Gymnasium does not know how."""
         ...
 
     def identity(self, env: gym.Env) -> dict[str, str]:
         """All that makes an episode follow from its seed, part by part and by name; its episode is over afterwards."""
         ...
 
-    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
-        """While it is entered, resets and steps may be computed faster: bit for bit the same, of copies too."""
+    def accelerate(self, env: gym.Env) -> None:
+        """Have it compute faster from now on, copies too, where the same bits come of it; else leave it as it is."""
+        ...
+
+    def acceleration(self, env: gym.Env) -> Acceleration:
+        """What is accelerated of it, as it is now, and why not the rest."""
         ...

@@ -203,3 +203,12 @@ def test_a_value_that_leads_back_to_itself_is_told() -> None:
     other: dict[str, Any] = {}
     other["self"] = [other]
     assert told(one) == told(other)
+
+
+def test_compiled_code_makes_no_other_environment() -> None:
+    own, compiled = (rlm.make_env("highway-fast-v0", accelerated=accelerated) for accelerated in (False, True))
+    assert differences(identity(own), identity(compiled)) == []
+    made = simulator_of(compiled).maker(compiled)
+    assert made is not None
+    again = made()
+    assert bool(rlm.simulators.acceleration(again)) == bool(rlm.simulators.acceleration(compiled))
