@@ -16,6 +16,7 @@ import xarray as xr
 from einops import einsum, rearrange
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import (
     ObservedArray,
     Readouts,
@@ -43,6 +44,7 @@ ROWS_AT_ONCE = 256
 Terms = dict[str, Tensor]
 
 
+@explain_misuse
 def attribute_actions(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:
@@ -95,6 +97,7 @@ def attribute_actions(
     return _result(policy, plan, rows, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
+@explain_misuse
 def centre_actions(result: xr.Dataset) -> xr.Dataset:
     """Take off each term's mean over the actions: raw action values are mostly the value of the state.
 

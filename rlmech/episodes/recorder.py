@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.modes import evaluating
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Condition, Driver, Hook, Names
@@ -40,6 +41,7 @@ _TOLD_ELSEWHERE = ("config", "render_mode")
 PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
 
 
+@explain_misuse
 def record(
     policy: HookedPolicy,
     env: gym.Env,

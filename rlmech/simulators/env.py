@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.choice import simulator_of
 from rlmech.spec import PolicySpec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
+@explain_misuse
 def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
@@ -70,6 +72,7 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
         ) from None
 
 
+@explain_misuse
 def spec_of(env: gym.Env) -> PolicySpec:
     """Read what an environment's observations and actions mean, from its own configuration.
 
@@ -84,6 +87,7 @@ def spec_of(env: gym.Env) -> PolicySpec:
     return simulator_of(env).spec(env)
 
 
+@explain_misuse
 def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
     """Check that a policy can act in an environment.
 
