@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, steer
 from rlmech.episodes.comparison import BASELINE, compare_recordings
 from rlmech.episodes.controls import Control, with_controls
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rlmech.simulators.protocol import Outcome
 
 
+@explain_misuse
 def compare_rollouts(
     policy: HookedPolicy,
     env: gym.Env | str,
@@ -143,6 +145,7 @@ def compare_rollouts(
     return storable(result, cost_attrs)
 
 
+@explain_misuse
 def dose_response(
     policy: HookedPolicy,
     env: gym.Env | str,

@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
 from rlmech.results import storable
@@ -50,6 +51,7 @@ ALONG = {
 TO_CRASH = ("step", "from onset to the crash; NaN: no edit, or no crash")
 
 
+@explain_misuse
 def compare_recordings(
     recordings: Mapping[str, Recording],
     *,
@@ -134,6 +136,7 @@ def compare_recordings(
     return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, seed))
 
 
+@explain_misuse
 def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     """A comparison as a table to read: a row a condition, each difference with its interval.
 
@@ -160,6 +163,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+@explain_misuse
 def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: float) -> xr.DataArray:
     """How many seeds each condition's difference takes to be known as precisely as wanted.
 

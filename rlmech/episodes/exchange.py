@@ -22,6 +22,7 @@ import pyarrow as pa
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.origin import environment_of, spaces_of
@@ -51,6 +52,7 @@ class _Episode:
     infos: dict[str, Shaped[np.ndarray, "step ..."]]  # of the decision and of what it led to
 
 
+@explain_misuse
 def to_minari(
     recording: Recording, dataset_id: str, *, root: str | Path | None = None, description: str | None = None
 ) -> Any:
@@ -109,6 +111,7 @@ def to_minari(
     return minari.MinariDataset(storage)
 
 
+@explain_misuse
 def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
     """Make a recording of a Minari dataset, by whomever.
 

@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.modes import evaluating
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Condition, Driver, Hook, Names
@@ -43,6 +44,7 @@ _TOLD_ELSEWHERE = ("config", "render_mode")
 PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
 
 
+@explain_misuse
 def record(
     policy: HookedPolicy,
     env: gym.Env | str,

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.simulators.highway.simulator import Highway
 from rlmech.simulators.plain import Plain
@@ -15,6 +16,7 @@ SIMULATORS: tuple[Simulator, ...] = (Highway(), Plain())
 """In the order in which they are asked; the last takes any environment."""
 
 
+@explain_misuse
 def simulator_of(env: gym.Env | Any) -> Simulator:
     """The first simulator that supports an environment.
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
+@explain_misuse
 def make_env(
     env_id: str,
     *,
@@ -103,6 +105,7 @@ def _accelerate(env: gym.Env) -> None:
         remark_once(f"{_name(env)} runs in its own code, which is many times slower: {found.why}.")
 
 
+@explain_misuse
 def environment(env: gym.Env | str, *, policy: HookedPolicy | None = None) -> gym.Env:
     """The environment that is meant: itself, or one made by its id.
 
@@ -168,6 +171,7 @@ def action_number(action: Any, names: Sequence[str]) -> Any:
     )
 
 
+@explain_misuse
 def spec_of(env: gym.Env | str) -> PolicySpec:
     """Read what an environment's observations and actions mean, from its own configuration.
 
@@ -183,6 +187,7 @@ def spec_of(env: gym.Env | str) -> PolicySpec:
     return simulator_of(env).spec(env)
 
 
+@explain_misuse
 def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
     """Check that a policy can act in an environment.
 
