@@ -15,11 +15,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, readouts, scores_of
 from rlmech.attribution.regions import FROZEN
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.edit import Site
+from rlmech.core.masked import weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
@@ -29,6 +31,7 @@ ROWS_AT_ONCE = 512
 """Rows of a chunk."""
 
 
+@explain_misuse
 def direct_action_attribution(
     policy: HookedPolicy,
     obs: Observation,
@@ -140,7 +143,7 @@ def slopes_behind(frozen: Frozen, name: str, arrays: Sequence[Tensor], rows: Rea
         torch.autograd.grad(scores, leaf, weight.expand_as(scores), retain_graph=True)[0] for weight in rows.weights
     ]
     shown = torch.stack([address.layout.show(slope) for slope in slopes], dim=1)
-    return address.layout.show(value), shown, scores.detach() @ rows.weights.T
+    return address.layout.show(value), shown, weighed(scores.detach(), rows.weights)
 
 
 def flat(values: Tensor) -> np.ndarray:

@@ -18,11 +18,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.graph import Node
+from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.operations.reading import record_of
 from rlmech.core.operations.record import Boundary
@@ -38,6 +40,7 @@ _PARTS, _REFINEMENTS = 8, 2
 """With attention: equal parts to begin with, and how often the crossings of gates behind it are located anew."""
 
 
+@explain_misuse
 def exact_integrated_gradients(
     policy: HookedPolicy,
     obs: Observation,
@@ -101,7 +104,7 @@ def exact_integrated_gradients(
         for collected, part in zip(attributions, parts, strict=True):
             collected.append(part)
     with torch.no_grad():
-        total = (path.scores(arrays) - path.scores(start)) @ rows.weights.T
+        total = weighed(less(path.scores(arrays), path.scores(start)), rows.weights)
     unit, lead = score_units(policy), ("batch", "action")
     summed = -total
     data = {"total": array(total, lead, units=unit), "n_pieces": ("batch", torch.cat(counts).cpu().numpy())}

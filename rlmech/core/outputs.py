@@ -159,15 +159,14 @@ def find_outputs(
     if call.plain and as_it_is and choices is None and width is None:
         return Scored(module=network, kind=kind)
     reading = replace(reading, choices=choices, choice=choice, width=width)
-    names = (
-        tuple(part for part in chosen if isinstance(part, str)) if listed is not None and choices is not None else ()
-    )
+    told = (tuple(chosen), value, choices and (choices.sizes, choices.binary), choice, width)
+    names = tuple(part for part in chosen if isinstance(part, str)) if listed is not None else ()
     return Scored(
         module=ScoredModule(network, reading, told=told),
         root=NETWORK,
         kind=kind,
         choices=choices,
-        names=names if len(names) == len(chosen) else (),
+        names=names if choices is not None and len(names) == len(chosen) else (),
     )
 
 

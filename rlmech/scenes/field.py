@@ -17,7 +17,9 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
+from rlmech.core.masked import is_masked
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.editable import Named
@@ -63,6 +65,7 @@ class _Plan:
         return f"{self.measure[0]} - {self.measure[1]}"
 
 
+@explain_misuse
 def scene_field(
     policy: HookedPolicy,
     scene: Scene,
@@ -224,7 +227,9 @@ def _measured(
     if plan.measure == "action":
         return actions, actions
     better, worse = (plan.names.index(name) for name in plan.measure)
-    return (scores[:, better] - scores[:, worse]).astype(float), actions
+    pair = scores[:, [better, worse]].astype(float)
+    pair[is_masked(torch.from_numpy(pair)).numpy()] = np.nan  # there is no gap to an action that may not be taken
+    return pair[:, 0] - pair[:, 1], actions
 
 
 def _read(policy: HookedPolicy, looks: Sequence[Look], site: Site, toward: int | None) -> Float[np.ndarray, pair]:
