@@ -418,7 +418,15 @@ def _floor_divided(value: Tensor, by: Tensor | float) -> Tensor:
     return torch.div(value, by, rounding_mode="floor")
 
 
-_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {"copy": _copied, "floor_divide": _floor_divided}
+def _heaviside(value: Tensor, at_zero: Tensor) -> Tensor:
+    return torch.heaviside(value.detach(), at_zero.detach())
+
+
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "copy": _copied,
+    "floor_divide": _floor_divided,
+    "heaviside": _heaviside,
+}
 """Stand-ins for operations that autograd refuses: an export makes `copy` of `y[:, 2:4] = x`, which autograd can do."""
 
 

@@ -234,7 +234,8 @@ def a_path_is_the_run_with_its_receiver_put_in(policy: rlm.HookedPolicy, x: Tens
                 policy, clean=x, corrupt=y, sender=site, receiver="last.hook_out", metric=READOUTS["score"]
             ).patched.values[0]
         except rlm.RlmechError as error:
-            assert "No path leads" in str(error)
+            if "No path leads" not in str(error):
+                raise
             found = numbers(readout(policy, corrupt, "score"))
         close(found, expected, policy, f"{chosen}")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from rlmech.core.graph import trace
 from rlmech.core.operations.reading import behaviour, record_of
 from rlmech.core.operations.record import UNKNOWN
 from rlmech.core.operations.table import known, names_where
+from tests.operations.brute_force import network
 from tests.operations.operation_cases import WIDTH, Around, rows
 from tests.operations.test_matrix import CASES, has_value, wrapped
 
@@ -44,6 +48,18 @@ def test_an_operation_without_a_record_is_neither_exact_nor_certified_and_moves_
             analysis(policy, x)
     found = attribution_patching(policy, clean=x, corrupt=y, sites=[rlm.Site("first.hook_out")], certificate=True)
     assert not found.certified.any()
+
+
+@pytest.mark.parametrize("step", [lambda v: v // 0.5, lambda v: torch.heaviside(v, torch.ones_like(v))])
+def test_a_step_of_which_torch_knows_no_derivative_has_the_gradient_zero(step: Callable[[Tensor], Tensor]) -> None:
+    policy = rlm.HookedPolicy(Around(lambda v: v + step(v), valued=False), torch.rand(2, 4)).double()
+    x, y = torch.rand(2, 5, 4, dtype=torch.float64)
+    site, metric = rlm.Site("first.hook_out"), rlm.metrics.action_score(1)
+    found = attribution_patching(policy, clean=x, corrupt=y, sites=[site], metric=metric, certificate=True)
+    net = network(policy)
+    change = (net.first(x) - net.first(y)) @ net.last.weight[1]
+    np.testing.assert_allclose(found.estimate.values[0], change.detach().numpy(), atol=1e-12)
+    np.testing.assert_allclose(found.patched.values[0], policy(x)[:, 1].detach().numpy(), atol=1e-12)
 
 
 class Named(nn.Module):
