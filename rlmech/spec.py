@@ -68,6 +68,7 @@ class PolicySpec:
         entities: Names of the rows of an entity observation, the ego first; empty for other observations.
         features: The features along the observation's last axis; empty for images.
         actions: Names of the actions, in the order of the scores.
+        choices: Names of the choices, where there are several at once (MultiDiscrete, MultiBinary); empty else.
         presence: Name of the feature that says whether an entity is there (below 0.5: absent), or None.
         relative: Whether x, y, vx and vy of the entities after the first are relative to the first one's.
         env_id: Gymnasium id of the environment, or None.
@@ -82,13 +83,14 @@ class PolicySpec:
     entities: tuple[str, ...] = ()
     features: tuple[FeatureSpec, ...] = ()
     actions: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     presence: str | None = None
     relative: bool = False
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for axis in ("entity", "feature", "action"):
+        for axis in ("entity", "feature", "action", "choice"):
             names = self.names(axis)
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -100,7 +102,7 @@ class PolicySpec:
                 )
 
     def names(self, axis: str) -> tuple[str, ...]:
-        """Names along `entity`, `feature` or `action`; empty where the spec has none."""
+        """Names along `entity`, `feature`, `action` or `choice`; empty where the spec has none."""
         match axis:
             case "entity":
                 return self.entities
@@ -108,6 +110,8 @@ class PolicySpec:
                 return tuple(feature.name for feature in self.features)
             case "action":
                 return self.actions
+            case "choice":
+                return self.choices
             case _:
                 return ()
 
@@ -144,6 +148,7 @@ class PolicySpec:
             entities=tuple(values["entities"]),
             features=tuple(FeatureSpec(**feature) for feature in values["features"]),
             actions=tuple(values["actions"]),
+            choices=tuple(values.get("choices", ())),
             presence=values["presence"],
             relative=bool(values.get("relative", False)),
             env_id=values["env_id"],

@@ -6,11 +6,9 @@ is taken on trust: on another policy, or with an edge that is none, it raises.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from rlmech.edges.components import ComponentGraph, Edge, component_graph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
 from rlmech.errors import ConfigError
-from rlmech.files import moved_into_place
+from rlmech.files import DamagedError, read_sealed_json, write_sealed_json
 from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
 from rlmech.results import storable
@@ -198,7 +196,7 @@ class Circuit:
         return storable(result.assign_coords(ends), said)
 
     def save(self, path: str | Path) -> Path:
-        """Write the circuit as JSON, in one step, replacing a file of that name."""
+        """Write the circuit as JSON with a checksum, in one step, replacing a file of that name."""
         path = Path(path)
         content = {
             "format": FORMAT,
@@ -207,8 +205,7 @@ class Circuit:
             "kept": self.kept,
             "dataset": self.dataset.to_dict(),
         }
-        with moved_into_place(path) as partial:
-            partial.write_text(json.dumps(content, default=_plain, indent=1))
+        write_sealed_json(path, content)
         return path
 
     @classmethod
@@ -221,7 +218,7 @@ class Circuit:
         """
         path = Path(path)
         try:
-            content: Any = json.loads(path.read_text())
+            content = read_sealed_json(path)
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             units = tuple(
@@ -233,11 +230,11 @@ class Circuit:
             kept = tuple(int(number) for number in content["kept"])
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no circuit.",
                 given=str(error)[:200],
-                expected=f"JSON of the format {FORMAT!r}",
+                expected=f"JSON of the format {FORMAT!r}, bit for bit as it was written",
                 fix="give a file that Circuit.save wrote",
             ) from error
         return cls(units=units, candidates=candidates, kept=kept, dataset=dataset)
@@ -270,9 +267,3 @@ def circuit_runs(
 def _with_interval(dataset: xr.Dataset, name: str) -> str:
     value, low, high = (float(dataset[name + suffix]) for suffix in ("", "_low", "_high"))
     return f"{name} {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else "")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} does not go into JSON")

@@ -28,7 +28,7 @@ SCORE_UNITS = {"q_values": "return", "logits": "nat", "mean_action": "action"}
 class Outputs:
     """What a policy gave for a batch: its action scores, and its state value where it has that head."""
 
-    scores: Float[Tensor, "batch action"]
+    scores: Float[Tensor, "batch *choice action"]
     value: Float[Tensor, " batch"] | None = None
 
     def rows(self, index: Int[Tensor, " rows"]) -> Outputs:
@@ -156,7 +156,7 @@ class BoundMetric:
 
     def __call__(
         self,
-        scores: Float[Tensor, "batch action"],
+        scores: Float[Tensor, "batch *choice action"],
         *,
         pair: Int[Tensor, " batch"] | None = None,
         value: Float[Tensor, " batch"] | None = None,

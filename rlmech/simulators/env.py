@@ -14,19 +14,28 @@ from gymnasium import spaces
 
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
-def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gym.Env:
+def make_env(
+    env_id: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    accelerated: bool = True,
+) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
     Args:
         env_id: Gymnasium id, e.g. `intersection-v2`.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
+        accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
+            own code runs, and `rlm.simulators.acceleration` says why.
 
     Returns:
         The environment; `spec_of` tells what its numbers mean.
@@ -58,7 +67,7 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
-        return gym.make(env_id, **kwargs)
+        env = gym.make(env_id, **kwargs)
     except TypeError as error:
         if config is None or "config" not in str(error):
             raise
@@ -68,6 +77,28 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
             expected="config=None: configurations are highway-env's",
             fix="leave config out",
         ) from None
+    if accelerated:
+        _accelerate(env)
+    return env
+
+
+def acceleration(env: gym.Env) -> Acceleration:
+    """What is accelerated of an environment, as it is now, and why not the rest.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.simulators.acceleration(rlm.make_env("CartPole-v1"))
+        Acceleration(frames=False, observations=False, why='nothing is known that would be faster than CartPoleEnv')
+    """
+    return simulator_of(env).acceleration(env)
+
+
+def _accelerate(env: gym.Env) -> None:
+    simulator = simulator_of(env)
+    simulator.accelerate(env)
+    found = simulator.acceleration(env)
+    if simulator.can_accelerate and not found:
+        remark_once(f"{_name(env)} runs in its own code, which is many times slower: {found.why}.")
 
 
 def spec_of(env: gym.Env) -> PolicySpec:
