@@ -126,12 +126,12 @@ class ThreeBlocks(nn.Module):
 
 def test_a_third_block_between_two_is_passed_by_but_not_passed_through():
     summed = policy_of(ThreeBlocks(chained=False))
-    found = composition_scores(summed, n_random=2)
+    found = composition_scores(summed)
     for later in ("second", "third"):  # past the second block the residual stream is the identity
         expected = by_hand(summed, torch.eye(8).double(), later)
         np.testing.assert_allclose(found_scores(found, later), expected, atol=1e-10)
     chained = policy_of(ThreeBlocks(chained=True))
-    found = composition_scores(chained, n_random=2)
+    found = composition_scores(chained)
     np.testing.assert_allclose(found_scores(found), by_hand(chained, torch.eye(8).double()), atol=1e-10)
     assert np.isnan(found_scores(found, "third")).all()
 

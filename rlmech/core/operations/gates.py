@@ -19,6 +19,8 @@ from rlmech.core.operations.record import Boundary, Gating
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> list[Boundary]:
     sides = [] if low is None else [Boundary(distance=x - low, inclusive=True)]
+    if isinstance(low, Tensor) and isinstance(high, Tensor):  # where they cross, the upper one holds
+        sides.append(Boundary(distance=(low - high).expand_as(x)))
     return sides if high is None else [*sides, Boundary(distance=x - high)]
 
 
