@@ -47,6 +47,7 @@ class Curve:
         knots: Where the slope has an extreme, or jumps; the value may jump there too. In ascending order.
         bends: Where the curvature has an extreme, knots aside.
         straight: Whether the function is linear between its knots.
+        cancels: Whether torch computes it as a difference of larger numbers, so that it errs by epsilons of these.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Curve:
     knots: Points = ()
     bends: Points = ()
     straight: bool = False
+    cancels: bool = False
 
     def range(self, low: Tensor, high: Tensor) -> Range:
         """The least and the greatest value over `[low, high]`, element by element."""
