@@ -78,7 +78,8 @@ def certify(
             measured = measure_outputs(policy, values[: len(ends)], metric, pair=rows)
             linear = _metric_is_linear(ends, before, after, slopes, change=measured - run.measured[rows], rows=rows)
             if conditions:
-                kept = {read: batch_first(read, before[read])[rows] for read in reads}
+                kept = {read: batch_first(read, before[read]) for read in reads}
+                kept = {read: value[rows] if read.has_batch else value for read, value in kept.items()}
                 now = {read: batch_first(read, after[read]) for read in reads}
                 linear &= torch.stack([condition.holds(kept, now) for condition in conditions]).all(0)
             certified[chosen] = linear.reshape(len(chosen), -1)

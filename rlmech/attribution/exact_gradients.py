@@ -22,17 +22,15 @@ from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
-from rlmech.circuits.rules import Boundary
 from rlmech.core.graph import Node
 from rlmech.core.observation import Observation
+from rlmech.core.operations.reading import record_of
+from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 
 _ROWS_AT_ONCE = 32
 _POINTS_AT_ONCE = 1024
-_CONTINUOUS = {"relu", "leaky_relu", "prelu", "abs", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max",
-               "hardsigmoid", "softshrink"}  # fmt: skip
-"""Gates of one number each that do not jump."""
 _TIES = 64
 """How often at most competitors of a pool are compared anew."""
 _PARTS, _REFINEMENTS = 8, 2
@@ -301,8 +299,18 @@ def _last(whole: Frozen) -> tuple[Gate, ...]:
     return tuple(
         gate
         for gate in whole.gates
-        if gate.node not in before and gate.node.op in _CONTINUOUS and gate.node.sizes[0] == -1
+        if gate.node not in before
+        and gate.node.shape is not None
+        and gate.node.sizes[0] == -1
+        and _is_of_one(gate, whole)
     )
+
+
+def _is_of_one(gate: Gate, whole: Frozen) -> bool:
+    """Whether a gate is a continuous function of each number by itself, whatever else it takes being fixed."""
+    gating = record_of(gate.node).gating
+    alone = [read for read in gate.reads if read in whole.varying] == [gate.node.args[0]]
+    return gating is not None and gating.each and gating.continuous and alone
 
 
 def _layers(whole: Frozen, *, without: Sequence[Gate]) -> tuple[tuple[Gate, ...], ...]:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
-from rlmech.circuits.rules import Boundary
 from rlmech.core.graph import Node
 from rlmech.core.observation import Observation
+from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 
 FROZEN = "attention patterns and masks as on each observation"

@@ -9,23 +9,20 @@ passes; the patterns are the policy's own on that observation, and pass on no gr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rlmech.circuits.rules import ADDED, AFFINE, COMPARISONS, FACTORS, FIXED, GATES, KEYWORDS, SHIFTING, Boundary
-from rlmech.core.graph import Graph, Node
+from rlmech.core.graph import Node
+from rlmech.core.operations.reading import behaviour, boundaries_of, nodes_in, record_of, rows_first
+from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, EngineError
 
-_PUTTING = {"add", "add_", "sub", "rsub", "cat", "concat", "stack", "where", "masked_fill", "select_scatter",
-            "slice_scatter", "constant_pad_nd", "pad", "batch_norm",
-            "_native_batch_norm_legit_no_training"}  # fmt: skip
-"""Affine operations that can add numbers of their own; their value at zero is what they add."""
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}
-_SOFTMAX = {"softmax", "_softmax", "_safe_softmax", "scaled_dot_product_attention"}
+_PLAIN_BIASES = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"}
+"""Operations whose bias is what they add, laid out like the last axis or, of a convolution, like axis 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +49,7 @@ class Gate:
 
     def boundaries(self, values: dict[Node, Tensor]) -> list[Boundary]:
         """Its boundaries, given the values of what it reads, one row each of the batch first."""
-        args = [values[arg] if isinstance(arg, Node) else arg for arg in self.node.args]
-        kwargs = {key: values[arg] if isinstance(arg, Node) else arg for key, arg in self.node.kwargs.items()}
-        found = GATES[self.node.op](*args, **kwargs)
-        return [replace(b, distance=rows_first(self.node, b.distance)) for b in found]
+        return boundaries_of(self.node, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +131,8 @@ def freeze(
     every = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
     patterns = [pattern for pattern in every if pattern not in given]
     replaced = {*patterns, *given}
-    order = _order(graph, ends, replaced)
+    order = graph.computed_order(ends, replaced=replaced, cut=replaced)
+    read = {*ends, *(source for node in order for source in graph.sources_of(node, replaced=replaced))}
     namer = _Namer(policy)
     varying: set[Node] = set(given)
     gates: list[Gate] = []
@@ -145,29 +140,28 @@ def freeze(
     for node in order:
         if node.op == "input" and vary == "all":
             varying.add(node)
-        if node in replaced or node.op == "input":
-            continue
-        definition = _definition(graph, node, replaced)
-        reads = [definition] if definition else list(node.inputs())
-        if node.op in FIXED or not any(read in varying for read in reads):
-            continue
+        definition = graph.definition_of(node, replaced=replaced)
         if definition is not None:
-            varying.add(node)
+            if definition in varying:
+                varying.add(node)
             continue
-        if node.op in GATES and _is_plain(node):
+        acts = behaviour(node, varying)
+        if acts == "fixed":
+            continue
+        if acts == "gate":
             gates.append(Gate(node=node, name=namer.gate(node)))
-        elif not _is_affine(node, varying):
+        elif acts != "affine":
             raise _bent(policy, node, namer.place(node))
         if node.dtype is None or node.dtype.is_floating_point:
             varying.add(node)
             sources.extend(_sources(node, varying, namer))
-        elif node.op not in COMPARISONS and node.op != "getitem":
+        elif record_of(node).role != "comparison" and node.op != "getitem":
             raise _bent(policy, node, namer.place(node))
     return Frozen(
         policy=policy,
         ends=tuple(ends),
         given=tuple(given),
-        patterns=tuple(pattern for pattern in patterns if pattern in order),
+        patterns=tuple(pattern for pattern in patterns if pattern in read),
         varying=frozenset(varying),
         gates=tuple(gates),
         sources=tuple(sources),
@@ -201,18 +195,6 @@ def _is_mix(node: Node, patterns: Sequence[Node], varying: set[Node]) -> bool:
     return pattern.sizes[-2] == 1 and pattern.sizes[:-2] == values.sizes[:-2]
 
 
-def rows_first(node: Node, value: Tensor) -> Tensor:
-    """A value that is laid out like a node, or like what it reads, with the batch as its first axis."""
-    sizes = node.shape if node.shape is not None else node.args[0].sizes
-    axis = next(i for i, size in enumerate(sizes) if size < 0)
-    folded = -sizes[axis]
-    if folded > 1:
-        split = (folded, -1) if node.batch_inner else (-1, folded)
-        value = value.unflatten(axis, split)
-        axis += node.batch_inner
-    return value if axis == 0 else value.movedim(axis, 0)
-
-
 def offsets(
     frozen: Frozen, gradients: dict[Node, Tensor], values: dict[Node, Tensor], *, sources: Sequence[Source]
 ) -> Tensor:
@@ -238,15 +220,24 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
     call: Any = node.call
     if source.added is not None:
         bias = values[source.added].detach()
-        return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if node.op in _CONVOLUTIONS else bias
-    if node.op in SHIFTING:
-        x = values[node.args[0]].detach().requires_grad_()
+        is_convolution = record_of(node).moves == "convolution"
+        return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
+    if record_of(node).gating is not None:  # its value less what its slopes make of what varies
+        leaves = {
+            read: v.detach().expand(_rows_of(node, v)).requires_grad_() for read, v in values.items() if read in varying
+        }
         with torch.enable_grad():
-            y = call(x, *(_filled(arg, values) for arg in node.args[1:]), **node.kwargs)
-            (slope,) = torch.autograd.grad(y.sum(), x)
-        return (y - slope * x).detach()
+            y = call(*(_filled(arg, values | leaves) for arg in node.args), **_filled(node.kwargs, values))
+            slopes = torch.autograd.grad(y.sum(), list(leaves.values()))
+        return (y - sum(slope * x for slope, x in zip(slopes, leaves.values(), strict=True))).detach()
     at_zero = {read: torch.zeros_like(v) if read in varying else v.detach() for read, v in values.items()}
     return call(*(_filled(arg, at_zero) for arg in node.args), **_filled(node.kwargs, at_zero))
+
+
+def _rows_of(node: Node, value: Tensor) -> list[int]:
+    """The sizes of a node that acts element by element, given a value that it reads, which may be narrower."""
+    batch = next((size for size, own in zip(value.shape, node.sizes[-value.ndim :], strict=True) if own < 0), 1)
+    return [-size * batch if size < 0 else size for size in node.sizes]
 
 
 def _filled(value: Any, values: dict[Node, Tensor]) -> Any:
@@ -260,45 +251,39 @@ def _filled(value: Any, values: dict[Node, Tensor]) -> Any:
 
 
 def _sources(node: Node, varying: set[Node], namer: _Namer) -> Iterator[Source]:
-    if node.op in SHIFTING:
-        yield Source(name=namer.place(node), node=node, added=None)
-    elif node.op in ADDED or node.op in _CONVOLUTIONS:
-        place = 2 if node.op in _CONVOLUTIONS else ADDED[node.op][0]
-        bias = node.args[place] if len(node.args) > place else None
+    record = record_of(node)
+    if record.gating is not None:
+        read = [node.args[place] for place in record.gating.reads if len(node.args) > place]
+        if record.gating.shifts and (len(read) == 1 or not all(arg in varying for arg in read)):
+            yield Source(name=namer.place(node), node=node, added=None)
+    elif node.op in _PLAIN_BIASES and not node.kwargs:
+        bias = node.args[record.added[0]] if len(node.args) > record.added[0] else None
         if isinstance(bias, Node) and bias not in varying:
             yield Source(name=namer.constant(bias, node), node=node, added=bias)
-    elif node.op in _PUTTING and _puts_in(node, varying):
+    elif _puts_in(node, varying):
         constants = [read for read in node.inputs() if read not in varying]
         name = namer.constant(constants[0], node) if len(constants) == 1 else namer.place(node)
         yield Source(name=name, node=node, added=None)
 
 
 def _puts_in(node: Node, varying: set[Node]) -> bool:
-    if any(read not in varying and read.dtype is not None and read.dtype.is_floating_point for read in node.inputs()):
-        return True
-    numbers = {"masked_fill": node.args[2:], "constant_pad_nd": node.args[2:], "pad": node.args[3:]}
-    own = numbers.get(node.op, node.args[1:] if node.op in {"add", "sub", "rsub", "where"} else ())
-    return any(isinstance(arg, int | float) and arg != 0 for arg in own)
+    """Whether an affine operation adds numbers that do not vary."""
+    record = record_of(node)
+    added = (*record.added, *(range(len(node.args)) if record.affine is None else record.affine))
+    for place, arg in enumerate(node.args):
+        if place in added and any(_is_real(read) and read not in varying for read in nodes_in(arg)):
+            return True
+        if place in record.numbers and isinstance(arg, int | float) and arg != 0:
+            return True
+    return record.adds
 
 
-def _is_plain(node: Node) -> bool:
-    """Whether it is what its table says: a keyword that is not known, as div's `rounding_mode`, may change that."""
-    return node.kwargs.keys() <= KEYWORDS
-
-
-def _is_affine(node: Node, varying: set[Node]) -> bool:
-    if node.op in AFFINE:
-        return _is_plain(node)
-    if node.op not in FACTORS or not _is_plain(node):
-        return False
-    taken = [(place, read) for place, arg in enumerate(node.args) for read in _nodes(arg) if read in varying]
-    factors = [place for place, _ in taken if place not in ADDED.get(node.op, ())]
-    plain = not any(read in varying for arg in node.kwargs.values() for read in _nodes(arg))
-    return plain and len(factors) <= 1 and all(place in FACTORS[node.op] for place in factors)
+def _is_real(node: Node) -> bool:
+    return node.dtype is not None and node.dtype.is_floating_point
 
 
 def _bent(policy: HookedPolicy, node: Node, place: str) -> AttentionError | EngineError:
-    if node.op in _SOFTMAX:
+    if record_of(node).role in ("softmax", "attention"):
         return AttentionError(
             f"A softmax in {place!r} belongs to no verified attention block, so its pattern cannot be frozen.",
             given=f"{type(policy.module).__name__}, with the blocks {list(policy.attention)}",
@@ -311,39 +296,6 @@ def _bent(policy: HookedPolicy, node: Node, place: str) -> AttentionError | Engi
         expected="linear layers, convolutions, ReLU-like gates, max-pools, sums and scalings; attention is frozen",
         fix="use rlm.activation_patching, or captum's integrated_gradients, which asks for no linear pieces",
     )
-
-
-def _order(graph: Graph, ends: Sequence[Node], replaced: set[Node]) -> list[Node]:
-    """What the ends need, in an order in which it can be computed; nothing of what replaced nodes would need."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    stack = [(end, False) for end in ends]
-    while stack:
-        node, expanded = stack.pop()
-        if node in done:
-            continue
-        if expanded or node in replaced:
-            done.add(node)
-            order.append(node)
-            continue
-        stack.append((node, True))
-        definition = _definition(graph, node, replaced)
-        reads = [definition] if definition else list(node.inputs())
-        stack.extend((read, False) for read in reads if read.op != "sym_size")
-    return order
-
-
-def _definition(graph: Graph, node: Node, replaced: set[Node]) -> Node | None:
-    alternative = graph.alternatives.get(node)
-    return alternative.definition if alternative and alternative.triggers & replaced else None
-
-
-def _nodes(value: Any) -> Iterator[Node]:
-    if isinstance(value, Node):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _nodes(item)
 
 
 class _Namer:

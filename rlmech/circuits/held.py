@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rlmech.circuits.gated import GATES
-from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
 from rlmech.core.graph import Node
+from rlmech.core.operations.reading import behaviour
+from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
 
@@ -27,12 +27,6 @@ Values = Mapping[Node, Tensor]
 NORMS = ("layer_norm", "rms_norm")
 """Names of the norms whose scale is held."""
 
-_LINEAR = LAYOUT_OPS | {
-    "linear", "addmm", "add", "sub", "neg", "cat", "stack", "mean", "sum", "head_result", "head_sum", "to", "_to_copy",
-    "sym_size", "conv1d", "conv2d", "conv3d", "masked_fill", "batch_norm", "avg_pool1d", "avg_pool2d",
-    "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
-}  # fmt: skip
-"""Operations that are linear in what varies, products aside."""
 _FUSED = "scaled_dot_product_attention"
 _CHECK_SEED = 0
 
@@ -108,7 +102,7 @@ def hold(
         run = HeldRun(end=value, arrays=leaves if start is None else (), cuts=varying)
         bends = bends_of(policy, end, start=(*inputs, *varying), cut=(*given, *frozen))
         if _FUSED in bends or (value.requires_grad and run.bends()):
-            found = [name for name in bends if name not in (*GATES, *NORMS)]
+            found = [name for name in bends if not (known(name).gating or known(name).role == "norm")]
             raise AttentionError(
                 f"There is no linear path through {type(policy.module).__name__}: something bends between its gates.",
                 given=f"operations {', '.join(found or bends)}",
@@ -138,7 +132,7 @@ def bends_of(policy: HookedPolicy, end: Node, *, start: Collection[Node], cut: C
         real = node.dtype is None or node.dtype.is_floating_point
         if node not in varying and real and any(source in varying for source in _sources(policy, node, cuts)):
             varying.add(node)
-            if _defined_anew(policy, node, cuts) is None and not _is_linear(node, varying):
+            if _defined_anew(policy, node, cuts) is None and behaviour(node, varying) not in ("affine", "fixed"):
                 found.add(node.op)
     return sorted(found)
 
@@ -146,15 +140,6 @@ def bends_of(policy: HookedPolicy, end: Node, *, start: Collection[Node], cut: C
 def reaches(policy: HookedPolicy, start: Node, end: Node, *, cut: Collection[Node]) -> bool:
     """Whether one node reaches another on a way that avoids the cuts."""
     return start in _before(policy, end, cut=set(cut) - {end})
-
-
-def _is_linear(node: Node, varying: set[Node]) -> bool:
-    factors = node.args[:2]
-    if node.op in MATMUL | {"mul", "mm"}:
-        return not all(isinstance(factor, Node) and factor in varying for factor in factors)
-    if node.op == "div":
-        return not (isinstance(factors[1], Node) and factors[1] in varying)
-    return node.op in _LINEAR
 
 
 def _defined_anew(policy: HookedPolicy, node: Node, cut: set[Node]) -> Node | None:

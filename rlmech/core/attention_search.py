@@ -18,15 +18,11 @@ from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Mask, OutputProjection, Projection, Source
 from rlmech.core.graph import Alternative, Graph, Node, depends_on_input
 from rlmech.core.layout import Layout
+from rlmech.core.operations.table import known, names_where
 from rlmech.core.program import Address, compile_program
 
-LAYOUT_OPS = {
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous",
-    "clone", "select", "slice", "unflatten", "flatten", "split", "chunk", "split_with_sizes", "unbind", "getitem",
-    "swapaxes", "movedim", "repeat", "repeat_interleave", "numpy_T", "adjoint", "mT",
-}  # fmt: skip
-SOFTMAX = {"softmax", "_softmax", "_safe_softmax"}
-MATMUL = {"matmul", "bmm", "baddbmm"}
+SOFTMAX = names_where(lambda record: record.role == "softmax")
+MATMUL = names_where(lambda record: record.role == "matmul")
 HEAD_AXES: tuple[Axis, ...] = ("batch", "head", "query", "key")
 PROBE_BATCH = 2
 
@@ -68,7 +64,7 @@ def _from_softmax(softmax: Node, users: Mapping[Node, list[Node]]) -> Found | No
     while True:
         readers = users[after]
         products = [reader for reader in readers if reader.op in MATMUL and reader.args[0] is after]
-        if products or len(readers) != 1 or readers[0].op not in LAYOUT_OPS:
+        if products or len(readers) != 1 or not known(readers[0].op).keeps_elements:
             break
         after = readers[0]
     scores = softmax.args[0]
@@ -252,7 +248,7 @@ def _mask_address(mask: Any, *, negate: bool = False) -> Mask | None:
 
 
 def _additive_mask(bias: Any) -> Mask | None:
-    while isinstance(bias, Node) and bias.op in LAYOUT_OPS:
+    while isinstance(bias, Node) and known(bias.op).keeps_elements:
         bias = bias.args[0]
     if isinstance(bias, Node) and bias.op == "masked_fill":
         return _mask_address(bias.args[1])
@@ -274,7 +270,7 @@ class _NoProjectionError(Exception):
 
 def _projection(graph: Graph, address: Address) -> Projection:
     layer = address.node
-    while layer.op in LAYOUT_OPS:
+    while known(layer.op).keeps_elements:
         layer = layer.args[0]
     source, weight, bias, transposed = _affine(layer)
     columns, rows = _trace_indices(graph, layer, address)
@@ -360,7 +356,7 @@ def _combining_layer(z: Node, users: Mapping[Node, list[Node]]) -> Node | None:
                 return user
             if user.op == "addmm" and user.args[1] is node:
                 return user
-            if user.op in LAYOUT_OPS:
+            if known(user.op).keeps_elements:
                 frontier.append(user)
     return None
 

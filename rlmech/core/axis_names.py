@@ -8,14 +8,14 @@ what attention's rows are made of. Cost: two passes over the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found
-from rlmech.core.attention_search import LAYOUT_OPS
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.table import known, names_where
 
 IMAGE: tuple[Axis, ...] = ("batch", "channel", "height", "width")
 SIGNAL: tuple[Axis, ...] = ("batch", "channel", "width")
@@ -27,6 +27,9 @@ OBSERVATION: dict[int, tuple[Axis, ...]] = {
 _SPATIAL_RANK = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4}
 _ARITHMETIC = {"add", "sub", "mul", "div", "to", "_to_copy", "clone", "contiguous", "masked_fill", "where", "neg"}
 _MAKES_NEURONS = {"linear", "addmm", "embedding"}
+_SPATIAL = names_where(lambda record: record.kind in ("convolution", "pool"))
+_ROW_WISE = names_where(lambda record: record.kind in ("activation", "norm") and "softmax" not in record.name)
+"""Operations that treat the last axis, or each element, by itself."""
 
 
 def numbered(rank: int) -> tuple[Axis, ...]:
@@ -45,15 +48,10 @@ class AxisNames:
     Args:
         graph: The graph.
         blocks: Its attention blocks.
-        row_wise: Operations that treat the last axis, or each element, by itself: activations and norms.
-        spatial: Convolutions and pools.
     """
 
-    def __init__(
-        self, graph: Graph, blocks: Iterable[Found], *, row_wise: Collection[str], spatial: Collection[str]
-    ) -> None:
-        self.graph, self.spatial = graph, spatial
-        self.row_wise = {op for op in row_wise if "softmax" not in op}
+    def __init__(self, graph: Graph, blocks: Iterable[Found]) -> None:
+        self.graph = graph
         self.observations = {node: self._observation(node) for node in graph.inputs}
         self.rows = self._rows(blocks)
 
@@ -100,7 +98,7 @@ class AxisNames:
                 if _SPATIAL_RANK.get(reader.op) == rank or (reader.op == "convolution" and rank > 2):
                     names: tuple[Axis, ...] = {3: SIGNAL, 4: IMAGE}.get(rank, ("batch", "channel", *numbered(rank)[2:]))
                     return tuple(names[order.index(axis)] for axis in range(rank))
-                if reader.op in self.row_wise | _ARITHMETIC and len(reader.shape) == rank:
+                if reader.op in _ROW_WISE | _ARITHMETIC and len(reader.shape) == rank:
                     stack.append((reader, order))
                 elif reader.op in {"permute", "transpose"}:
                     stack.append((reader, tuple(order[axis] for axis in _moved(reader, rank))))
@@ -120,8 +118,8 @@ class AxisNames:
         return False
 
     def _is_image(self, node: Node) -> bool:
-        while node.op not in self.spatial:
-            passed = node.op in self.row_wise | _ARITHMETIC | {"getitem"}
+        while node.op not in _SPATIAL:
+            passed = node.op in _ROW_WISE | _ARITHMETIC | {"getitem"}
             if not passed or not node.args or not isinstance(node.args[0], Node):
                 return False
             node = node.args[0]
@@ -130,7 +128,7 @@ class AxisNames:
     def _has_neurons(self, node: Node) -> bool:
         """Whether the last axis is that of a layer's units."""
         while node.op not in _MAKES_NEURONS:
-            passed = node.op in self.row_wise | _ARITHMETIC | {"getitem", "select", "slice", "cat"}
+            passed = node.op in _ROW_WISE | _ARITHMETIC | {"getitem", "select", "slice", "cat"}
             before = next(node.inputs(), None)
             if not passed or before is None or before.shape is None or len(before.shape) < 2:
                 return False
@@ -154,11 +152,11 @@ class AxisNames:
     @staticmethod
     def _before_heads(node: Node) -> Node:
         """The stack of rows that queries, keys or values are made of; torch's own attention moves its batch."""
-        while node.op in LAYOUT_OPS | {"linear"} and isinstance(node.args[0], Node):
+        while (node.op == "linear" or known(node.op).keeps_elements) and isinstance(node.args[0], Node):
             if node.op == "linear" and _is_stack(node):
                 break
             node = node.args[0]
-            if _is_stack(node) and node.op not in LAYOUT_OPS:
+            if _is_stack(node) and not known(node.op).keeps_elements:
                 break
         return node
 
@@ -169,7 +167,7 @@ class AxisNames:
             for reader in users[stack.pop()]:
                 if reader.op == "linear":
                     found.append(reader)
-                elif reader.op in LAYOUT_OPS:
+                elif known(reader.op).keeps_elements:
                     stack.append(reader)
         return found
 
@@ -177,7 +175,7 @@ class AxisNames:
         """What each row of a value is made of, row by row."""
         if not _is_stack(node):
             return
-        keeps = node.op in self.row_wise | _ARITHMETIC | {"linear"}
+        keeps = node.op in _ROW_WISE | _ARITHMETIC | {"linear"}
         joined = node.op in {"cat", "slice"} and _axis(node) == 1
         for source in node.inputs():
             rows = _is_stack(source) and (joined or (keeps and source.sizes[1] == node.sizes[1]))

@@ -15,29 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlmech.core.attention_search import LAYOUT_OPS
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.core.points import OPERATIONS
+from rlmech.core.operations.reading import axes_of, nodes_in, record_of
+from rlmech.core.operations.record import Movement
+from rlmech.core.operations.table import known as known_operation
 
 Block = Callable[[Node, Tensor | None], Tensor | None]
 """(node, which of its elements depend on the sources, in the node's own shape) -> what goes on to its readers."""
-
-_MOVES = LAYOUT_OPS | {"cat", "stack", "constant_pad_nd", "pad", "flip", "roll", "unbind"}
-_RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten"}
-ELEMENTWISE = {
-    *(name for name, kind in OPERATIONS.items() if kind == "activation" and "softmax" not in name and name != "glu"),
-    "add", "sub", "rsub", "mul", "div", "pow", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sign",
-    "square", "sin", "cos", "tan", "atan", "atan2", "erf", "floor", "ceil", "round", "log1p", "expm1", "maximum",
-    "minimum", "lt", "le", "gt", "ge", "eq", "ne", "logical_not", "logical_and", "logical_or", "bitwise_not",
-    "bitwise_and", "bitwise_or", "masked_fill", "where", "to", "_to_copy", "type_as", "nan_to_num", "remainder",
-    "addcmul", "lerp", "batch_norm", "detach", "log_sigmoid", "isnan", "isinf",
-}  # fmt: skip
-_PRODUCTS = {"linear", "addmm", "matmul", "bmm", "baddbmm"}
-_SOFTMAX = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
-_REDUCTIONS = {"sum", "mean", "amax", "amin", "any", "all", "logsumexp", "prod"}
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"}
-_POOLS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"}
 
 
 def push_dependence(
@@ -62,7 +47,7 @@ def push_dependence(
     """
     known: dict[Node, Any] = {}
     for node in graph.computed_order(ends, replaced=replaced):
-        if node.op in ("parameter", "constant", "sym_size"):
+        if known_operation(node.op).role == "leaf" and node.op != "input":
             continue
         definition = graph.definition_of(node, replaced=replaced)
         if definition is not None:
@@ -77,6 +62,10 @@ def push_dependence(
             known[node] = value
 
 
+_BY_FIRST_ARGUMENT: tuple[Movement, ...] = ("channelwise", "convolution", "norm")
+"""Movements that hold as long as what the first argument is worked on with depends on nothing."""
+
+
 class _Pusher:
     """The rules: what an operation makes of the masks of its inputs."""
 
@@ -89,21 +78,29 @@ class _Pusher:
 
     def _rule(self, node: Node) -> Callable[[Node], Any] | None:
         """The rule of an operation, by name; None where there is none, or its arguments are unusual."""
-        rules: list[tuple[set[str], Callable[[Node], Any], bool]] = [
-            (_RESHAPES, lambda n: self._mask(n.args[0]).reshape(self._sizes(n)), node.shape is not None),
-            (_MOVES, self._moved, True),
-            (ELEMENTWISE, self._elementwise, node.shape is not None),
-            (_SOFTMAX, lambda n: self._along(self._mask(n.args[0]), [n.args[1]]), True),
-            (_PRODUCTS, self._product, self._has_matrices(node)),
-            ({"scaled_dot_product_attention"}, self._attention, True),
-            (_REDUCTIONS, self._reduced, node.op in _REDUCTIONS and bool(node.shape and _axes(node))),
-            (_CONVOLUTIONS, self._convolved, not any(source in self.known for source in node.args[1:2])),
-            (_POOLS, lambda n: self._call(n, self._mask(n.args[0]).float(), *n.args[1:]) > 0, True),
-            ({"max_pool2d_with_indices"}, self._pooled, True),
-            ({"layer_norm"}, self._normalised, True),
-            ({"head_result"}, self._per_head, True),
-        ]
-        return next((rule for ops, rule, fits in rules if node.op in ops and fits), None)
+        moves = record_of(node).moves
+        if moves == "product" and not self._has_matrices(node):
+            return None
+        if moves in _BY_FIRST_ARGUMENT and any(source in self.known for source in nodes_in(node.args[1:])):
+            return None
+        if node.shape is None and moves not in ("layout", "pool"):
+            return None
+        rules: dict[Movement, Callable[[Node], Any]] = {
+            "reshape": self._reshaped,
+            "layout": self._moved,
+            "join": self._joined,
+            "elementwise": self._elementwise,
+            "channelwise": self._elementwise,
+            "along": lambda n: self._along(self._mask(n.args[0]), axes_of(n) or ()),
+            "product": self._product,
+            "attention": self._attention,
+            "reduction": self._reduced,
+            "convolution": self._convolved,
+            "pool": self._pooled,
+            "norm": self._normalised,
+            "heads": self._per_head,
+        }
+        return rules.get(moves)
 
     def _elementwise(self, node: Node) -> Tensor:
         return self._any([self._mask(source).broadcast_to(self._sizes(node)) for source in self._tensors(node)])
@@ -112,9 +109,21 @@ class _Pusher:
         weight = torch.ones(node.args[1].sizes)
         return self._call(node, self._mask(node.args[0]).float(), weight, None, *node.args[3:]) > 0
 
-    def _pooled(self, node: Node) -> tuple[Tensor, Tensor]:
-        pooled = self._call(node, self._mask(node.args[0]).float(), *node.args[1:])[0] > 0
-        return pooled, pooled
+    def _pooled(self, node: Node) -> Any:
+        pooled = self._call(node, self._mask(node.args[0]).float(), *node.args[1:])
+        return tuple(part > 0 for part in (pooled[0], pooled[0])) if isinstance(pooled, tuple | list) else pooled > 0
+
+    def _reshaped(self, node: Node) -> Tensor:
+        mask, sizes = self._mask(node.args[0]), self._sizes(node)
+        return mask.expand(sizes) if node.op == "expand" else mask.reshape(sizes)
+
+    def _joined(self, node: Node) -> Tensor:
+        if node.op in ("cat", "stack"):
+            return self._call(node, *node.args)
+        sizes, *rest = node.args[1:]  # numbers that a pad puts in depend on nothing
+        constant = node.op == "constant_pad_nd" or rest[:1] in ([], ["constant"])
+        mask = self._mask(node.args[0]).float()
+        return (torch.constant_pad_nd(mask, sizes, 0) if constant else self._call(node, mask, sizes, *rest)) > 0
 
     def _normalised(self, node: Node) -> Tensor:
         rank = len(node.sizes)
@@ -200,7 +209,7 @@ class _Pusher:
 
     def _reduced(self, node: Node) -> Tensor:
         mask = self._mask(node.args[0])
-        for axis in _axes(node):
+        for axis in axes_of(node) or ():
             mask = mask.any(axis, keepdim=True)
         return mask.reshape(self._sizes(node))
 
@@ -226,11 +235,3 @@ class _Pusher:
         if node.sizes and node.sizes[0] == -1:
             return rows.reshape(-1, *([1] * (len(sizes) - 1))).expand(sizes)
         return rows.any().expand(sizes)
-
-
-def _axes(node: Node) -> list[int]:
-    """The axes that a reduction names; none where it reduces all, or is told in another way."""
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if isinstance(axes, bool) or not isinstance(axes, int | list | tuple):
-        return []
-    return [axes] if isinstance(axes, int) else [int(axis) for axis in axes]

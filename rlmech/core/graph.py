@@ -22,6 +22,8 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
+from rlmech.core.operations.aliases import plain_name
+
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
 
@@ -119,7 +121,9 @@ class Graph:
         return alternative.definition
 
     def sources_of(self, node: Node, *, replaced: Collection[Node] = ()) -> list[Node]:
-        """What a node is computed from when some nodes are replaced."""
+        """What a node is computed from when some nodes are replaced; a batch size is the observation's own."""
+        if node.op == "sym_size":
+            return []
         definition = self.definition_of(node, replaced=replaced)
         return list(node.inputs()) if definition is None else [definition]
 
@@ -168,8 +172,7 @@ class Graph:
         depends = {node: node not in cut for node in fixed}
         order: list[Node] = []
         for node in self.computed_order(ends, replaced={*replaced, *fixed}, cut=fixed):
-            sources = () if node.op == "sym_size" else self.sources_of(node, replaced={*replaced, *fixed})
-            depends[node] = any(depends[source] for source in sources)
+            depends[node] = any(depends[source] for source in self.sources_of(node, replaced={*replaced, *fixed}))
             if depends[node]:
                 order.append(node)
         return order
@@ -402,7 +405,8 @@ class _Reader:
 
 def _plain_name(target: Any) -> str:
     if isinstance(target, OpOverload):
-        return target._schema.name.rpartition("::")[2]  # pyright: ignore[reportPrivateUsage]
+        schema = target._schema  # pyright: ignore[reportPrivateUsage]
+        return plain_name(schema.name.rpartition("::")[2], schema.overload_name)
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
 
 

@@ -14,43 +14,16 @@ from torch import nn
 
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Role
-from rlmech.core.attention_search import LAYOUT_OPS
 from rlmech.core.axis_names import AxisNames
 from rlmech.core.graph import Graph, Node, depends_on_input
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
+from rlmech.core.operations.table import known
 from rlmech.core.program import Address
 from rlmech.errors import ConfigError
 
 OutputKind = Literal["q_values", "logits", "mean_action"]
 
-OPERATIONS: dict[str, Kind] = {
-    **dict.fromkeys(("linear", "addmm"), "linear"),
-    **dict.fromkeys(
-        ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"), "convolution"
-    ),
-    **dict.fromkeys(
-        (
-            "relu", "tanh", "sigmoid", "gelu", "elu", "selu", "celu", "silu", "mish", "leaky_relu", "prelu", "rrelu",
-            "relu6", "hardtanh", "hardsigmoid", "hardswish", "softplus", "softsign", "log_sigmoid", "tanhshrink",
-            "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "softmax", "_softmax",
-            "log_softmax", "_log_softmax", "glu",
-        ),
-        "activation",
-    ),
-    **dict.fromkeys(
-        ("batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "native_layer_norm", "group_norm",
-         "native_group_norm", "instance_norm", "rms_norm"),
-        "norm",
-    ),
-    **dict.fromkeys(
-        ("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
-         "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
-        "pool",
-    ),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), "recurrent"),
-    "embedding": "layer",
-}  # fmt: skip
 ROLE_KINDS: dict[Role, Kind] = {
     "q": "query",
     "k": "key",
@@ -77,8 +50,6 @@ SCORES_NAME: dict[OutputKind, str] = {
     "logits": "hook_logits",
     "mean_action": "hook_mean_action",
 }
-SPATIAL = {name for name, kind in OPERATIONS.items() if kind in ("convolution", "pool")}
-ROW_WISE = {name for name, kind in OPERATIONS.items() if kind in ("activation", "norm")}
 MOST_AXES = 6
 NORMALIZATION = "normalization"
 """Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
@@ -109,8 +80,8 @@ def strip_root(path: str, root: str) -> str:
 class _Namer:
     def __init__(self, graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found]) -> None:
         self.graph, self.module, self.root, self.blocks = graph, module, root, blocks
-        self.axis_names = AxisNames(graph, blocks.values(), row_wise=ROW_WISE, spatial=SPATIAL)
-        self.recurrent = any(OPERATIONS.get(node.op) == "recurrent" for node in graph.nodes)
+        self.axis_names = AxisNames(graph, blocks.values())
+        self.recurrent = any(known(node.op).kind == "recurrent" for node in graph.nodes)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.points: dict[str, Point] = {}
 
@@ -164,7 +135,7 @@ class _Namer:
         for node in self.graph.nodes:
             if node.scope.split(".")[0] == NORMALIZATION:
                 continue
-            kind = OPERATIONS.get(node.op)
+            kind = known(node.op).kind
             ends_leaf = ends.get(node.scope) is node
             if (kind is None or node in in_attention) and not ends_leaf:
                 continue
@@ -190,11 +161,11 @@ class _Namer:
             if (
                 node.synthetic
                 or node.op in ("parameter", "constant", "input", "getitem", "dropout", "sym_size")
-                or node.op in LAYOUT_OPS
+                or known(node.op).keeps_elements
             ):
                 continue
             before = ends.get(node.scope)
-            if before is not None and OPERATIONS.get(before.op) == "recurrent":
+            if before is not None and known(before.op).kind == "recurrent":
                 continue
             ends[node.scope] = node
         return {scope: node for scope, node in ends.items() if self._is_leaf(scope)}

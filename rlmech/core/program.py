@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.table import known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +31,6 @@ class Address:
 Interceptor = Callable[[Tensor], Tensor]
 Program = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Interceptor]], tuple[Tensor, ...]]
 """(observation arrays, given node values, interceptors) -> values."""
-
-_DIRECT: dict[str, tuple[str, Callable[..., Any]]] = {
-    "linear": ("linear", torch._C._nn.linear),  # pyright: ignore  # a fifth faster than the overload
-    "relu": ("relu", torch.relu),
-    "tanh": ("tanh", torch.tanh),
-    "sigmoid": ("sigmoid", torch.sigmoid),
-    "matmul": ("matmul", torch.matmul),
-    "bmm": ("bmm", torch.bmm),
-    "cat": ("cat", torch.cat),
-    "conv2d": ("conv2d", torch.conv2d),
-    "conv1d": ("conv1d", torch.conv1d),
-}
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "gt": ">", "le": "<=", "ge": ">="}
-_RESHAPES = {"view", "_unsafe_view", "reshape"}
-_METHODS = {
-    "permute": "permute",
-    "transpose": "transpose",
-    "unsqueeze": "unsqueeze",
-    "expand": "expand",
-    "masked_fill": "masked_fill",
-    "select": "select",
-    "squeeze": "squeeze",
-    "flatten": "flatten",
-    "softmax": "softmax",
-}
 
 
 def compile_program(
@@ -147,7 +122,12 @@ class _Writer:
     def _reads_batch(self, node: Node) -> bool:
         if node in self.given:
             return False
-        return node.op in _RESHAPES or any(source.op == "sym_size" for source in self._sources(node))
+        return self._is_reshape(node) or any(source.op == "sym_size" for source in self._sources(node))
+
+    @staticmethod
+    def _is_reshape(node: Node) -> bool:
+        """Whether its sizes are all there is to it; `expand` makes no copy, as a reshape may."""
+        return known(node.op).moves == "reshape" and node.op != "expand"
 
     def _name(self, node: Node) -> str:
         if node.op == "parameter":
@@ -177,19 +157,18 @@ class _Writer:
 
     def _call(self, node: Node) -> str:
         args = [self._text(argument) for argument in node.args]
-        plain = not node.kwargs
-        if node.op in _RESHAPES and node.shape is not None:
+        written = known(node.op).written
+        if self._is_reshape(node) and node.shape is not None:
             # reshape, for a hook may have put in other strides; the sizes known, for -1 is ambiguous at batch 0
             sizes = ("b" if size == -1 else f"b * {-size}" if size < 0 else str(size) for size in node.shape)
             return f"{args[0]}.reshape({', '.join(sizes)})"
-        if plain and node.op in _DIRECT:
-            name, function = _DIRECT[node.op]
-            self.bound[name] = function
-            return f"{name}({', '.join(args)})"
-        if plain and node.op in _INFIX and len(args) == 2:
-            return f"{args[0]} {_INFIX[node.op]} {args[1]}"
-        if plain and node.op in _METHODS and not isinstance(node.args[0], int):
-            return f"{args[0]}.{_METHODS[node.op]}({', '.join(args[1:])})"
+        if not node.kwargs and written.infix and len(args) == 2:
+            return f"{args[0]} {written.infix} {args[1]}"
+        if not node.kwargs and written.function is not None:
+            self.bound[node.op] = written.function
+            return f"{node.op}({', '.join(args)})"
+        if not node.kwargs and written.method and not isinstance(node.args[0], int):
+            return f"{args[0]}.{written.method}({', '.join(args[1:])})"
         if node.op == "slice" and (narrow := self._narrow(node)):
             return narrow
         if node.call is operator.getitem:

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import axes_of, record_of
 from rlmech.patching.sweeps.delta_linear import Chain, Folded, OneChannel, OneElement, Product
 from rlmech.patching.sweeps.delta_steps import Base, Block, Mixed, Plain, Runs, Softmax, Step, flat, size_of
-from rlmech.patching.sweeps.flow import RESHAPES, Flow, spread
+from rlmech.patching.sweeps.flow import Flow, spread
 from rlmech.patching.sweeps.linear_chain import linear_sources
 
 LARGEST_MATRIX = 1 << 20
@@ -146,7 +146,7 @@ class DeltaPlan:
         return Folded(chain, mask)
 
     def _product(self, node: Node) -> Step | None:
-        if node.op not in MATMUL or node.op == "baddbmm" or node.kwargs:
+        if record_of(node).role != "matmul" or node.op == "baddbmm" or node.kwargs:
             return None
         first, second = node.args[:2]
         stacks = all(n.sizes[0] == -1 and len(n.sizes) == len(node.sizes) for n in (first, second, node))
@@ -167,8 +167,10 @@ class DeltaPlan:
         return Product(node, first=first, second=second, computed=computed, rows=rows)
 
     def _softmax(self, node: Node) -> Step | None:
-        if node.op not in SOFTMAX or node.args[1] not in (-1, len(node.sizes) - 1) or node.sizes[0] != -1:
+        if record_of(node).role != "softmax" or axes_of(node) != (len(node.sizes) - 1,) or node.sizes[0] != -1:
             return None
+        if node.args[2:] not in ((), (None,)) or node.kwargs:
+            return None  # computed in another dtype
         source = node.args[0]
         mask = self._ready_made(source) if source in self.changed else None
         if mask is None or mask.any(-1).all():
@@ -191,7 +193,7 @@ class DeltaPlan:
 
     def _plain(self, node: Node) -> Step:
         before = [source for source in self.flow.sources(node) if source.op != "sym_size"]
-        if node.op in RESHAPES:  # its sizes are the node's own
+        if record_of(node).moves == "reshape":  # its sizes are the node's own
             before = before[:1]
         strange = [source for source in before if source.shape is None and source not in self.changed]
         if strange or (node.call is None and self.flow.definition_of(node) is None):
@@ -209,7 +211,9 @@ class DeltaPlan:
     def _owned(self, node: Node) -> bool:
         """Whether a value is fresh memory that one step alone reads."""
         fresh = isinstance(self.steps[node], OneElement | Folded) or node.op in {"linear", "conv2d"}
-        return fresh and self._readers.get(node, 0) == 1 and node not in self.ends and node.op not in LAYOUT_OPS
+        return (
+            fresh and self._readers.get(node, 0) == 1 and node not in self.ends and not record_of(node).keeps_elements
+        )
 
     # ---- running
 

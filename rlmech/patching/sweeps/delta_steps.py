@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.patching.sweeps.flow import RESHAPES, Flow, sizes_for
+from rlmech.core.operations.reading import record_of
+from rlmech.patching.sweeps.flow import Flow, sizes_for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -188,8 +189,9 @@ class Plain(Step):
         self.per_row = {n for n in self.others if n.has_batch}
         tensors = [n for n in flow.sources(node) if n.shape is not None and n.has_batch]
         aligned = node.shape is not None and all(n.sizes[0] == -1 and len(n.sizes) == len(node.shape) for n in tensors)
-        self.broadcasts = bool(self.per_row) and node.op in BROADCASTING and aligned
-        self.call: Callable[..., Any] = DIRECT.get(node.op) or node.call or torch.clone
+        self.record = record_of(node)
+        self.broadcasts = bool(self.per_row) and self.record.moves == "elementwise" and aligned
+        self.call: Callable[..., Any] = self.record.written.function or node.call or torch.clone
 
     @property
     def reads(self) -> tuple[set[Node], set[Node]]:
@@ -203,7 +205,7 @@ class Plain(Step):
             return block.values[self.definition].reshape(sizes_for(node, block.n_rows))
         if self.in_place:
             return torch.relu_(block.values[node.args[0]])
-        if node.op in RESHAPES:
+        if self.record.moves == "reshape":
             sizes = sizes_for(node, block.n_rows)
             value = block.values[node.args[0]]
             return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
@@ -223,18 +225,6 @@ class Plain(Step):
         if self.broadcasts:
             return block.base(value)
         return Layout.of(value).restore(block.rows(block.base(value)))
-
-
-BROADCASTING = {"add", "sub", "mul", "div", "masked_fill", "where", "lt", "gt", "le", "ge", "logical_and", "logical_or"}
-DIRECT: dict[str, Callable[..., Any]] = {
-    "linear": torch.nn.functional.linear,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "matmul": torch.matmul,
-    "add": torch.add,
-    "mul": torch.mul,
-    "div": torch.div,
-}
 
 
 def size_of(node: Node) -> int:

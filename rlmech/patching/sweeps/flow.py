@@ -16,11 +16,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rlmech.core.attention_search import LAYOUT_OPS, MATMUL, SOFTMAX
-from rlmech.core.dependence import ELEMENTWISE
 from rlmech.core.graph import Graph, Node
-
-RESHAPES = {"view", "_unsafe_view", "reshape", "unflatten", "flatten", "expand"}
+from rlmech.core.operations.reading import axes_of, record_of
+from rlmech.core.operations.table import known as known_operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +49,6 @@ class Flow:
         return None if node is self.start else self.graph.definition_of(node, replaced=self.replaced)
 
 
-FUSED = "scaled_dot_product_attention"
-
-
 def spread(graph: Graph, start: Node, masks: Bool[Tensor, job * shape], ends: Sequence[Node]) -> Flow:
     """Follow replaced elements through the graph.
 
@@ -63,7 +58,7 @@ def spread(graph: Graph, start: Node, masks: Bool[Tensor, job * shape], ends: Se
         masks: Per job, the replaced elements, laid out like the node, jobs in place of the batch.
         ends: Where to stop: the outputs.
     """
-    fused = (graph.alternatives[node].triggers for node in graph.alternatives if node.op == FUSED)
+    fused = (a.triggers for node, a in graph.alternatives.items() if known_operation(node.op).role == "attention")
     replaced = frozenset({start}.union(*fused))
     order = (start, *graph.behind({start}, ends, replaced=replaced))
     flow = Flow(graph=graph, start=start, order=order, masks={start: masks}, replaced=replaced)
@@ -102,20 +97,23 @@ class _Spreading:
         definition = self.flow.definition_of(node)
         if definition is not None:
             return known[definition].reshape(sizes_for(node, self.n))
-        if node.op in LAYOUT_OPS or node.op in RESHAPES:
+        record = record_of(node)
+        if record.keeps_elements:
             return self._moved(node, known)
         given = [known[source] for source in dict.fromkeys(before)]
-        if node.op in ELEMENTWISE:
+        if record.moves == "elementwise" or (record.moves == "channelwise" and before == [node.args[0]]):
             return self._elementwise(node, given)
         if node.op == "cat":
             return self._joined(node, known)
-        if node.op in {"linear", "mm"} | MATMUL | SOFTMAX and len(given) == 1:
+        if record.moves == "along" and before == [node.args[0]]:
+            return self._along(given[0], axes_of(node) or ())
+        if record.moves == "product" and len(given) == 1:
             return self._contracted(node, before[0], given[0])
         return self._whole(node, given)
 
     def _moved(self, node: Node, known: dict[Node, Any]) -> Any:
         mask = known[node.args[0]]
-        if node.op in RESHAPES:
+        if record_of(node).moves == "reshape":
             sizes = sizes_for(node, self.n)
             return mask.expand(sizes) if node.op == "expand" else mask.reshape(sizes)
         if node.op == "getitem":
@@ -144,14 +142,23 @@ class _Spreading:
         parts = [known[part] if part in known else some.new_zeros(sizes_for(part, self.n)) for part in node.args[0]]
         return torch.cat(parts, *node.args[1:])
 
+    @staticmethod
+    def _along(mask: Tensor, axes: Sequence[int]) -> Tensor | None:
+        """Ready-made where all elements along the axes are replaced, or none."""
+        touched = filled = mask
+        for axis in axes:
+            touched, filled = touched.any(axis, keepdim=True), filled.all(axis, keepdim=True)
+        return touched.expand_as(mask) if torch.equal(touched, filled) else None
+
     def _contracted(self, node: Node, source: Node, mask: Tensor) -> Tensor | None:
         """Ready-made where each row (each column of a second factor) is replaced as a whole, or not at all."""
-        axis = -1
-        if node.op in MATMUL:
-            first, second = node.args[-2:] if node.op == "baddbmm" else node.args[:2]
-            if first is second or source not in (first, second):
-                return None
-            axis = -1 if source is first else -2
+        factors = record_of(node).factors
+        first, second = (node.args[place] for place in factors)
+        if first is second or source not in (first, second) or mask.ndim != len(node.sizes) or mask.ndim < 2:
+            return None  # it is added, or its place is not that of the result's rows
+        if source is second and node.op == "linear":
+            return None  # a layer whose weight is the value
+        axis = -1 if source is first else -2
         touched = mask.any(axis, keepdim=True)
         if not torch.equal(touched, mask.all(axis, keepdim=True)):
             return None

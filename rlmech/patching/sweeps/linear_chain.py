@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlmech.core.attention_search import LAYOUT_OPS, MATMUL
 from rlmech.core.graph import Node
-from rlmech.patching.sweeps.flow import RESHAPES, Flow, sizes_for
+from rlmech.core.operations.reading import behaviour, record_of
+from rlmech.patching.sweeps.flow import Flow, sizes_for
 
 Values = Mapping[Node, Tensor]
-_POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"}
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 
 
 def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
@@ -27,18 +25,27 @@ def linear_sources(flow: Flow, node: Node) -> list[Node] | None:
     before = [source for source in dict.fromkeys(flow.sources(node)) if source in changed]
     if flow.definition_of(node) is not None:
         return before
-    linear = (
-        node.op in {"linear", "neg", "head_sum", "cat"}
-        or node.op in _POOLS
-        or ((node.op in LAYOUT_OPS or node.op in RESHAPES) and node.args[0].shape is not None)
-        or (node.op in _CONVOLUTIONS and node.args[0] in changed)
-        or (node.op in {"mean", "sum"} and not node.kwargs and len(node.args) > 1)
-        or (node.op in {"add", "sub"} and not node.kwargs)
-        or (node.op in {"mul", "div"} and len(before) == 1 and _is_scaling(node, before[0]))
-        or (node.op in MATMUL | {"mm"} and _is_layer(*node.args[:2], changed=changed))
-        or (node.op == "addmm" and _is_layer(*node.args[1:3], changed=changed))
-    )
-    return before if linear and all(source.dtype == node.dtype for source in before) else None
+    carried = not node.kwargs and behaviour(node, before) == "affine" and _is_carried(node, before, changed)
+    return before if carried and all(source.dtype == node.dtype for source in before) else None
+
+
+def _is_carried(node: Node, before: list[Node], changed: set[Node]) -> bool:
+    """Whether `push` can carry changes through an affine operation: a weight must be one, the same for all rows."""
+    match record_of(node).moves:
+        case "layout" | "reshape":
+            return node.args[0].shape is not None
+        case "elementwise":
+            scaled = node.op in {"mul", "div"} and _is_scaling(node, before[0])
+            return node.op in {"add", "sub", "neg"} or scaled
+        case "product":
+            first, second = (node.args[place] for place in record_of(node).factors)
+            return node.op != "baddbmm" and _is_layer(first, second, changed=changed) and before == [first]
+        case "convolution":
+            return before == [node.args[0]] and node.op in {"conv1d", "conv2d", "conv3d"}
+        case "pool" | "reduction":
+            return True
+        case _:
+            return node.op in {"head_sum", "cat"}
 
 
 def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> Tensor:
@@ -54,7 +61,7 @@ def push(flow: Flow, node: Node, changes: Values, constants: Values, n: int) -> 
     definition = flow.definition_of(node)
     if definition is not None:
         return changes[definition].reshape(sizes_for(node, n))
-    if node.op in RESHAPES:
+    if record_of(node).moves == "reshape":
         sizes = sizes_for(node, n)
         value = changes[node.args[0]]
         return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
