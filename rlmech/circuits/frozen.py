@@ -2,8 +2,9 @@
 
     scores = J x + sum over sources of their share        on the observation's own linear region
 
-`freeze` walks the graph once and refuses what bends between gates. `run` is one forward pass, ready for backward
-passes; the patterns are the policy's own on that observation, and pass on no gradient. Cost of `freeze`: about 1 ms.
+`freeze` walks the graph once and refuses what bends between gates, or takes the tangents of curves at the observation.
+`run` is one forward pass, ready for backward passes; the patterns are the policy's own on that observation, and pass on
+no gradient. Cost of `freeze`: about 1 ms.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PLAIN_BIASES = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """A gate on the way to the scores.
+    """A gate, or a smooth curve, on the way to the scores.
 
     Attributes:
         node: The operation.
@@ -54,7 +55,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate.
+    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate, a tangent.
 
     Attributes:
         name: The parameter's name, or the place in the network.
@@ -83,6 +84,7 @@ class Frozen:
         patterns: The pattern nodes on the way.
         varying: The nodes that vary with the inputs.
         gates: The gates on the way, in the order in which they are computed.
+        curves: The smooth functions on the way that act by their tangents, likewise.
         sources: Where offsets enter, likewise.
         mixes: Products of a frozen pattern of a single query and values, whose gradient is an outer product.
     """
@@ -93,6 +95,7 @@ class Frozen:
     patterns: tuple[Node, ...]
     varying: frozenset[Node]
     gates: tuple[Gate, ...]
+    curves: tuple[Gate, ...]
     sources: tuple[Source, ...]
     mixes: tuple[Node, ...]
 
@@ -113,7 +116,12 @@ class Frozen:
 
 
 def freeze(
-    policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] = (), vary: Literal["all", "given"] = "all"
+    policy: HookedPolicy,
+    ends: Sequence[Node],
+    *,
+    given: Sequence[Node] = (),
+    vary: Literal["all", "given"] = "all",
+    curves: Literal["refused", "tangent"] = "refused",
 ) -> Frozen:
     """Find what varies, the gates and the sources of offsets between the inputs and some nodes.
 
@@ -122,6 +130,7 @@ def freeze(
         ends: Where to.
         given: Nodes to cut the graph at.
         vary: `all` for the inputs and the given nodes, `given` for these alone, the rest held as it is.
+        curves: What to do with smooth functions such as tanh.
 
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
@@ -136,6 +145,7 @@ def freeze(
     namer = _Namer(policy)
     varying: set[Node] = set(given)
     gates: list[Gate] = []
+    bent: list[Gate] = []
     sources: list[Source] = []
     for node in order:
         if node.op == "input" and vary == "all":
@@ -148,10 +158,10 @@ def freeze(
         acts = behaviour(node, varying)
         if acts == "fixed":
             continue
-        if acts == "gate":
-            gates.append(Gate(node=node, name=namer.gate(node)))
-        elif acts != "affine":
+        if acts == "unknown" or acts == "product" or (acts == "curve" and curves == "refused"):
             raise _bent(policy, node, namer.place(node))
+        if acts != "affine":
+            (gates if acts == "gate" else bent).append(Gate(node=node, name=namer.gate(node)))
         if node.dtype is None or node.dtype.is_floating_point:
             varying.add(node)
             sources.extend(_sources(node, varying, namer))
@@ -164,6 +174,7 @@ def freeze(
         patterns=tuple(pattern for pattern in patterns if pattern in read),
         varying=frozenset(varying),
         gates=tuple(gates),
+        curves=tuple(bent),
         sources=tuple(sources),
         mixes=tuple(node for node in order if node in varying - set(given) and _is_mix(node, patterns, varying)),
     )
@@ -222,9 +233,13 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
         bias = values[source.added].detach()
         is_convolution = record_of(node).moves == "convolution"
         return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
-    if record_of(node).gating is not None:  # its value less what its slopes make of what varies
+    if (
+        record_of(node).gating is not None or record_of(node).curve
+    ):  # its value less what its slopes make of what varies
         leaves = {
-            read: v.detach().expand(_rows_of(node, v)).requires_grad_() for read, v in values.items() if read in varying
+            read: values[read].detach().expand(_rows_of(node, values[read])).requires_grad_()
+            for read in source.reads
+            if read in varying
         }
         with torch.enable_grad():
             y = call(*(_filled(arg, values | leaves) for arg in node.args), **_filled(node.kwargs, values))
@@ -252,7 +267,9 @@ def _filled(value: Any, values: dict[Node, Tensor]) -> Any:
 
 def _sources(node: Node, varying: set[Node], namer: _Namer) -> Iterator[Source]:
     record = record_of(node)
-    if record.gating is not None:
+    if record.curve:
+        yield Source(name=namer.place(node), node=node, added=None)
+    elif record.gating is not None:
         read = [node.args[place] for place in record.gating.reads if len(node.args) > place]
         if record.gating.shifts and (len(read) == 1 or not all(arg in varying for arg in read)):
             yield Source(name=namer.place(node), node=node, added=None)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rlmech.core.graph import Node
+from rlmech.core.operations.aliases import plain_name
 from rlmech.core.operations.reading import behaviour
 from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
@@ -73,6 +74,7 @@ def hold(
     cuts: Values,
     patterns: Values,
     start: Node | None = None,
+    curves: Literal["refused", "tangent"] = "refused",
 ) -> HeldRun:
     """Run a policy up to one node from the observation and the given cuts, patterns and norms' scales held.
 
@@ -83,6 +85,7 @@ def hold(
         cuts: Nodes that are given, with their values.
         patterns: Attention patterns, with their values.
         start: The one cut whose part is asked for; None for those of all of them and of the observation.
+        curves: What to do with smooth functions such as tanh.
 
     Raises:
         AttentionError: Between the cuts something bends that is no gate.
@@ -92,7 +95,7 @@ def hold(
     inputs = dict(zip(policy.graph_engine.graph.inputs, arrays, strict=True)) if start is None else {}
     _check_real(inputs.values())
     frozen = {node: value.detach() for node, value in patterns.items()}
-    with torch.enable_grad(), _HeldNorms():
+    with torch.enable_grad(), _Held(tangents=curves == "tangent"):
         leaves = tuple(array.detach().clone().requires_grad_(start is None) for array in arrays)
         for node, value in given.items():
             value.requires_grad_(start in (None, node))
@@ -175,8 +178,12 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
-class _HeldNorms(TorchFunctionMode):
-    """Norms whose scale is a number of the state: linear in what they normalise."""
+class _Held(TorchFunctionMode):
+    """Norms whose scale is a number of the state, linear in what they normalise; curves that are their tangents."""
+
+    def __init__(self, *, tangents: bool) -> None:
+        super().__init__()
+        self.tangents = tangents
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -186,7 +193,17 @@ class _HeldNorms(TorchFunctionMode):
             return _layer_norm(*args, **(kwargs or {}))
         if name == "rms_norm":
             return _rms_norm(*args, **(kwargs or {}))
+        if self.tangents and known(plain_name(name)).curve:
+            return _tangent(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _tangent(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    at = x.detach().requires_grad_()
+    with torch.enable_grad(), torch.DisableTorchFunction():
+        value = function(at, *args, **kwargs)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    return value.detach() + slope * (x - at.detach())
 
 
 def _layer_norm(

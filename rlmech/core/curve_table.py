@@ -117,6 +117,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
         slope=lambda x: torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x)),
         curvature=lambda x: torch.where(beta * x > threshold, 0.0, beta * _sigmoid_slope(beta * x)),
         knots=(straight_from,),
+        kinks=(straight_from,),
         bends=(0.0,),
     )
 
@@ -143,6 +144,7 @@ def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, *, na
             x > 0, 0.0, scale * alpha * input_scale**2 * torch.exp(input_scale * x.clamp(max=0))
         ),
         knots=(0.0,),
+        kinks=(0.0,),
     )
 
 
@@ -175,6 +177,7 @@ def _hardswish() -> Curve:
         curvature=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 3,
         turns=(-1.5,),
         knots=(-3.0, 3.0),
+        kinks=(-3.0, 3.0),
     )
 
 

@@ -15,7 +15,7 @@ from rlmech.errors import ObservationError
 
 Extent = float | np.ndarray | Tensor | Sequence[float]
 Box = Extent | tuple[Extent, Extent] | Mapping[str, Any]
-"""A radius, radii that broadcast to the observation, `(low, high)`, radii by feature name, or boxes by key of a dict."""
+"""A radius, radii that broadcast to the observation, `(low, high)`, radii by feature name, or boxes by a dict's key."""
 
 
 def box_around(policy: HookedPolicy, arrays: Sequence[Tensor], box: Box) -> tuple[Interval, ...]:

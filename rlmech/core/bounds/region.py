@@ -22,6 +22,7 @@ from rlmech.core.bounds.calls import call, double, leaf
 from rlmech.core.bounds.intervals import Interval, Known, add_interval
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import behaviour
 
 LARGEST_REFINED = 2**23
 """Numbers of the weights on one node up to which what bends is bounded by lines, beyond by its interval alone."""
@@ -159,7 +160,9 @@ class Region:
                 known.intervals[node] = known.intervals[definition]
             return
         known.centre[node] = call(node, known.centre, n_rows=known.n_rows)
-        if node.op == "sym_size" or not any(read in known.intervals for read in node.inputs()):
+        if not any(read in known.intervals for read in node.inputs()):
+            return
+        if behaviour(node, known.intervals) == "fixed":  # of what varies it reads the sizes alone
             return
         if bends(node, known):
             for read in dict.fromkeys(node.inputs()):
@@ -230,7 +233,7 @@ def _over(node: Node, weight: Any, function: Any, *values: Any) -> Tensor:
     if not isinstance(weight, dict):
         return _row_sums(node, function(weight, *values))
     parts = [function(part, *(value[key] for value in values)) for key, part in weight.items()]
-    return torch.stack([part.flatten(2).sum(2) for part in parts]).sum(0)
+    return torch.stack([part.flatten(2).sum(2) if part.ndim > 2 else part for part in parts]).sum(0)
 
 
 def _row_sums(node: Node, values: Float[Tensor, "bound ..."]) -> Float[Tensor, "bound batch"]:
