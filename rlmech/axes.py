@@ -19,6 +19,8 @@ Axis = Literal[
     "height",
     "width",
     "action",
+    "gate",
+    "choice",
     "episode",
     "pair",
     "site",

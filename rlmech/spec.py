@@ -7,6 +7,7 @@ imports an environment; `spec_from_config` reads the configuration that highway-
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rlmech.errors import ConfigError, SiteError, nearest
+from rlmech.errors import ConfigError, MetricError, SiteError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class PolicySpec:
         entities: Names of the rows of an entity observation, the ego first; empty for other observations.
         features: The features along the observation's last axis; empty for images.
         actions: Names of the actions, in the order of the scores.
+        choices: Names of the choices, where there are several at once (MultiDiscrete, MultiBinary); empty else.
         presence: Name of the feature that says whether an entity is there (below 0.5: absent), or None.
         relative: Whether x, y, vx and vy of the entities after the first are relative to the first one's.
         env_id: Gymnasium id of the environment, or None.
@@ -82,13 +84,14 @@ class PolicySpec:
     entities: tuple[str, ...] = ()
     features: tuple[FeatureSpec, ...] = ()
     actions: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     presence: str | None = None
     relative: bool = False
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for axis in ("entity", "feature", "action"):
+        for axis in ("entity", "feature", "action", "choice"):
             names = self.names(axis)
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -100,7 +103,7 @@ class PolicySpec:
                 )
 
     def names(self, axis: str) -> tuple[str, ...]:
-        """Names along `entity`, `feature` or `action`; empty where the spec has none."""
+        """Names along `entity`, `feature`, `action` or `choice`; empty where the spec has none."""
         match axis:
             case "entity":
                 return self.entities
@@ -108,6 +111,8 @@ class PolicySpec:
                 return tuple(feature.name for feature in self.features)
             case "action":
                 return self.actions
+            case "choice":
+                return self.choices
             case _:
                 return ()
 
@@ -128,6 +133,36 @@ class PolicySpec:
             fix=f"did you mean {close[0]!r}?" if close else "policy.spec lists the names",
         )
 
+    def action_number(self, action: int | str, *, n_actions: int) -> int:
+        """The number of an action that is given by name or number.
+
+        Args:
+            action: Its name or number.
+            n_actions: How many actions there are, also where the spec names none.
+
+        Raises:
+            MetricError: There is no such action.
+
+        Example:
+            >>> PolicySpec(actions=("SLOWER", "IDLE", "FASTER")).action_number("FASTER", n_actions=3)
+            2
+        """
+        if isinstance(action, str) and action in self.actions:
+            return self.actions.index(action)
+        number = operator.index(action) if hasattr(action, "__index__") and not isinstance(action, bool | str) else -1
+        if 0 <= number < n_actions:
+            return number
+        close = nearest(action, self.actions, n=1) if isinstance(action, str) else []
+        numbers = f"a number from 0 to {n_actions - 1}"
+        raise MetricError(
+            f"There is no action {action!r}.",
+            given=repr(action),
+            expected=f"one of {', '.join(map(repr, self.actions))}, or {numbers}" if self.actions else numbers,
+            fix=f"did you mean {close[0]!r}?"
+            if close
+            else "policy.spec.actions lists their names, in the order of the scores",
+        )
+
     @property
     def presence_index(self) -> int | None:
         """Position of the presence feature, or None."""
@@ -144,6 +179,7 @@ class PolicySpec:
             entities=tuple(values["entities"]),
             features=tuple(FeatureSpec(**feature) for feature in values["features"]),
             actions=tuple(values["actions"]),
+            choices=tuple(values.get("choices", ())),
             presence=values["presence"],
             relative=bool(values.get("relative", False)),
             env_id=values["env_id"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ SEED_POLICY = Path(__file__).resolve().parents[2] / "shared" / "data" / "seed_po
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Graphs that a test run keeps are its own, and those of no other version."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLMECH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

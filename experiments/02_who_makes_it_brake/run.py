@@ -190,7 +190,7 @@ def attributed(places: Places, kinds: dict[str, pairing.Pairs]) -> tuple[rlm.plo
     drawn: dict[str, dict[str, xr.Dataset]] = {"gradient": {}, "integrated": {}}
     for name, chosen in sites.items():
         row: dict[str, Any] = {}
-        for what, options in {"gradient": {"certificate": True}, "integrated": {"steps": 16, "exact": True}}.items():
+        for what, options in {"gradient": {"certificate": True}, "integrated": {"n_steps": 16, "exact": True}}.items():
             result = rlm.attribution_patching(
                 policy, clean=pairs.clean, corrupt=pairs.corrupt, sites=chosen, metric=GAP, direction="noise", **options
             )

@@ -1,36 +1,37 @@
 """rlmech's own format: one safetensors file with the weights and, as JSON, what the network is built from.
 
 The metadata entry `rlmech` holds `{"format": 1, "adapter": "sb3" | "rl_agents", "plan": {...}, "spec": {...}}`. Nothing
-in it can run. Tensors that a module holds under several names are written once. Writing is atomic.
+in it can run. Tensors that a module holds under several names are written once. Writing is atomic, and a checksum
+over the whole file is compared when it is opened.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from rlmech.adapters import rl_agents
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
+from rlmech.arguments import explain_misuse
 from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
+from rlmech.files import DamagedError, parse_json, read_sealed, write_sealed
 from rlmech.spec import PolicySpec
 
 FORMAT = 1
 FILE_NAME = "policy.safetensors"
 
 
+@explain_misuse
 def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     """Write a policy as one safetensors file that `load` opens again.
 
@@ -51,7 +52,16 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     adapter, plan = _describe(policy)
     content = {"format": FORMAT, "adapter": adapter, "plan": plan, "spec": policy.spec.to_json()}
     tensors = _unique_tensors(policy.module)
-    _write(save(tensors, metadata={"rlmech": json.dumps(content)}), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, tensors, metadata={"rlmech": json.dumps(content)})
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            given=f"{len(tensors)} tensors",
+            expected="a folder that can be written to, with room for them",
+            fix="make room or choose another place; what stood there is untouched",
+        ) from error
     return path
 
 
@@ -88,29 +98,6 @@ def _unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _write(content: bytes, path: Path) -> None:
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            given=f"{len(content)} bytes",
-            expected="a folder that can be written to, with room for them",
-            fix="make room or choose another place; what stood there is untouched",
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
 def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu") -> HookedPolicy:
     """Open a file that `save_policy` wrote.
 
@@ -143,25 +130,23 @@ def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu"
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            metadata, n_tensors = file.metadata() or {}, len(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read: the file is damaged or incomplete.",
-            given=f"{path.stat().st_size} bytes; {error}",
-            expected="a whole safetensors file",
-            fix="copy or download it again, and compare its size with the original's",
-        ) from error
+        raise _damaged(path, error) from error
     if "rlmech" not in metadata:
         raise CheckpointError(
             f"{path.name} holds weights, but not the network that they belong to.",
-            given=f"a safetensors file with {len(tensors)} tensors and no entry 'rlmech' in its metadata",
+            given=f"a safetensors file with {n_tensors} tensors and no entry 'rlmech' in its metadata",
             expected="a file that save_policy wrote",
             fix="build the network, load the weights into it, and wrap it: HookedPolicy(module, example_obs)",
         )
     try:
-        content = json.loads(metadata["rlmech"])
-    except ValueError as error:
+        tensors, metadata = read_sealed(path)
+    except (DamagedError, OSError) as error:
+        raise _damaged(path, error) from error
+    try:
+        content = parse_json(metadata["rlmech"])
+    except DamagedError as error:
         raise _malformed(path, str(error)) from error
     if not isinstance(content, dict):
         raise _malformed(path, f"a {type(content).__name__}")
@@ -175,10 +160,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, tensors
 
 
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} cannot be read: the file is damaged or incomplete.",
+        given=f"{path.stat().st_size} bytes; {error}",
+        expected="a whole safetensors file, bit for bit as save_policy wrote it",
+        fix="copy or download it again, and compare its size with the original's",
+    )
+
+
 def _spec(content: Mapping[str, Any], path: Path) -> PolicySpec:
     try:
         return PolicySpec.from_json(content["spec"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed(path, f"spec {content.get('spec')!r}") from error
 
 

@@ -16,15 +16,26 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.on_access import Later
 from rlmech.attribution.readouts import array, as_variables, made_by, observed_arrays, readouts, scores_of
-from rlmech.attribution.regions import FROZEN, before_squashing, gate_reads, margins_of, region_ids
+from rlmech.attribution.regions import (
+    FROZEN,
+    POSITION,
+    before_squashing,
+    gate_reads,
+    margins_of,
+    name_type,
+    region_ids,
+    region_names,
+)
 from rlmech.attribution.remainders import remainder_bounds
-from rlmech.circuits.frozen import freeze
+from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.bounds.boxes import Box, box_around
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 ROWS_AT_ONCE = 512
 """Rows of a chunk."""
@@ -34,6 +45,7 @@ _KINDS: dict[str, dict[str, object]] = {
 }
 
 
+@explain_misuse
 def local_affine(policy: HookedPolicy, obs: Observation, *, box: Box | None = None) -> xr.Dataset:
     """The affine map of each observation's own linear region, or the tangent where the policy is curved: J x + c.
 
@@ -107,7 +119,7 @@ def local_affine(policy: HookedPolicy, obs: Observation, *, box: Box | None = No
     unit = score_units(policy)
     data = {
         "offset": array(torch.cat(offsets), ("batch", "action"), units=unit),
-        "region": ("batch", torch.cat(regions)),
+        "region": ("batch", region_names(torch.cat(regions).numpy())),
     }
     coords: dict[str, object] = {"action": list(rows.names)}
     for observed, collected in zip(observed_arrays(policy), slopes, strict=True):
@@ -115,23 +127,23 @@ def local_affine(policy: HookedPolicy, obs: Observation, *, box: Box | None = No
         data[observed.named("jacobian")] = array(torch.cat(collected), dims, units=f"{unit} per unit of observation")
         coords |= observed.coords
     if not frozen.curves or not freeze(policy, (before_squashing(policy),), curves="tangent").curves:
-        data |= _margins(policy, arrays)
+        data |= _margins(policy, frozen, arrays)
     if boxes is not None:
         jacobians = [torch.cat(collected) for collected in slopes]
         bound, rounding = remainder_bounds(frozen, scores_at, arrays, boxes, jacobians, torch.cat(offsets))
         data["remainder_bound"] = array(bound, ("batch", "action"), units=unit)
         data["rounding_bound"] = array(rounding, ("batch", "action"), units=unit)
     attrs = made_by(policy, "local_affine", frozen=FROZEN, **_KINDS["tangent" if frozen.curves else "affine"])
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
-def _margins(policy: HookedPolicy, arrays: Sequence[Tensor]) -> dict[str, xr.Variable]:
+def _margins(policy: HookedPolicy, frozen: Frozen, arrays: Sequence[Tensor]) -> dict[str, xr.Variable]:
     kept = tuple(array.detach().clone() for array in arrays)
     later, n = Later(policy, lambda: margins_of(policy, kept)), (len(kept[0]),)
     parameter = next(policy.module.parameters(), kept[0])
     number = np.dtype(str(parameter.dtype).removeprefix("torch."))
     return {
         "margin": later.variable("margin", ("batch",), n, number, {"units": "1"}),
-        "nearest_gate": later.variable("nearest_gate", ("batch",), n, object, {}),
-        "nearest_position": later.variable("nearest_position", ("batch",), n, object, {}),
+        "nearest_gate": later.variable("nearest_gate", ("batch",), n, name_type(frozen), {}),
+        "nearest_position": later.variable("nearest_position", ("batch",), n, POSITION, {}),
     }

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.captum_model import (
     MIDPOINT_RULE,
     ReadoutModule,
@@ -33,8 +34,10 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
+from rlmech.results import storable
 
 
+@explain_misuse
 def integrated_gradients(
     policy: HookedPolicy,
     obs: Observation,
@@ -83,6 +86,7 @@ def integrated_gradients(
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, n_steps=n_steps, rule=MIDPOINT_RULE)
 
 
+@explain_misuse
 def deep_lift(
     policy: HookedPolicy,
     obs: Observation,
@@ -132,6 +136,7 @@ def deep_lift(
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, rule="rescale")
 
 
+@explain_misuse
 def saliency(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:
@@ -163,7 +168,7 @@ def saliency(
         ]
     data = variables(policy, found, units=f"{score_units(policy)} per unit of observation")
     attrs = made_by(policy, "saliency", completeness="none: a gradient is no share of the score")
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)
 
 
 def _between(
@@ -192,4 +197,4 @@ def _between(
     summed = torch.stack([sum((p.flatten(1).sum(1) for p in parts), torch.zeros(())) for parts in found], dim=1)
     data = variables(policy, found, units=unit) | completeness(summed, change_of(model, inputs, start), unit)
     attrs = made_by(policy, "captum", **how, sign="positive raises the score")
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)

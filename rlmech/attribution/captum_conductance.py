@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.captum_model import (
     MIDPOINT_RULE,
     ReadoutModule,
@@ -32,8 +33,10 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
+from rlmech.results import storable
 
 
+@explain_misuse
 def layer_conductance(
     policy: HookedPolicy,
     obs: Observation,
@@ -90,9 +93,10 @@ def layer_conductance(
     attrs = made_by(
         policy, "layer_conductance", hook=name, n_steps=n_steps, rule=MIDPOINT_RULE, sign="positive raises the score"
     )
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
+@explain_misuse
 def neuron_conductance(
     policy: HookedPolicy,
     obs: Observation,
@@ -158,4 +162,4 @@ def neuron_conductance(
     summed = torch.stack([sum((p.flatten(1).sum(1) for p in parts), torch.zeros(())) for parts in found], dim=1)
     data = variables(policy, found, units=unit) | completeness(summed, torch.stack(own, dim=1), unit)
     attrs = made_by(policy, "neuron_conductance", hook=name, neuron=list(place), n_steps=n_steps, rule=MIDPOINT_RULE)
-    return xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows), attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates(observed_arrays(policy), rows)), attrs)

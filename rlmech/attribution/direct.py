@@ -15,19 +15,23 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, readouts, scores_of
 from rlmech.attribution.regions import FROZEN
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.edit import Site
+from rlmech.core.masked import weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
+from rlmech.results import storable
 
 ROWS_AT_ONCE = 512
 """Rows of a chunk."""
 
 
+@explain_misuse
 def direct_action_attribution(
     policy: HookedPolicy,
     obs: Observation,
@@ -100,7 +104,7 @@ def direct_action_attribution(
     attrs = made_by(
         policy, "direct_action_attribution", site=repr(site), frozen=FROZEN, sign="positive raises the score"
     )
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def behind(policy: HookedPolicy, name: str) -> Frozen:
@@ -139,7 +143,7 @@ def slopes_behind(frozen: Frozen, name: str, arrays: Sequence[Tensor], rows: Rea
         torch.autograd.grad(scores, leaf, weight.expand_as(scores), retain_graph=True)[0] for weight in rows.weights
     ]
     shown = torch.stack([address.layout.show(slope) for slope in slopes], dim=1)
-    return address.layout.show(value), shown, scores.detach() @ rows.weights.T
+    return address.layout.show(value), shown, weighed(scores.detach(), rows.weights)
 
 
 def flat(values: Tensor) -> np.ndarray:

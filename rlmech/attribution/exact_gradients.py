@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.quadrature import Integrals, integrate
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
@@ -25,12 +26,14 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.bounds.intervals import curve_of
 from rlmech.core.curves import Points
 from rlmech.core.graph import Node
+from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.operations.reading import record_of, rows_first
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.errors import ConfigError
+from rlmech.results import storable
 
 _ROWS_AT_ONCE = 32
 _POINTS_AT_ONCE = 1024
@@ -38,10 +41,11 @@ _TIES = 64
 """How often at most competitors of a pool are compared anew."""
 _PARTS, _REFINEMENTS = 8, 6
 """On a line that bends: equal parts to begin with, and how often the crossings of gates are located anew."""
-_LOCATED = 1e-6
+_LOCATED = 1e-8
 """How near a crossing need be located there, of the line: what a rule misses at a kink falls as the square of it."""
 
 
+@explain_misuse
 def exact_integrated_gradients(
     policy: HookedPolicy,
     obs: Observation,
@@ -115,7 +119,7 @@ def exact_integrated_gradients(
         for collected, part in zip(attributions, found.attributions, strict=True):
             collected.append(part)
     with torch.no_grad():
-        total = (path.scores(arrays) - path.scores(start)) @ rows.weights.T
+        total = weighed(less(path.scores(arrays), path.scores(start)), rows.weights)
     unit, lead = score_units(policy), ("batch", "action")
     summed = -total
     data = {"total": array(total, lead, units=unit), "n_pieces": ("batch", torch.cat(counts).cpu().numpy())}
@@ -135,7 +139,7 @@ def exact_integrated_gradients(
     )
     if not path.linear:
         attrs |= {"tolerance": tolerance, "quadrature_error": _largest(torch.cat(errors))}
-    return xr.Dataset(data, coords=coords, attrs=attrs | {"sign": "positive raises the score"})
+    return storable(xr.Dataset(data, coords=coords), attrs | {"sign": "positive raises the score"})
 
 
 def _largest(values: Tensor) -> float:
@@ -260,11 +264,11 @@ class _Path:
         n, device = len(start[0]), start[0].device
         grid = torch.linspace(0, 1, 2 if self.linear else _PARTS + 1, dtype=torch.float64, device=device)
         row, t = torch.arange(n, device=device).repeat_interleave(len(grid)), grid.repeat(n)
-        for _ in range(1 if self.linear else 1 + _REFINEMENTS):
+        for turn in range(1 if self.linear else 1 + _REFINEMENTS):
             n_before = len(row)
             for layer in self.layers:
                 for _ in range(_TIES):
-                    new_row, new_t, again = self._crossings(layer, start, ends, row, t)
+                    new_row, new_t, again = self._crossings(layer, start, ends, row, t, beyond=turn % 2 == 1)
                     row, t = _merged(torch.cat([row, new_row]), torch.cat([t, new_t]))
                     if not again or not len(new_row):
                         break
@@ -273,9 +277,20 @@ class _Path:
         return row, t
 
     def _crossings(
-        self, layer: Sequence[Gate], start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Tensor
+        self,
+        layer: Sequence[Gate],
+        start: Sequence[Tensor],
+        ends: Sequence[Tensor],
+        row: Tensor,
+        t: Tensor,
+        *,
+        beyond: bool,
     ) -> tuple[Tensor, Tensor, bool]:
-        """Where the gates of a layer turn between neighbouring points, and whether that must be looked at again."""
+        """Where the gates of a layer turn between neighbouring points, and whether that must be looked at again.
+
+        `beyond` puts the point twice as far from the nearer neighbour: where the line bends, a secant's point lies near
+        the turn on an unknown side, and the next two neighbours then hold it closely.
+        """
         reads = tuple(dict.fromkeys(read for gate in layer for read in gate.reads))
         program = self.policy.graph_engine.program(returned=reads)
         with torch.no_grad():
@@ -290,6 +305,8 @@ class _Path:
             inside = (share > 0) & (share < 1) & piece[:, None]
             if not self.linear:  # located well enough
                 inside &= (torch.minimum(share, 1 - share).double() * width) > _LOCATED
+            if beyond:
+                share = torch.where(share < 0.5, (2 * share).clamp(max=0.5), 1 - (2 - 2 * share).clamp(max=0.5))
             where = (t[:-1, None] + share.double() * width)[inside]
             rows.append(row[:-1, None].expand_as(inside)[inside])
             places.append(where)

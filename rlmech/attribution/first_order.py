@@ -2,7 +2,7 @@
 
     estimate[site, pair] = sum over the site of (source - base) * d metric(base run) / d activation
 
-Cost: a forward pass of each run and one backward pass, for any number of sites; with `steps`, one of each per point
+Cost: a forward pass of each run and one backward pass, for any number of sites; with `n_steps`, one of each per point
 and step. First order: it misses what a patch does by opening or closing a gate, and a saturated softmax; `exact` and
 `certificate` say where. Needs the traced graph and a metric that has a gradient.
 """
@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.certificate import certify
 from rlmech.attribution.repairs import (
     dropout_magnitude,
@@ -48,11 +49,13 @@ from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import check_rows
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Repair = Literal["softmax", "dropout"]
 
 
+@explain_misuse
 def attribution_patching(
     policy: HookedPolicy,
     *,
@@ -61,7 +64,7 @@ def attribution_patching(
     sites: Sites = "auto",
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
-    steps: int = 0,
+    n_steps: int = 0,
     repairs: Sequence[Repair] | None = None,
     exact: bool = False,
     certificate: bool = False,
@@ -73,8 +76,8 @@ def attribution_patching(
     How good it is depends on the policy and on how far the runs lie apart. Correlation with the exact effects over all
     `auto` sites and pairs, states from the shipped policies' own episodes: `highway-dqn-mlp` 0.97 for unrelated states
     (0.96 in the first hidden layer, 1.00 in the last) and 0.99 where one vehicle was moved by a tenth of the range;
-    `intersection-ego-attention` 0.24 for unrelated states (0.45 with `steps=50`) and 0.60 where one vehicle was moved
-    (0.95 with `steps=10`). Integration follows the whole point's line, which helps where a point's elements act
+    `intersection-ego-attention` 0.24 for unrelated states (0.45 with `n_steps=50`) and 0.60 where one vehicle was moved
+    (0.95 with `n_steps=10`). Integration follows the whole point's line, which helps where a point's elements act
     together, and hurts for single neurons of the MLP (0.84): look at `exact` before you trust a ranking.
 
     Args:
@@ -84,11 +87,11 @@ def attribution_patching(
         sites: `auto`, a hook name or glob, or a list of sites.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
         direction: `denoise`: clean activations into corrupt runs; `noise`: corrupt ones into clean runs.
-        steps: 0 for the gradient at the base run; else the points at which the gradient is averaged along the straight
-            line from the base to the source activation of the site's whole hook point (integrated gradients).
+        n_steps: 0 for the gradient at the base run; else the points at which the gradient is averaged along the
+            straight line from the base to the source activation of the site's whole hook point (integrated gradients).
         repairs: Of AtP*. `softmax`: for sites that act through one attention pattern only (queries, keys, scores), the
             pattern's exact change times the gradient there. `dropout`: adds `magnitude`, which does not cancel. None:
-            `softmax` for `steps=0`, nothing with `steps`, which cannot be combined with them.
+            `softmax` for `n_steps=0`, nothing with `n_steps`, which cannot be combined with them.
         exact: Also patch each site, and report `patched` and `remainder`. Costs what `activation_patching` costs.
         certificate: Also run each patch, and report where no gate changed, so that the estimate is exact. Costs about
             as much as `exact`, whose variables it gives too.
@@ -101,7 +104,7 @@ def attribution_patching(
         `clean[pair]`, `corrupt[pair]`; `change[site]`, its mean over pairs; `effect[site]`, the normalised recovery
         mean(estimate) / mean(source - base), on `activation_patching`'s scale; each with `_low` and `_high`, 95 %
         bootstrap over pairs; `tiny_denominator[pair]`. With `dropout`, `magnitude[site, pair]`: the mean of the
-        estimate's absolute value over gradients with one layer's contribution dropped. With `steps`,
+        estimate's absolute value over gradients with one layer's contribution dropped. With `n_steps`,
         `completeness_error[site, pair]`: the estimates of the site's whole point, summed, less its exact patch. With
         `exact` or `certificate`, `patched[site, pair]` and `remainder` = patched - base - estimate. With `certificate`,
         `certified[site, pair]`, and the attribute `certified_share`.
@@ -128,7 +131,7 @@ def attribution_patching(
         >>> dict(result.sizes), result.attrs["certified_share"]  # nothing but a linear layer is behind a hidden unit
         ({'site': 8, 'pair': 16}, 1.0)
     """
-    wanted = _checked_options(direction, steps=steps, repairs=repairs, certificate=certificate)
+    wanted = _checked_options(direction, n_steps=n_steps, repairs=repairs, certificate=certificate)
     chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
@@ -137,7 +140,7 @@ def attribution_patching(
     with torch.no_grad():
         check_rows(policy, base)
     estimator = Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
-    found = estimator.integrated(steps) if steps else estimator.at_base(wanted, certificate=certificate)
+    found = estimator.integrated(n_steps) if n_steps else estimator.at_base(wanted, certificate=certificate)
     if exact and not certificate:
         patching = activation_patching(
             policy, clean=clean, corrupt=corrupt, sites=chosen, metric=metric, direction=direction, seed=seed
@@ -145,7 +148,7 @@ def attribution_patching(
         found["patched"] = patching["patched"].to_numpy()
     assert bound.corrupt is not None  # noqa: S101  # pairs have both runs
     start = (bound.corrupt if direction == "denoise" else bound.clean).double().cpu().numpy()
-    method = f"attribution patching, integrated over {steps} steps" if steps else "attribution patching"
+    method = f"attribution patching, integrated over {n_steps} steps" if n_steps else "attribution patching"
     result = patching_result(
         policy,
         chosen,
@@ -160,35 +163,35 @@ def attribution_patching(
         found["remainder"] = found["patched"] - start - found["estimate"]
     units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}
     result = result.assign({name: (("site", "pair"), value, units[name]) for name, value in found.items()})
-    result.attrs |= {
+    attrs: dict[str, Any] = {
         "sign": "estimate positive: the patch raises the metric; effect 1: it does all that exchanging the input does",
-        "order": "first order at the base run" if not steps else "path integral of each point, midpoint rule",
-        "steps": steps,
+        "order": "first order at the base run" if not n_steps else "path integral of each point, midpoint rule",
+        "n_steps": n_steps,
         "repairs": ", ".join(wanted) or "none",
     }
     if certificate:
-        result.attrs["certified_share"] = float(found["certified"].mean())
-    return result
+        attrs["certified_share"] = float(found["certified"].mean())
+    return storable(result, attrs)
 
 
 def _checked_options(
-    direction: str, *, steps: int, repairs: Sequence[Repair] | None, certificate: bool
+    direction: str, *, n_steps: int, repairs: Sequence[Repair] | None, certificate: bool
 ) -> tuple[Repair, ...]:
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
-    default: tuple[Repair, ...] = () if steps else ("softmax",)
+    default: tuple[Repair, ...] = () if n_steps else ("softmax",)
     wanted = default if repairs is None else tuple(repairs)
     for repair in wanted:
         if repair not in get_args(Repair):
             raise unknown_choice("repair", repair, get_args(Repair))
-    if steps < 0:
-        raise ConfigError("There is no negative number of steps.", given=steps, expected="0 or more", fix="steps=0")
-    if steps and (wanted or certificate):
+    if n_steps < 0:
+        raise ConfigError("The number of steps is negative.", given=n_steps, expected="0 or more", fix="n_steps=0")
+    if n_steps and (wanted or certificate):
         raise ConfigError(
             "Repairs and the certificate are for the gradient at the base run, not for an integrated one.",
-            given=f"steps={steps}, repairs={wanted}, certificate={certificate}",
-            expected="steps=0, or neither repairs nor a certificate",
-            fix="leave out steps, or take exact=True to see what the integrated estimate misses",
+            given=f"n_steps={n_steps}, repairs={wanted}, certificate={certificate}",
+            expected="n_steps=0, or neither repairs nor a certificate",
+            fix="leave out n_steps, or take exact=True to see what the integrated estimate misses",
         )
     return wanted
 
@@ -272,7 +275,7 @@ class Estimator:
                 found["certified"][places] = checked.certified.cpu()
         return found
 
-    def integrated(self, steps: int) -> dict[str, np.ndarray]:
+    def integrated(self, n_steps: int) -> dict[str, np.ndarray]:
         """Estimates from the gradient averaged along each point's own line."""
         found = self._empty("estimate", "completeness_error")
         ends = [address.node for address in output_addresses(self.policy)]
@@ -282,7 +285,9 @@ class Estimator:
             onwards = Continuation.start(self.policy.graph_engine, address.node, returned=ends, arrays=self.arrays)
             base = self.run.values[address.node].detach()
             change = finite_change(base, source, name=name)
-            slope = integrated_gradient(self.policy, onwards, base=base, change=change, metric=self.metric, steps=steps)
+            slope = integrated_gradient(
+                self.policy, onwards, base=base, change=change, metric=self.metric, n_steps=n_steps
+            )
             product = address.layout.show(change * slope)
             found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).cpu()
             with torch.no_grad():

@@ -15,6 +15,7 @@ import xarray as xr
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.feature_space import States, as_states
 from rlmech.circuits.gated import gated_maps
@@ -23,11 +24,13 @@ from rlmech.core.attention import AttentionBlock
 from rlmech.core.masked import is_masked
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 _ROWS_AT_ONCE = 8192
 _SIGN = "score with the changed pattern less the score: negative where what is taken away was raising the score"
 
 
+@explain_misuse
 def pattern_effects(
     policy: HookedPolicy,
     obs: Observation,
@@ -78,9 +81,10 @@ def pattern_effects(
     }
     coords = {"action": list(rows.names), "head": list(range(n_heads)), "key": run.keys}
     attrs = made_by(policy, "pattern_effects", block=run.block.path, sign=_SIGN, exact="softmax computed again")
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
+@explain_misuse
 def key_feature_effects(
     policy: HookedPolicy,
     obs: States,
@@ -131,7 +135,7 @@ def key_feature_effects(
     coords = {"action": list(rows.names), **observed.coords}
     data = {"effect": array(values, ("batch", "action", "entity", "feature"), units=score_units(policy))}
     attrs = made_by(policy, "key_feature_effects", block=run.block.path, sign=_SIGN, exact="softmax computed again")
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.core.curve_table import SMOOTH
@@ -28,11 +30,15 @@ from rlmech.core.operations.reading import behaviour, record_of
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
+from rlmech.results import storable
 
 FROZEN = "attention patterns and masks as on each observation"
 _NUMBERS_AT_ONCE = 2**24
+POSITION = np.dtype("<U64")
+"""A position along the axes of a hook point, as text; eight axes of a million neurons fit."""
 
 
+@explain_misuse
 def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
     """How far each observation can move before a gate turns, and which gate that is.
 
@@ -99,9 +105,9 @@ def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
         "margin": array(margins, ("batch",), units="1"),
         "nearest_gate": ("batch", names),
         "nearest_position": ("batch", positions),
-        "region": ("batch", np.concatenate(region)),
+        "region": ("batch", region_names(np.concatenate(region))),
     }
-    return xr.Dataset(data, attrs=made_by(policy, "region_margins", frozen=FROZEN, distance="Euclidean"))
+    return storable(xr.Dataset(data), made_by(policy, "region_margins", frozen=FROZEN, distance="Euclidean"))
 
 
 def before_squashing(policy: HookedPolicy) -> Node:
@@ -139,6 +145,16 @@ def region_ids(frozen: Frozen, values: dict[Node, Tensor]) -> Int64[np.ndarray, 
     packed = np.packbits(torch.cat(sides, dim=1).cpu().numpy(), axis=1)
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in packed)
     return np.frombuffer(digests, dtype=np.int64)
+
+
+def region_names(ids: Int64[np.ndarray, " batch"]) -> Shaped[np.ndarray, " batch"]:
+    """Regions as texts of 16 hexadecimal digits: a file of netCDF's classic format holds no number of 64 bits."""
+    return np.char.mod("%016x", ids.view(np.uint64)) if len(ids) else np.zeros(0, dtype="<U16")
+
+
+def name_type(frozen: Frozen) -> np.dtype[Any]:
+    """The dtype of texts that holds the name of each gate."""
+    return np.dtype(f"<U{max((len(gate.name) for gate in frozen.gates), default=1)}")
 
 
 def gate_reads(frozen: Frozen) -> tuple[Node, ...]:
@@ -193,14 +209,13 @@ def _where(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gate's name, and the position within it, of places along all boundaries."""
     if not len(places):
-        return np.zeros(0, dtype=object), np.zeros(0, dtype=object)
+        return np.zeros(0, dtype=name_type(frozen)), np.zeros(0, dtype=POSITION)
     pieces = _one_row(frozen, arrays)
     starts = np.cumsum([0, *(b.distance[0].numel() for _, b in pieces)])
-    names, positions = np.empty(len(places), dtype=object), np.empty(len(places), dtype=object)
+    names, positions = np.zeros(len(places), dtype=name_type(frozen)), np.zeros(len(places), dtype=POSITION)
     for row, (place, margin) in enumerate(zip(places, margins, strict=True)):
         if not np.isfinite(margin):
-            names[row], positions[row] = "", ""
-            continue
+            continue  # no gate: both texts stay empty
         piece = int(np.searchsorted(starts, place, side="right")) - 1
         name, boundary = pieces[piece]
         index = np.unravel_index(place - starts[piece], boundary.distance.shape[1:])

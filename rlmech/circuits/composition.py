@@ -20,6 +20,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.feature_space import visible_keys
 from rlmech.circuits.held import bends_of, hold, reaches
 from rlmech.circuits.labels import policy_attrs
@@ -37,6 +38,7 @@ from rlmech.core.attention_nodes import Source
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
+from rlmech.results import storable
 
 Composition = Literal["Q", "K", "V"]
 READ_AS: dict[Composition, Source] = {"Q": "q", "K": "k", "V": "v"}
@@ -46,15 +48,16 @@ _TOLERANCE = 1e-4
 _CHECK_SEED = 0
 
 
+@explain_misuse
 def composition_scores(
-    policy: HookedPolicy, *, obs: Observation | None = None, n_random: int = 200, seed: int = 0
+    policy: HookedPolicy, *, obs: Observation | None = None, n_controls: int = 200, seed: int = 0
 ) -> xr.Dataset:
     """Q-, K- and V-composition between every two heads of which the later one's block reads the earlier one's.
 
     Args:
         policy: A policy with at least two attention blocks.
         obs: States, needed where gates or norms lie between two blocks.
-        n_random: Draws of each baseline.
+        n_controls: Draws of each baseline.
         seed: Of the draws.
 
     Returns:
@@ -68,7 +71,7 @@ def composition_scores(
     Raises:
         AttentionError: Fewer than two blocks, none that reads another, positions mix in between, or a block has no
             weights of its own for a head, with the reason.
-        ConfigError: `n_random` below 2.
+        ConfigError: `n_controls` below 2.
         EngineError: The policy runs on the eager engine.
         ObservationError: Gates or norms lie between two blocks and no states are given.
 
@@ -87,7 +90,7 @@ def composition_scores(
         >>> composition_scores(policy).score.sel(composition="V").shape
         (5, 5)
     """
-    check_draws(n_random)
+    check_draws(n_controls)
     pairs = _pairs(policy)
     arrays = _states(policy, obs, pairs)
     heads = [(path, head) for path, block in policy.attention.items() for head in range(block.n_heads)]
@@ -103,11 +106,11 @@ def composition_scores(
             found = _compose(policy, pair, composition, arrays, anywhere=obs is None)
             where = np.ix_([place], rows, columns)
             score[where], spread[where] = found.score[None], found.spread[None]
-            for number, baseline in enumerate(_baselines(found, n_random, seed)):
+            for number, baseline in enumerate(_baselines(found, n_controls, seed)):
                 for name, values in baseline.items():
                     null[name][(number, *where)] = values[None]
     values = {"score": score, "spread": spread, **null}
-    return _dataset(policy, heads, values, pairs, n_random=n_random, seed=seed)
+    return _dataset(policy, heads, values, pairs, n_controls=n_controls, seed=seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,11 +335,13 @@ def _dataset(
         for side in ("earlier", "later")
         for place, part in enumerate(("block", "head"))
     }
-    return xr.Dataset(
-        {
-            name: (dims[array.ndim], array, {"units": "%" if name == "percentile" else "1"})
-            for name, array in values.items()
-        },
-        coords={"composition": list(READ_AS), "null": list(NULLS), "earlier": labels, "later": labels, **sides},
-        attrs=policy_attrs(policy, between="; ".join(pair.label for pair in pairs), **attrs),
+    return storable(
+        xr.Dataset(
+            {
+                name: (dims[array.ndim], array, {"units": "%" if name == "percentile" else "1"})
+                for name, array in values.items()
+            },
+            coords={"composition": list(READ_AS), "null": list(NULLS), "earlier": labels, "later": labels, **sides},
+        ),
+        policy_attrs(policy, between="; ".join(pair.label for pair in pairs), **attrs),
     )

@@ -19,18 +19,21 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.held import HeldRun, hold, reaches
 from rlmech.circuits.labels import Action, action_weights, policy_attrs, score_units
 from rlmech.core.graph import Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError
+from rlmech.results import storable
 
 Head = tuple[str, int]
 Path = tuple[Head, ...]
 _STATES_AT_ONCE = 512
 
 
+@explain_misuse
 def path_expansion(
     policy: HookedPolicy,
     obs: Observation,
@@ -229,20 +232,22 @@ def _dataset(
     features, bias = gathered("features"), gathered("bias")
     remainder = total - features.sum(1) - bias.sum(1) - longer
     units = {"units": score_units(policy)}
-    return xr.Dataset(
-        {
-            "features": (("batch", "path", "action"), features, units),
-            "bias": (("batch", "path", "action"), bias, units),
-            "remainder": (("batch", "action"), remainder, units),
-            "longer": (("batch", "action"), longer, units),
-            "total": (("batch", "action"), total, units),
-        },
-        coords={
-            "path": [_name(path, single=single) for path in paths],
-            "n_heads": ("path", [len(path) for path in paths]),
-            "action": list(names),
-        },
-        attrs=policy_attrs(
+    return storable(
+        xr.Dataset(
+            {
+                "features": (("batch", "path", "action"), features, units),
+                "bias": (("batch", "path", "action"), bias, units),
+                "remainder": (("batch", "action"), remainder, units),
+                "longer": (("batch", "action"), longer, units),
+                "total": (("batch", "action"), total, units),
+            },
+            coords={
+                "path": [_name(path, single=single) for path in paths],
+                "n_heads": ("path", [len(path) for path in paths]),
+                "action": list(names),
+            },
+        ),
+        policy_attrs(
             policy,
             metric="action gap" if gap else "action score",
             held="attention patterns, gates, norms' scales and tangents, as in each state",

@@ -17,12 +17,14 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
 from rlmech.circuits.labels import Action, action_weights, choose_block, labelled, provenance, score_units
 from rlmech.circuits.over_states import as_dataset, averaged
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ObservationError
+from rlmech.results import storable
 
 Readout = Literal["action", "d_model"]
 States = Float[Tensor | np.ndarray, "batch entity feature"]
@@ -34,6 +36,7 @@ Terms = tuple[Float[Tensor, "term action"], Sequence[Action]]
 """Rows of weights on the scores, and their names."""
 
 
+@explain_misuse
 def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> xr.DataArray:
     """Each state's own bilinear form from the query's and the key's features to the score, exact.
 
@@ -54,6 +57,7 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
 
+@explain_misuse
 def ov_forms(
     policy: HookedPolicy,
     obs: States,
@@ -205,7 +209,7 @@ def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *,
         q, k, "batch query left head d_head, batch entity right head d_head -> batch head query entity left right"
     )
     attrs = provenance(policy, block, space="feature", gates=gates)
-    return labelled(policy, form, _QK_DIMS, units="1").assign_attrs(attrs)
+    return storable(labelled(policy, form, _QK_DIMS, units="1"), attrs)
 
 
 def _ov(
@@ -224,12 +228,12 @@ def _ov(
     )
     attrs = provenance(policy, block, space="feature", gates=gates)
     if onward is None:
-        return labelled(policy, form, _OV_MODEL_DIMS, units="1").assign_attrs(attrs)
+        return storable(labelled(policy, form, _OV_MODEL_DIMS, units="1"), attrs)
     weights, names = terms
     to_action = "batch head entity feature d_model, batch query d_model action -> {}"
     form = einsum(form, onward @ weights.to(onward).T, to_action.format(" ".join(_OV_ACTION_DIMS)))
     found = labelled(policy, form, _OV_ACTION_DIMS, units=score_units(policy))
-    return found.assign_coords(action=list(names)).assign_attrs(attrs)
+    return storable(found.assign_coords(action=list(names)), attrs)
 
 
 def visible_keys(

@@ -220,7 +220,8 @@ def offsets(
     shares: list[Tensor] = []
     for source in sources:
         gradient = gradients[source.node]
-        weighted = rows_first(source.node, gradient * _added(source, values, frozen.varying))
+        share = gradient * _added(source, values, frozen.varying)
+        weighted = rows_first(source.node, share.masked_fill_(gradient == 0, 0))  # a mask of -inf adds nothing there
         shares.append(weighted.flatten(1).sum(1) if weighted.ndim > 1 else weighted)
     return torch.stack(shares, dim=-1)
 
@@ -245,7 +246,9 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
             y = call(*(_filled(arg, values | leaves) for arg in node.args), **_filled(node.kwargs, values))
             slopes = torch.autograd.grad(y.sum(), list(leaves.values()))
         return (y - sum(slope * x for slope, x in zip(slopes, leaves.values(), strict=True))).detach()
-    at_zero = {read: torch.zeros_like(v) if read in varying else v.detach() for read, v in values.items()}
+    at_zero = {
+        read: torch.zeros_like(values[read]) if read in varying else values[read].detach() for read in source.reads
+    }
     return call(*(_filled(arg, at_zero) for arg in node.args), **_filled(node.kwargs, at_zero))
 
 

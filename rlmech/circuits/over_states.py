@@ -17,6 +17,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.results import storable
+
 _STATES_AT_ONCE = 128
 _SIGNATURE_SEED = 0
 _N_SIGNATURES = 3
@@ -63,16 +65,15 @@ def averaged(states: Float[Tensor, "batch entity feature"], forms: Forms) -> xr.
         "sign_share": (xr.where(mean == 0, unlike, agreeing) / count).transpose(*mean.dims).assign_attrs(units="1"),
     }
     held = _commonest(xr.concat(signatures, "batch"), xr.concat(seen, "batch"), tolerance)
-    return as_dataset(variables, n_states=n_states.astype(int), **held).assign_attrs(
-        n_states=len(states), spread="standard deviation over states"
-    )
+    averages = as_dataset(variables, n_states=n_states.astype(int), **held)
+    return storable(averages, {"n_states": len(states), "spread": "standard deviation over states"})
 
 
 def as_dataset(variables: dict[str, xr.DataArray], **counts: xr.DataArray) -> xr.Dataset:
     """Variables that keep their unit, and share all else that was said of each."""
     shared = {key: value for key, value in variables["circuit"].attrs.items() if key != "units"}
     own = {name: values.drop_attrs().assign_attrs(units=values.attrs["units"]) for name, values in variables.items()}
-    return xr.Dataset({**own, **counts}, attrs=shared)
+    return storable(xr.Dataset({**own, **counts}), shared)
 
 
 def _signatures(form: xr.DataArray) -> xr.DataArray:

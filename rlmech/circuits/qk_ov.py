@@ -15,16 +15,19 @@ import torch
 import xarray as xr
 from einops import einsum
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ungated_ov, ungated_qk
 from rlmech.circuits.labels import Action, choose_block, labelled, provenance
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
+from rlmech.results import storable
 
 Space = Literal["model", "feature"]
 
 
+@explain_misuse
 def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_Q W_K^T per head, with the scale in it, factored; query side left, key side right, biases left out.
 
@@ -51,6 +54,7 @@ def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     return FactoredMatrix(found.scale * found.W_Q.detach(), found.W_K.detach().transpose(-1, -2))
 
 
+@explain_misuse
 def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_V W_O per head, factored; what is attended to left, output right, biases left out.
 
@@ -68,6 +72,7 @@ def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     return FactoredMatrix(found.W_V.detach(), found.W_O.detach())
 
 
+@explain_misuse
 def qk_circuit(
     policy: HookedPolicy,
     block: str | None = None,
@@ -119,6 +124,7 @@ def qk_circuit(
     return mean_qk(policy, obs, block=found) if gated else ungated_qk(policy, block=found)
 
 
+@explain_misuse
 def ov_circuit(
     policy: HookedPolicy,
     block: str | None = None,
@@ -199,10 +205,8 @@ def _qk_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "key_bias": (einsum(k, b_q, "head d_model d_head, head d_head -> head d_model"), of_key),
         "constant": (einsum(b_q, b_k, "head d_head, head d_head -> head"), ("head",)),
     }
-    return xr.Dataset(
-        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
-        attrs=provenance(policy, block, space="model"),
-    )
+    labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
+    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))
 
 
 def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
@@ -217,7 +221,5 @@ def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "bias": (einsum(b_v, o, "head d_head, head d_head right -> head right"), ("head", "d_model_out")),
         "output_bias": (b_o, ("d_model_out",)),
     }
-    return xr.Dataset(
-        {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()},
-        attrs=provenance(policy, block, space="model"),
-    )
+    labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
+    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))

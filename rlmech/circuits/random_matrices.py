@@ -24,15 +24,15 @@ Shape = tuple[int, int, int]
 """Rows, inner dimension and columns of a factored matrix."""
 
 
-def check_draws(n_random: int) -> None:
+def check_draws(n_controls: int) -> None:
     """Refuse a number of draws that has no standard deviation.
 
     Raises:
         ConfigError: It is below 2.
     """
-    if n_random < 2:
+    if n_controls < 2:
         raise ConfigError(
-            "A baseline needs draws.", given=f"n_random={n_random}", expected="2 or more", fix="n_random=200"
+            "A baseline needs draws.", given=f"n_controls={n_controls}", expected="2 or more", fix="n_controls=200"
         )
 
 

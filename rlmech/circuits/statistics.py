@@ -14,25 +14,28 @@ import xarray as xr
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import States
 from rlmech.circuits.labels import choose_block
 from rlmech.circuits.qk_ov import Space, ov_circuit, ov_factored, qk_circuit, qk_factored
 from rlmech.circuits.random_matrices import against, check_draws, gaussian_products
 from rlmech.core.policy import HookedPolicy
+from rlmech.results import storable
 
 STATISTICS = ("positivity", "effective_rank", "stable_rank", "norm", "spectral_norm")
 _SIZES = slice(3, 5)  # those of STATISTICS that grow with the weights
 _SIDES = {"qk": ("query", "key"), "ov": ("in", "out")}
 
 
+@explain_misuse
 def circuit_statistics(
     policy: HookedPolicy,
     block: str | None = None,
     *,
     space: Space = "model",
     obs: States | None = None,
-    n_random: int = 200,
+    n_controls: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
     """Singular values and vectors, eigenvalues, copying score, ranks and norms of each head's QK and OV circuit.
@@ -43,7 +46,7 @@ def circuit_statistics(
         space: `model` for the products of the weights; `feature` for the forms between features.
         obs: In feature space: states; the circuit is then the mean over them of `qk_circuit` and `ov_circuit`, for each
             entity. Without them the ungated product.
-        n_random: Draws of the baseline.
+        n_controls: Draws of the baseline.
         seed: Of the draws.
 
     Returns:
@@ -58,7 +61,7 @@ def circuit_statistics(
 
     Raises:
         AttentionError: No such block, no weights per head, or, in feature space, no gates to fix.
-        ConfigError: An unknown space, or `n_random` below 2.
+        ConfigError: An unknown space, or `n_controls` below 2.
         ObservationError: In feature space: the observation is no table of entities.
 
     Source:
@@ -72,7 +75,7 @@ def circuit_statistics(
         >>> bool((found.value.sel(circuit="ov", statistic="effective_rank") <= 16).all())
         True
     """
-    check_draws(n_random)
+    check_draws(n_controls)
     found = choose_block(policy, block)
     circuits = {
         "qk": qk_circuit(policy, found.path, space=space, obs=obs if space == "feature" else None),
@@ -88,7 +91,7 @@ def circuit_statistics(
         described = _describe(matrices[name])
         generator = torch.Generator().manual_seed(seed)
         shape = (matrices[name].ldim, found.d_head, matrices[name].rdim)
-        draws = _numbers(gaussian_products(shape, n_random, generator))
+        draws = _numbers(gaussian_products(shape, n_controls, generator))
         parts.append(_named(circuit.circuit, described, _against(described, draws, scales[name])))
     variables = {name: xr.concat([part[name] for part in parts], "circuit", join="outer") for name in parts[0]}
     vectors = {
@@ -98,7 +101,7 @@ def circuit_statistics(
     }
     said = {key: value for key, value in circuits["qk"].attrs.items() if key != "spread"}
     joined = xr.merge([xr.Dataset(variables), xr.Dataset(vectors)], join="outer", compat="no_conflicts")
-    return joined.assign_coords(circuit=list(circuits)).assign_attrs(**said, n_random=n_random, seed=seed)
+    return storable(joined.assign_coords(circuit=list(circuits)), said | {"n_controls": n_controls, "seed": seed})
 
 
 def effective_rank(singular_values: Float[Tensor, "*leading rank"]) -> Float[Tensor, "*leading"]:

@@ -94,8 +94,9 @@ def _show(
         f"{result.sizes['seed']} seeds of {attrs['env']}: the baseline's means, and mean differences from it on the "
         f"same seeds, {100 * attrs['confidence']:g} % interval; *: p < 0.05 after Holm's correction. {said}"
     ]
-    if attrs["never_active"]:
-        lines.append(f"Never at work: {', '.join(attrs['never_active'])}.")
+    idle = result["condition"].values[result["never_active"].values].tolist()
+    if idle:
+        lines.append(f"Never at work: {', '.join(idle)}.")
     if half_width is not None:
         if result.sizes["seed"] < FEWEST:
             found["seeds_needed"] = None

@@ -13,12 +13,12 @@ from rlmech.core.points import OutputKind
 
 
 def choose_actions(
-    scores: Float[Tensor, "batch action"], kind: OutputKind, space: Any, *, deterministic: bool
+    scores: Float[Tensor, "batch *choice action"], kind: OutputKind, space: Any, *, deterministic: bool
 ) -> np.ndarray:
     """Actions of a batch of scores.
 
     Args:
-        scores: Q-values, logits or the mean action.
+        scores: Q-values, logits or the mean action; of several choices a row for each.
         kind: Which of them.
         space: The action space, for the bounds of continuous actions; None for none.
         deterministic: The best action; else logits are sampled, with torch's generator.
@@ -30,5 +30,14 @@ def choose_actions(
             return actions
         return np.clip(actions.reshape(-1, *low.shape), low, high)
     if kind == "logits" and not deterministic:
-        return torch.distributions.Categorical(logits=scores).sample().cpu().numpy()
-    return scores.argmax(-1).cpu().numpy()
+        return _shaped(torch.distributions.Categorical(logits=scores).sample(), space)
+    return _shaped(scores.argmax(-1), space)
+
+
+def _shaped(actions: Tensor, space: Any) -> np.ndarray:
+    """Actions as the space has them: several choices keep its shape and type."""
+    chosen = actions.cpu().numpy()
+    if chosen.ndim == 1:
+        return chosen
+    shape = getattr(space, "shape", None) or chosen.shape[1:]
+    return chosen.reshape(-1, *shape).astype(getattr(space, "dtype", None) or chosen.dtype)

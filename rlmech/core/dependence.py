@@ -174,22 +174,24 @@ class _Pusher:
             mask = mask.any(axis, keepdim=True).expand_as(mask)
         return mask
 
-    def _has_matrices(self, node: Node) -> bool:
-        return all(len(source.sizes) >= 2 for source in self._tensors(node))
+    @staticmethod
+    def _has_matrices(node: Node) -> bool:
+        """Whether both factors are matrices or stacks of them: a vector has one axis less to contract."""
+        return all(len(node.args[place].sizes) >= 2 for place in record_of(node).factors)
 
     def _product(self, node: Node) -> Tensor:
         sizes = self._sizes(node)
         masks: list[Tensor] = []
-        *added, left, right = node.args[: 3 if node.op in ("addmm", "baddbmm") else 2]
-        if node.op == "linear":
-            added = [node.args[2]] if len(node.args) > 2 and node.args[2] is not None else []
-            if right in self.known or any(bias in self.known for bias in added):
-                return self._whole_rows(node)
+        record = record_of(node)
+        left, right = (node.args[place] for place in record.factors)
+        added = [node.args[place] for place in record.added if len(node.args) > place]
         masks += [self.known[bias].broadcast_to(sizes) for bias in added if bias in self.known]
         if left in self.known:
             masks.append(self.known[left].any(-1, keepdim=True).broadcast_to(sizes))
         if right in self.known:
-            masks.append(self.known[right].any(-2, keepdim=True).broadcast_to(sizes))
+            mask = self.known[right]
+            columns = mask.any(-1) if record.name == "linear" else mask.any(-2, keepdim=True)
+            masks.append(columns.broadcast_to(sizes))
         return self._any(masks)
 
     def _attention(self, node: Node) -> Tensor:
@@ -219,19 +221,21 @@ class _Pusher:
         for source in node.inputs():
             if source not in self.known:
                 continue
-            mask = self.known[source]
-            rows |= mask if source.shape is None and isinstance(mask, Tensor) else self._rows(mask)
+            rows |= self._rows(source)
         return rows if node.shape is None else self._spread(rows, node)
 
-    def _rows(self, mask: Any) -> Tensor:
-        if isinstance(mask, tuple | list):
-            return self._any([self._rows(part) for part in mask])
-        if mask.ndim and mask.shape[0] == self.n_rows:
-            return mask.reshape(self.n_rows, -1).any(1)
-        return mask.any().expand(self.n_rows)  # the batch is folded away: any row may have come to any other
+    def _rows(self, source: Node) -> Tensor:
+        """For which questions something of a value depends."""
+        mask = self.known[source]
+        if source.shape is None:
+            return mask if isinstance(mask, Tensor) else torch.ones(self.n_rows, dtype=torch.bool)
+        if not source.has_batch:
+            return mask.any().expand(self.n_rows)  # weights, which no question is asked of
+        return Layout.of(source).show(mask).reshape(self.n_rows, -1).any(1)
 
     def _spread(self, rows: Tensor, node: Node) -> Tensor:
-        sizes = self._sizes(node)
-        if node.sizes and node.sizes[0] == -1:
-            return rows.reshape(-1, *([1] * (len(sizes) - 1))).expand(sizes)
-        return rows.any().expand(sizes)
+        if not node.has_batch:
+            return rows.any().expand(self._sizes(node))
+        layout = Layout.of(node)
+        inner = layout.canonical_shape[1:]
+        return layout.restore(rows.reshape(-1, *[1] * len(inner)).expand(self.n_rows, *inner))

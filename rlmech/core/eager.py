@@ -77,7 +77,9 @@ class EagerEngine:
             found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
             for block in found.values():
                 block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS)
-            points = name_points(recording, module, root=root, blocks=found, output_kind=output_kind)
+            points = name_points(
+                recording, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
+            )
             outputs = {name: point for name, point in points.items() if point.kind == "output"}
             for name, point in points.items():
                 if name not in outputs:
@@ -100,9 +102,13 @@ class EagerEngine:
         """Offer a point no longer."""
         leave_out(self.points, self.left_out, self.attention, name, reason)
 
+    def stored(self) -> str | None:
+        """No graph, nothing to store."""
+        return None
+
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
-        return _outputs(self._module(self._argument(arrays)))[0]
+        return _outputs(self._module(self._observation.argument(arrays)))[0]
 
     def run(
         self,
@@ -138,15 +144,12 @@ class EagerEngine:
             return value
 
         with _watching(self._module, on_result):
-            outputs = _outputs(self._module(self._argument(arrays)))
+            outputs = _outputs(self._module(self._observation.argument(arrays)))
         ends = [name for name, point in self.points.items() if point.kind == "output"]
         for place, name in enumerate(ends):
             if name in wanted:
                 outputs[place] = visit(name, outputs[place])
         return outputs[0], {name: values[name] for name in names if name in values}
-
-    def _argument(self, arrays: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
-        return dict(zip(self._observation.shapes, arrays, strict=True)) if self._observation.is_dict else arrays[0]
 
     def _recordings(self) -> Iterator[Graph]:
         """Graphs of what single runs called: two batches for the shapes, then single rows for other branches."""
@@ -181,7 +184,7 @@ class EagerEngine:
             self._module.eval()  # batch statistics of one row do not exist; its branches are the same
         try:
             with torch.no_grad(), _watching(self._module, recorder.on_result, recorder.on_call):
-                outputs = _outputs(self._module(self._argument(arrays)))
+                outputs = _outputs(self._module(self._observation.argument(arrays)))
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -353,8 +356,7 @@ def _watching(
 
 
 def _outputs(output: Any) -> list[Tensor]:
-    parts = list(output.values()) if isinstance(output, dict) else output
-    return [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, tuple | list) else [parts]
+    return [part for part in output if isinstance(part, Tensor)] if isinstance(output, tuple | list) else [output]
 
 
 def _symbolic(shape: tuple[int, ...], other: tuple[int, ...] | None) -> tuple[Size, ...]:

@@ -13,7 +13,8 @@ from rlmech.core.attention_nodes import Found, Role, value_of
 from rlmech.core.attention_search import PROBE_BATCH, find_attention
 from rlmech.core.attention_verify import verify
 from rlmech.core.folds import mark_folds
-from rlmech.core.graph import Graph, Node, trace
+from rlmech.core.graph import Graph, Node
+from rlmech.core.graph_file import NotStorable, known_graph, to_json, traced_graph
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
@@ -63,6 +64,10 @@ class Engine(Protocol):
         """Offer a point no longer."""
         ...
 
+    def stored(self) -> str | None:
+        """The traced graph as JSON, for another process; None where there is none that JSON carries."""
+        ...
+
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""
         ...
@@ -86,6 +91,10 @@ class GraphEngine:
         observation: Its observation format.
         root: Module path that falls away in names.
         output_kind: What the scores are.
+        anew: Whether to trace the module even where its graph is known.
+
+    Attributes:
+        is_known: Whether the graph was traced in another process.
 
     Raises:
         NotTraceable: There is no graph.
@@ -95,15 +104,30 @@ class GraphEngine:
     reason = "the module was exported"
 
     def __init__(
-        self, module: nn.Module, observation: ObservationFormat, *, root: str, output_kind: OutputKind
+        self,
+        module: nn.Module,
+        observation: ObservationFormat,
+        *,
+        root: str,
+        output_kind: OutputKind,
+        anew: bool = False,
     ) -> None:
         samples = observation.samples(3)
         example = dict(zip(observation.shapes, samples, strict=True)) if observation.is_dict else samples[0]
-        self.graph: Graph = trace(module, example)
+        self._module, self._example = module, example
+        known = None if anew else known_graph(module, example)
+        self.is_known = known is not None
+        self.graph: Graph = known or traced_graph(module, example, cells=bool(observation.states))
         mark_folds(self.graph, samples)
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
-        self.points = name_points(self.graph, module, root=root, blocks=found, output_kind=output_kind)
+        self.points = name_points(
+            self.graph, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
+        )
         self.left_out: dict[str, str] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start with no programs but the plain one."""
         self._programs: Recent[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = Recent(PROGRAMS)
         self._readers: Recent[tuple[str, ...], Reader] = Recent(PROGRAMS)
         self._scores = self.points[next(name for name, p in self.points.items() if p.kind == "output")].address
@@ -120,6 +144,13 @@ class GraphEngine:
     def leave_out(self, name: str, reason: str) -> None:
         """Offer a point no longer."""
         leave_out(self.points, self.left_out, self.attention, name, reason)
+
+    def stored(self) -> str | None:
+        """The traced graph as JSON, for another process; None where there is none that JSON carries."""
+        try:
+            return to_json(self.graph, self._module, self._example)
+        except NotStorable:
+            return None
 
     def forward(self, arrays: tuple[Tensor, ...]) -> Tensor:
         """The scores, with nothing hooked."""

@@ -181,6 +181,13 @@ def nan_weights(module: nn.Module) -> str | None:
     return None
 
 
+def held_by_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module and its parts hold besides parameters, buffers and submodules, by name."""
+    for path, owner in _owners(module):
+        for name, value in _contents(owner).items():
+            yield _named(path, name), value
+
+
 def _owners(module: nn.Module) -> Iterator[tuple[str, object]]:
     """Whatever holds attributes: the modules, and plain objects that they hold, such as a configuration."""
     for path, child in module.named_modules():

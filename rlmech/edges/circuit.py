@@ -6,11 +6,9 @@ is taken on trust: on another policy, or with an edge that is none, it raises.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +24,10 @@ from rlmech.edges.components import ComponentGraph, Edge, component_graph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
 from rlmech.errors import ConfigError
-from rlmech.files import moved_into_place
+from rlmech.files import DamagedError, read_sealed_json, write_sealed_json
 from rlmech.metrics.score_metrics import Metric, MetricFunction
-from rlmech.patching.results import bind_pairs, unknown_choice
+from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 FORMAT = "rlmech.circuit/1"
@@ -156,7 +155,7 @@ class Circuit:
         corrupt: Observation,
         metric: Metric | MetricFunction | None = None,
         ablation: CircuitAblation = "patch",
-        n_random: int = 20,
+        n_controls: int = 20,
         clusters: Clusters | None = None,
         seed: int = 0,
     ) -> xr.Dataset:
@@ -168,7 +167,7 @@ class Circuit:
             corrupt: Their counterparts, row by row.
             metric: What is measured; None for the action gap with actions fixed from the unpatched runs.
             ablation: What the other edges carry; see `discover_circuit`.
-            n_random: Random circuits of the same size to compare with.
+            n_controls: Random circuits of the same size to compare with.
             clusters: A label for each pair, say its episode: pairs of one label are resampled together.
             seed: Of resampled rows, the random circuits and the bootstrap.
 
@@ -187,22 +186,17 @@ class Circuit:
             runs,
             metric=bound,
             pair=None,
-            n_random=n_random,
+            n_controls=n_controls,
             seed=seed,
             consistent=ablation in CONSISTENT,
             clusters=clusters,
         )
         ends = {name: self.dataset.coords[name] for name in ("sender", "receiver")}
-        return result.assign_coords(ends).assign_attrs(
-            metric=bound.name,
-            metric_units=bound.unit,
-            ablation=ablation,
-            seed=seed,
-            policy_fingerprint=policy.fingerprint,
-        )
+        said = sweep_attrs(policy, bound, n_pairs=result.sizes["pair"], seed=seed) | {"ablation": ablation}
+        return storable(result.assign_coords(ends), said)
 
     def save(self, path: str | Path) -> Path:
-        """Write the circuit as JSON, in one step, replacing a file of that name."""
+        """Write the circuit as JSON with a checksum, in one step, replacing a file of that name."""
         path = Path(path)
         content = {
             "format": FORMAT,
@@ -211,8 +205,7 @@ class Circuit:
             "kept": self.kept,
             "dataset": self.dataset.to_dict(),
         }
-        with moved_into_place(path) as partial:
-            partial.write_text(json.dumps(content, default=_plain, indent=1))
+        write_sealed_json(path, content)
         return path
 
     @classmethod
@@ -225,7 +218,7 @@ class Circuit:
         """
         path = Path(path)
         try:
-            content: Any = json.loads(path.read_text())
+            content = read_sealed_json(path)
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             units = tuple(
@@ -237,11 +230,11 @@ class Circuit:
             kept = tuple(int(number) for number in content["kept"])
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no circuit.",
                 given=str(error)[:200],
-                expected=f"JSON of the format {FORMAT!r}",
+                expected=f"JSON of the format {FORMAT!r}, bit for bit as it was written",
                 fix="give a file that Circuit.save wrote",
             ) from error
         return cls(units=units, candidates=candidates, kept=kept, dataset=dataset)
@@ -274,9 +267,3 @@ def circuit_runs(
 def _with_interval(dataset: xr.Dataset, name: str) -> str:
     value, low, high = (float(dataset[name + suffix]) for suffix in ("", "_low", "_high"))
     return f"{name} {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else "")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} does not go into JSON")

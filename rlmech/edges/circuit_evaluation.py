@@ -21,6 +21,7 @@ from rlmech.edges.components import ComponentGraph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.metrics.score_metrics import BoundMetric
 from rlmech.patching.results import ratio_of_means
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 4096
@@ -34,7 +35,7 @@ def evaluate_edges(
     *,
     metric: BoundMetric,
     pair: Int[Tensor, " pair"] | None,
-    n_random: int,
+    n_controls: int,
     seed: int,
     consistent: bool,
     clusters: Clusters | None = None,
@@ -47,7 +48,7 @@ def evaluate_edges(
         runs: The base runs, with the reference that ablated edges carry.
         metric: Bound to the unpatched runs.
         pair: Which of the metric's pairs the base runs are; None: run i is pair i.
-        n_random: Random circuits to compare with.
+        n_controls: Random circuits to compare with.
         seed: Of those, and of the bootstrap.
         consistent: Whether the reference is one run; where it is not, edges of constant units can matter too, and
             random circuits hold them.
@@ -67,7 +68,7 @@ def evaluate_edges(
     without = np.repeat(~inside[None], len(kept), axis=0)
     without[np.arange(len(kept)), kept] = True
     random = [
-        random_circuit_edges(graph, len(kept), seed=[seed, draw], consistent=consistent) for draw in range(n_random)
+        random_circuit_edges(graph, len(kept), seed=[seed, draw], consistent=consistent) for draw in range(n_controls)
     ]
     randomly = np.array([[number not in drawn for number in range(len(graph.edges))] for drawn in random], dtype=bool)
     jobs = np.concatenate(
@@ -94,9 +95,9 @@ def evaluate_edges(
     unit = {"units": metric.unit}
     data |= {"circuit": ("pair", circuit, unit), "policy": ("pair", whole, unit), "ablated": ("pair", nothing, unit)}
     spread = bootstrap_mean(span[None], clusters=clusters, seed=seed)
-    coords = {"pair": np.arange(len(whole)), "seed": np.arange(n_random)}
+    coords = {"pair": np.arange(len(whole)), "seed": np.arange(n_controls)}
     attrs = {"denominator_trustworthy": int(spread.excludes_zero[0]), **spread.attrs}
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coords), attrs)
 
 
 def measure_jobs(

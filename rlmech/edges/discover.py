@@ -19,6 +19,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.circuit import Circuit, circuit_runs
@@ -32,6 +33,7 @@ from rlmech.errors import ConfigError, MetricError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, cluster_labels, sweep_attrs, unknown_choice
 from rlmech.progress import progress_bar
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Method = Literal["acdc", "eap", "eap-ig"]
@@ -43,6 +45,7 @@ Found = tuple[Bool[np.ndarray, " edge"], Float[np.ndarray, " edge"], Float[np.nd
 """(kept, score, signed effect)."""
 
 
+@explain_misuse
 def discover_circuit(
     policy: HookedPolicy,
     *,
@@ -56,8 +59,8 @@ def discover_circuit(
     n_edges: int | None = None,
     ablation: CircuitAblation = "patch",
     held_out: float = 0.3,
-    steps: int = 8,
-    n_random: int = 20,
+    n_steps: int = 8,
+    n_controls: int = 20,
     clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -80,8 +83,8 @@ def discover_circuit(
         ablation: What dropped edges carry: the pair's corrupt run (`patch`), the clean run of another pair
             (`resample`), the mean over the discovery pairs' observations (`mean`), or zeros.
         held_out: Share of the pairs that the circuit is measured on and not found on; 0 to measure where it was found.
-        steps: Midpoints of `eap-ig`.
-        n_random: Random circuits of the same size to compare with.
+        n_steps: Midpoints of `eap-ig`.
+        n_controls: Random circuits of the same size to compare with.
         clusters: A label for each pair, say its episode. Pairs of one label fall on the same side of the split (a share
             `held_out` of the labels), and are resampled together. None: every pair by itself, which makes intervals too
             narrow, and the held-out pairs no news, where pairs resemble each other.
@@ -128,7 +131,7 @@ def discover_circuit(
         with progress_bar("discovering", len(graph.edges), enabled=progress) as advance:
             kept, score, effect = _acdc(graph, runs, bound, found_on, threshold=limit, on_edge=advance)
     else:
-        estimated = _Estimated(ablation=ablation, steps=steps if method == "eap-ig" else 0, seed=seed)
+        estimated = _Estimated(ablation=ablation, n_steps=n_steps if method == "eap-ig" else 0, seed=seed)
         score, effect = estimated.scores(graph, runs, bound, found_on, corrupt=mine[1])
         consistent = ablation in CONSISTENT
         kept = score >= limit if n_edges is None else _highest(graph, score, n_edges, consistent=consistent)
@@ -140,7 +143,7 @@ def discover_circuit(
         test_runs,
         metric=bound,
         pair=measured_on,
-        n_random=n_random,
+        n_controls=n_controls,
         seed=seed,
         consistent=ablation in CONSISTENT,
         clusters=None if labels is None else labels[measured_on.numpy()],
@@ -159,7 +162,7 @@ def discover_circuit(
         units=graph.units,
         candidates=graph.edges,
         kept=tuple(sorted(useful)),
-        dataset=xr.merge([described, result], compat="equals", join="exact").assign_attrs(result.attrs | attrs),
+        dataset=storable(xr.merge([described, result], compat="equals", join="exact"), result.attrs | attrs),
     )
 
 
@@ -167,8 +170,8 @@ def _described(graph: ComponentGraph, kept: set[int], score: Any, effect: Any, *
     names = graph.names
     coords = {
         "edge": np.arange(len(graph.edges)),
-        "sender": ("edge", np.array([names[a] for a, _ in graph.edges], dtype=object)),
-        "receiver": ("edge", np.array([names[b] for _, b in graph.edges], dtype=object)),
+        "sender": ("edge", [names[a] for a, _ in graph.edges]),
+        "receiver": ("edge", [names[b] for _, b in graph.edges]),
     }
     data = {
         "score": ("edge", score, {"units": "1"}),
@@ -216,8 +219,8 @@ def _acdc(
 class _Estimated:
     """Scores of the first order."""
 
-    def __init__(self, *, ablation: CircuitAblation, steps: int, seed: int) -> None:
-        self.ablation, self.steps, self.seed = ablation, steps, seed
+    def __init__(self, *, ablation: CircuitAblation, n_steps: int, seed: int) -> None:
+        self.ablation, self.n_steps, self.seed = ablation, n_steps, seed
 
     def scores(
         self, graph: ComponentGraph, runs: EdgeRuns, metric: BoundMetric, pair: Tensor, *, corrupt: list[Tensor]
@@ -232,7 +235,7 @@ class _Estimated:
             drawn = torch.from_numpy(other_rows(runs.n_pairs, seed=self.seed))
             source = [array[drawn] for array in runs.arrays]
         estimate = estimate_edges(
-            graph, runs.arrays, source, after=runs.reference, metric=metric, steps=self.steps, pair=pair
+            graph, runs.arrays, source, after=runs.reference, metric=metric, n_steps=self.n_steps, pair=pair
         )
         score = np.abs(estimate).mean(1) / scale
         if score.max() < NO_SLOPE:

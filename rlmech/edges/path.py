@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.graph import Graph, Node
 from rlmech.core.observation import Observation
@@ -28,12 +29,14 @@ from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import refuse_unfit
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 ROWS_AT_ONCE = 1024
 """Pairs run at once: past the second-level cache a larger stack loses on a CPU."""
 
 
+@explain_misuse
 def path_patching(
     policy: HookedPolicy,
     *,
@@ -111,11 +114,12 @@ def path_patching(
         seed=seed,
     )
     frozen = dict.fromkeys(node for found in routes for route in found for node in route.frozen)
-    return result.assign_attrs(
-        receiver=", ".join(map(repr, receivers)),
-        frozen=", ".join(paths.names[node] for node in frozen),
-        through=", ".join(names),
-    )
+    routed = {
+        "receiver": ", ".join(map(repr, receivers)),
+        "frozen": ", ".join(paths.names[node] for node in frozen),
+        "through": ", ".join(names),
+    }
+    return storable(result, routed)
 
 
 def _routes(policy: HookedPolicy, paths: Paths, sender: Sites) -> tuple[list[Site], list[list[Route]]]:

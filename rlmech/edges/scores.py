@@ -3,7 +3,7 @@
     estimate(u -> v) = (u in the source run - u in the base run) . (df_v / du)^T (dmetric / dv)
 
 Gradients are taken at the base run, or averaged over midpoints of the straight line between the two observations
-(`steps`). Where a unit is boolean, an attention mask, there is no gradient: its edges are evaluated with both values,
+(`n_steps`). Where a unit is boolean, an attention mask, there is no gradient: its edges are evaluated with both values,
 and first order from there on. Cost: about one backward pass per step and head. Exact on linear networks only.
 """
 
@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.components import ComponentGraph
@@ -26,11 +27,13 @@ from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 _ROWS_AT_ONCE = 1024
 
 
+@explain_misuse
 def edge_attribution(
     policy: HookedPolicy,
     *,
@@ -40,7 +43,7 @@ def edge_attribution(
     over: Over = "layer",
     metric: Metric | MetricFunction | None = None,
     direction: Direction = "denoise",
-    steps: int = 0,
+    n_steps: int = 0,
     clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -53,9 +56,9 @@ def edge_attribution(
         units: `auto`, a hook name or glob, or a list of sites; see `choose_units`.
         over: With `units="auto"`: hidden activations as a `layer`, or `neuron` by neuron.
         metric: What is measured; None for the action gap with actions fixed from the unpatched runs. KL has gradient
-            zero at the run it is measured from: take `steps` with it.
+            zero at the run it is measured from: take `n_steps` with it.
         direction: `denoise`: gradients at corrupt runs, differences towards clean ones; `noise`: the reverse.
-        steps: 0 for gradients at the base run; else the number of midpoints between the observations.
+        n_steps: 0 for gradients at the base run; else the number of midpoints between the observations.
         clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
             itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the bootstrap.
@@ -89,8 +92,8 @@ def edge_attribution(
     graph = choose_units(policy, units=units, over=over)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    estimate = estimate_edges(graph, policy.coerce(base), policy.coerce(source), metric=bound, steps=steps)
-    return _result(policy, graph, bound, estimate, direction=direction, steps=steps, clusters=clusters, seed=seed)
+    estimate = estimate_edges(graph, policy.coerce(base), policy.coerce(source), metric=bound, n_steps=n_steps)
+    return _result(policy, graph, bound, estimate, direction=direction, n_steps=n_steps, clusters=clusters, seed=seed)
 
 
 def estimate_edges(
@@ -100,7 +103,7 @@ def estimate_edges(
     *,
     metric: BoundMetric,
     after: Mapping[int, Tensor] | None = None,
-    steps: int = 0,
+    n_steps: int = 0,
     pair: Int[Tensor, " pair"] | None = None,
 ) -> Float[np.ndarray, "edge pair"]:
     """The first-order change of the metric, per edge and pair, in its unit.
@@ -111,7 +114,7 @@ def estimate_edges(
         source: Those of the runs that patches come from; None where they come from no run (zeros, means).
         after: The values that patches put in, by stage; None for those of the source runs.
         metric: Bound to the unpatched runs.
-        steps: 0 for gradients at the base run, else the number of midpoints.
+        n_steps: 0 for gradients at the base run, else the number of midpoints.
         pair: Which of the metric's pairs each row is; None: row i is pair i.
 
     Raises:
@@ -125,16 +128,16 @@ def estimate_edges(
             expected="a metric whose gradient says something",
             fix="take action_gap(), or edge_patching, which needs no gradient",
         )
-    if steps < 0:
+    if n_steps < 0:
         raise ConfigError(
-            "There cannot be fewer than no steps.", given=steps, expected="0, or the number of midpoints", fix="steps=8"
+            "The number of steps is negative.", given=n_steps, expected="0, or the number of midpoints", fix="n_steps=8"
         )
-    if after is None or steps:
+    if after is None or n_steps:
         source = _given(source)
     n_pairs = base[0].shape[0]
     pair = torch.arange(n_pairs, device=base[0].device) if pair is None else pair
     result = np.zeros((len(graph.edges), n_pairs))
-    shares = [(step + 0.5) / steps for step in range(steps)] or [0.0]
+    shares = [(step + 0.5) / n_steps for step in range(n_steps)] or [0.0]
     for start in range(0, n_pairs, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         here = [array[rows] for array in base]
@@ -154,7 +157,7 @@ def _given(source: Sequence[Tensor] | None) -> Sequence[Tensor]:
             "There are no source runs.",
             given="None",
             expected="observations of the runs that patches come from",
-            fix="give them, or values with steps=0",
+            fix="give them, or values with n_steps=0",
         )
     return source
 
@@ -297,7 +300,7 @@ def _result(
     estimate: Float[np.ndarray, "edge pair"],
     *,
     direction: Direction,
-    steps: int,
+    n_steps: int,
     clusters: Clusters | None,
     seed: int,
 ) -> xr.Dataset:
@@ -316,16 +319,16 @@ def _result(
         "corrupt": ("pair", corrupt, unit),
         "completeness_error": ("pair", estimate[first].sum(0) - (source - base), unit),
     }
-    how = f"gradients at {steps} midpoints between the observations" if steps else "gradients at the base run"
+    how = f"gradients at {n_steps} midpoints between the observations" if n_steps else "gradients at the base run"
     attrs = sweep_attrs(policy, bound, n_pairs=estimate.shape[1], seed=seed) | {
         "method": f"edge attribution, {direction}, {how}",
-        "steps": steps,
+        "n_steps": n_steps,
         "sign": "positive: patching the edge from the source run would raise the metric",
         **mean.attrs,
     }
     receivers = [graph.units[receiver] for _, receiver in graph.edges]
     coords = sweep_coords(policy, receivers, estimate.shape[1])
-    return name_edges(xr.Dataset(data, coords=coords, attrs=attrs), graph, range(len(graph.edges)))
+    return storable(name_edges(xr.Dataset(data, coords=coords), graph, range(len(graph.edges))), attrs)
 
 
 def _observes(graph: ComponentGraph, unit: int) -> bool:

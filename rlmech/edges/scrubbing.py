@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.circuit import Circuit
@@ -27,9 +28,11 @@ from rlmech.errors import ConfigError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
 from rlmech.patching.results import ratio_of_means, sweep_attrs
 from rlmech.patching.sweeps.sweep import outputs_of
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
+@explain_misuse
 def causal_scrubbing(
     policy: HookedPolicy,
     *,
@@ -140,4 +143,4 @@ def _result(
         "denominator_trustworthy": int(spread.excludes_zero[0]),
         **spread.attrs,
     }
-    return xr.Dataset(data, coords={"pair": np.arange(len(whole))}, attrs=attrs)
+    return storable(xr.Dataset(data, coords={"pair": np.arange(len(whole))}), attrs)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.components import ComponentGraph, Edge
@@ -25,6 +26,7 @@ from rlmech.statistics import Clusters
 _ROWS_AT_ONCE = 4096
 
 
+@explain_misuse
 def edge_patching(
     policy: HookedPolicy,
     *,
@@ -124,7 +126,7 @@ def name_edges(result: xr.Dataset, graph: ComponentGraph, chosen: Sequence[int])
     by_site = [name for name, coordinate in result.coords.items() if coordinate.dims == ("site",)]
     coords = {
         "edge": np.arange(len(chosen)),
-        "sender": ("edge", np.array([names[graph.edges[number][0]] for number in chosen], dtype=object)),
-        "receiver": ("edge", np.array([names[graph.edges[number][1]] for number in chosen], dtype=object)),
+        "sender": ("edge", [names[graph.edges[number][0]] for number in chosen]),
+        "receiver": ("edge", [names[graph.edges[number][1]] for number in chosen]),
     }
     return result.drop_vars(by_site).rename(site="edge").assign_coords(coords)

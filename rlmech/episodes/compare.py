@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, steer
 from rlmech.episodes.comparison import BASELINE, compare_recordings
 from rlmech.episodes.controls import Control, with_controls
@@ -26,14 +27,18 @@ from rlmech.episodes.recorder import record_conditions
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
+from rlmech.results import storable
+from rlmech.simulators.env import environment
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
+    from rlmech.simulators.protocol import Outcome
 
 
+@explain_misuse
 def compare_rollouts(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     conditions: Mapping[str, Any],
     seeds: Iterable[int],
@@ -41,19 +46,20 @@ def compare_rollouts(
     controls: Sequence[Control] = (),
     n_controls: int = 3,
     names: Names = (),
+    outcomes: Sequence[Outcome] = (),
     workers: int = 1,
     backend: Backend = "processes",
     path: str | Path | None = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
-    bootstrap_seed: int = 0,
+    seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Drive the same seeds under every condition and without, and compare.
 
     Args:
         policy: The baseline's policy, which drives all conditions that name no other.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one, as for `rlm.record`.
         conditions: By name: edits, a `Condition` (edits, when, another policy), or another policy.
         seeds: Seeds of the episodes, the same for all.
         when: When the edits of conditions that do not say so act; None for always.
@@ -61,20 +67,22 @@ def compare_rollouts(
             `random_direction` (a random direction instead, as long as what the edits change there), besides.
         n_controls: Of each kind, for each condition.
         names: Hook points to record.
+        outcomes: What to compare beside what the environment's simulator tells of an episode, read from `info`: e.g.
+            `rlm.simulators.Outcome(name="is_success", kind="share")`.
         workers: Processes.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
         path: Directory to keep the recordings in, one for each condition; a comparison that was interrupted, or one of
             more seeds or conditions, goes on from what is there. None: they are not kept.
         confidence: Nominal coverage of the intervals.
         n_resamples: Bootstrap draws.
-        bootstrap_seed: Of the draws, and of the controls.
+        seed: Of the draws, and of the controls.
         progress: Whether to draw a progress bar.
 
     Returns:
         As `compare_recordings`: dimensions `condition` (the first is `baseline`) and `seed`, `return`, `crashed`…,
         `delta_return[condition]` with `_low`, `_high`, `_se`, `_p`, `_p_holm`. Coordinate `control_of[condition]` names
-        the condition that a control belongs to. In the attributes, `never_active` lists conditions whose edits were
-        never at work; `simulated_share` is how much of the drive had to be simulated.
+        the condition that a control belongs to, `never_active[condition]` tells whose edits were never at work. The
+        attribute `simulated_share` is how much of the drive had to be simulated.
 
     Raises:
         ConfigError: No conditions, one named `baseline`, one that is none, or controls that cannot be made.
@@ -92,6 +100,7 @@ def compare_rollouts(
         >>> result["return"].dims, bool((result["delta_return"].sel(condition="baseline") == 0).all())
         (('condition', 'seed'), True)
     """
+    env = environment(env, policy=policy)
     when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
     if not chosen or BASELINE in chosen:
@@ -103,7 +112,7 @@ def compare_rollouts(
         )
     seeds = list(seeds)
     chosen, control_of = with_controls(
-        policy, env, chosen, kinds=controls, n=n_controls, seeds=seeds, generator_seed=bootstrap_seed
+        policy, env, chosen, kinds=controls, n=n_controls, seeds=seeds, generator_seed=seed
     )
     everything = {BASELINE: Condition()} | chosen
     recordings, cost = record_conditions(
@@ -113,6 +122,7 @@ def compare_rollouts(
         seeds=seeds,
         names=names,
         frames=False,
+        outcomes=outcomes,
         workers=workers,
         backend=backend,
         paths=None if path is None else _paths(Path(path), list(everything)),
@@ -124,34 +134,36 @@ def compare_rollouts(
         control_of=control_of,
         confidence=confidence,
         n_resamples=n_resamples,
-        bootstrap_seed=bootstrap_seed,
+        seed=seed,
     )
     n_steps = sum(len(recording.steps) for recording in recordings.values())
-    return result.assign_attrs(
-        shared_simulation=cost["sharing"],
-        simulated_share=cost["n_simulated"] / n_steps,
-        path="" if path is None else str(path),
-    )
+    cost_attrs = {
+        "shared_simulation": cost["sharing"],
+        "simulated_share": cost["n_simulated"] / n_steps,
+        "path": "" if path is None else str(path),
+    }
+    return storable(result, cost_attrs)
 
 
+@explain_misuse
 def dose_response(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     site: Site | str,
-    direction: torch.Tensor,
+    vector: torch.Tensor,
     coefficients: Sequence[float],
     seeds: Iterable[int],
     **options: Any,
 ) -> xr.Dataset:
-    """Steer along a direction, a little and a lot: return, crashes and speed against the coefficient.
+    """Steer along a vector, a little and a lot: return, crashes and speed against the coefficient.
 
     Args:
         policy: The policy.
-        env: An environment that fits it.
-        site: Where the direction is added.
-        direction: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
-        coefficients: Factors of the direction; 0 is the baseline and need not be given.
+        env: An environment that fits it, or the id of one.
+        site: Where the vector is added.
+        vector: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
+        coefficients: Factors of the vector; 0 is the baseline and need not be given.
         seeds: Seeds of the episodes.
         **options: Those of `compare_rollouts`: when, workers, backend, path, confidence…
 
@@ -160,7 +172,7 @@ def dose_response(
 
     Raises:
         ConfigError: No coefficient but 0, or one twice.
-        EditError: The direction does not fit the site.
+        EditError: The vector does not fit the site.
     """
     doses = sorted({float(coefficient) for coefficient in coefficients} - {0.0})
     if not doses or len(doses) < len([c for c in coefficients if c != 0]):
@@ -170,7 +182,7 @@ def dose_response(
             expected="at least one that is not 0, none twice",
             fix="e.g. coefficients=(-2, -1, 1, 2)",
         )
-    conditions = {f"{dose:+g}": [steer(site, direction, dose)] for dose in doses}
+    conditions = {f"{dose:+g}": [steer(site, vector, dose)] for dose in doses}
     result = compare_rollouts(policy, env, conditions=conditions, seeds=seeds, **options)
     doses_of = {f"{dose:+g}": dose for dose in doses} | {BASELINE: 0.0}
     given = [doses_of.get(name, np.nan) for name in result["condition"].values.tolist()]
@@ -189,7 +201,7 @@ def _condition(name: str, given: Any, when: Any) -> Condition:
     if isinstance(given, Sequence) and not isinstance(given, str):
         return Condition(edits=tuple(given), when=when if given else None)
     raise ConfigError(
-        f"The condition {name!r} is none.",
+        f"The condition {name!r} holds nothing that can be driven.",
         given=repr(given),
         expected="edits, a rlm.Condition, or a policy",
         fix="e.g. conditions={'head 3': [rlm.zero_ablation(site)]}",

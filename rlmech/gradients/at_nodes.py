@@ -135,13 +135,13 @@ def finite_change(base: Tensor, source: Tensor, *, name: str) -> Tensor:
             f"A gradient says nothing about {name!r}: between the runs, some of it changes by an infinite amount.",
             given=f"{int((~change.isfinite()).sum())} elements that are masked, or NaN, in one run only",
             expected="finite changes",
-            fix='repairs=("softmax",) with steps=0, or activation_patching',
+            fix='repairs=("softmax",) with n_steps=0, or activation_patching',
         )
     return change
 
 
 def integrated_gradient(
-    policy: HookedPolicy, continuation: Continuation, *, base: Tensor, change: Tensor, metric: BoundMetric, steps: int
+    policy: HookedPolicy, continuation: Continuation, *, base: Tensor, change: Tensor, metric: BoundMetric, n_steps: int
 ) -> Tensor:
     """The mean gradient at a node along the straight line from its base value to its source value, midpoint rule.
 
@@ -151,19 +151,19 @@ def integrated_gradient(
         base: The node's value in the base runs, in the node's own shape.
         change: Its value in the source runs, less that.
         metric: What is differentiated.
-        steps: Points on the line.
+        n_steps: Points on the line.
 
     Source:
         Sundararajan, Taly and Yan 2017, *Axiomatic Attribution for Deep Networks*, arXiv 1703.01365, section 3.
     """
     total = torch.zeros_like(base)
-    for step in range(steps):
-        value = (base + (step + 0.5) / steps * change).requires_grad_()
+    for step in range(n_steps):
+        value = (base + (step + 0.5) / n_steps * change).requires_grad_()
         with torch.enable_grad():
             measured = measure_outputs(policy, continuation.run(value), metric)
             if measured.requires_grad:  # else the metric does not depend on this node at all
                 total += torch.autograd.grad(measured.sum(), value, materialize_grads=True)[0]
-    return total / steps
+    return total / n_steps
 
 
 def refuse_discrete(policy: HookedPolicy, sites: Sequence[Site]) -> None:

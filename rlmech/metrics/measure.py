@@ -28,7 +28,7 @@ SCORE_UNITS = {"q_values": "return", "logits": "nat", "mean_action": "action"}
 class Outputs:
     """What a policy gave for a batch: its action scores, and its state value where it has that head."""
 
-    scores: Float[Tensor, "batch action"]
+    scores: Float[Tensor, "batch *choice action"]
     value: Float[Tensor, " batch"] | None = None
 
     def rows(self, index: Int[Tensor, " rows"]) -> Outputs:
@@ -60,17 +60,7 @@ class MetricContext:
         Raises:
             MetricError: The policy has no such action.
         """
-        n_actions = self.clean.scores.shape[-1]
-        if isinstance(name, str):
-            return self.spec.index("action", name)
-        if 0 <= name < n_actions:
-            return name
-        raise MetricError(
-            f"There is no action {name}.",
-            given=name,
-            expected=f"a number from 0 to {n_actions - 1}, or one of {list(self.spec.actions)}",
-            fix="name one of the policy's actions",
-        )
+        return self.spec.action_number(name, n_actions=self.clean.scores.shape[-1])
 
 
 Reads = Literal["scores", "value", "both"]
@@ -156,7 +146,7 @@ class BoundMetric:
 
     def __call__(
         self,
-        scores: Float[Tensor, "batch action"],
+        scores: Float[Tensor, "batch *choice action"],
         *,
         pair: Int[Tensor, " batch"] | None = None,
         value: Float[Tensor, " batch"] | None = None,

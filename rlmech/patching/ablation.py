@@ -1,4 +1,4 @@
-"""Ablation and steering sweeps: what each site does to a metric when it is taken away, or pushed along a direction.
+"""Ablation and steering sweeps: what each site does to a metric when it is taken away, or pushed along a vector.
 
 Zero ablation leaves the distribution of most activations; mean, resample and optimal ablation do so less, and no two of
 them ask the same question: name which. Exact.
@@ -16,6 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
@@ -35,11 +36,13 @@ from rlmech.patching.optimal import optimal_constants
 from rlmech.patching.results import mean_change, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
 from rlmech.patching.sweeps.sweep import Source, Swept, outputs_of
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 
 
+@explain_misuse
 def ablation_sweep(
     policy: HookedPolicy,
     obs: Observation,
@@ -102,7 +105,7 @@ def ablation_sweep(
         progress=progress,
     )
     result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
-    return result.assign_attrs({"method": f"{kind} ablation", "reference": described})
+    return storable(result, {"method": f"{kind} ablation", "reference": described})
 
 
 def _ablations(
@@ -150,26 +153,27 @@ def _optimal(
     return [dict(source) for source in sources], source_of
 
 
+@explain_misuse
 def steering_sweep(
     policy: HookedPolicy,
     obs: Observation,
     *,
     site: Site | str,
-    direction: Tensor | np.ndarray,
+    vector: Tensor | np.ndarray,
     coefficients: Sequence[float] | Float[np.ndarray, " condition"],
     metric: Metric | MetricFunction | None = None,
     clusters: Clusters | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Add a direction to a site in growing doses.
+    """Add a vector to a site in growing doses.
 
     Args:
         policy: The policy.
         obs: Observations, one row per run.
         site: Where.
-        direction: Of the selected shape, without the batch and without axes at a single position.
-        coefficients: Factors of the direction.
+        vector: Of the selected shape, without the batch and without axes at a single position.
+        coefficients: Factors of the vector.
         metric: What is measured; None for the gap between the two actions that the vector moves farthest apart, the
             same two for every run, so that runs which prefer different actions do not cancel (for continuous actions
             the component that it moves most). They are chosen by the mean change of scores under the largest dose on
@@ -187,7 +191,7 @@ def steering_sweep(
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)
-    edits = [steer(site, torch.as_tensor(direction), coefficient=float(dose)) for dose in coefficients]
+    edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
     doses = [edited_activations(policy, obs, {site.name: edit}) for edit in edits]
@@ -203,7 +207,7 @@ def steering_sweep(
     )
     result = _ablation_result(policy, groups, bound, swept, clusters=clusters, seed=seed)
     result = result.assign_coords(coefficient=("site", np.asarray(coefficients, dtype=np.float64)))
-    return result.assign_attrs({"method": "steering", "sign": "positive: the dose raises the metric"})
+    return storable(result, {"method": "steering", "sign": "positive: the dose raises the metric"})
 
 
 def _moved_most(policy: HookedPolicy, obs: Observation, edits: Sequence[Edit]) -> Metric:
@@ -244,7 +248,7 @@ def _ablation_result(
         "sign": "positive: ablation raises the metric",
         **effect.attrs,
     }
-    result = xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1]), attrs=attrs)
+    result = storable(xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1])), attrs)
     return with_no_ops(result, swept)
 
 

@@ -12,18 +12,21 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.jobs import Place, activations_of, run_groups, with_no_ops
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
+from rlmech.results import storable
 from rlmech.statistics import Clusters
 
 OF_PAIRS = ("clean", "corrupt", "tiny_denominator")
 """Variables that belong to the pairs, and are the same in both directions."""
 
 
+@explain_misuse
 def activation_patching(
     policy: HookedPolicy,
     *,
@@ -133,4 +136,4 @@ def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Da
         combine_attrs="drop_conflicts",
     )
     method = "activation patching, denoise (clean into corrupt) and noise (corrupt into clean)"
-    return joined.assign_coords(condition=list(directions)).assign_attrs(method=method)
+    return storable(joined.assign_coords(condition=list(directions)), {"method": method})

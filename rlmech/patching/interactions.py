@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -23,9 +24,11 @@ from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
+from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
+@explain_misuse
 def pairwise_interactions(
     policy: HookedPolicy,
     *,
@@ -117,4 +120,4 @@ def pairwise_interactions(
         "sign": "0: additive; positive: more together than the sum of both alone; negative: less",
         **effect.attrs,
     }
-    return xr.Dataset(data, coords=coordinates, attrs=attrs)
+    return storable(xr.Dataset(data, coords=coordinates), attrs)

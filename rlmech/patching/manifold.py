@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, patch
 from rlmech.core.observation import Observation
@@ -26,11 +27,13 @@ from rlmech.errors import ConfigError, ObservationError, SiteError
 from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import Sites, choose_sites
+from rlmech.results import storable
 
 FEWEST_ROWS = 4
 """Reference rows below which neither half says anything."""
 
 
+@explain_misuse
 def off_manifold_distance(
     policy: HookedPolicy,
     *,
@@ -97,7 +100,7 @@ def off_manifold_distance(
         measured: list[_Distances] = []
         for edit in judged:
             point = policy.point(edit.site.name)
-            value = edit.bind(point)(before[point.name].clone(), hook=point)
+            value = edit.on(policy).bind(point)(before[point.name].clone(), hook=point)
             measured.append(manifolds[point.name].measure(value))
     dims = ("site", "pair")
     data = {
@@ -113,7 +116,7 @@ def off_manifold_distance(
         "sign": "percentile 50: as usual as a held-out reference row; 100: farther off than any",
         "seed": seed,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, chosen, len(before[names[0]])), attrs=attrs)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, chosen, len(before[names[0]]))), attrs)
 
 
 def _patches(policy: HookedPolicy, sites: Sequence[Site], source: Observation | None, *, n_pairs: int) -> list[Edit]:

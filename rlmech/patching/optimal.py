@@ -4,7 +4,7 @@
 
 Zero and mean ablation also add what the network makes of an unusual value; the optimal constant adds the least of it.
 Adam from the mean, through the part of the network behind the site, keeping the best: never worse than the mean, not
-proved to be the global minimum. Cost: `steps` forward and backward passes behind each site, over all runs.
+proved to be the global minimum. Cost: `n_steps` forward and backward passes behind each site, over all runs.
 Source: Li and Janson 2024, *Optimal ablation for interpretability*, arXiv 2409.09951.
 """
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -64,13 +65,14 @@ class OptimalConstants:
         return Edit(site=site, kind="mean", value=self.values[site])
 
 
+@explain_misuse
 def optimal_constants(
     policy: HookedPolicy,
     obs: Observation,
     *,
     sites: Sites = "auto",
     loss: Metric | MetricFunction | None = None,
-    steps: int = 200,
+    n_steps: int = 200,
     learning_rate: float = 0.05,
 ) -> OptimalConstants:
     """Train, for each site, the constant that changes the policy's outputs least.
@@ -82,7 +84,7 @@ def optimal_constants(
         loss: A differentiable metric, the smaller the better, bound to the unedited runs. None: KL divergence from the
             unedited policy for logits, else the squared change of the scores, averaged over actions. For Q-values,
             `policy_kl(temperature=...)` weighs what decides.
-        steps: Of Adam.
+        n_steps: Of Adam.
         learning_rate: Its step, in standard deviations of each element; falls to zero along a cosine.
 
     Returns:
@@ -100,17 +102,17 @@ def optimal_constants(
         >>> from rlmech.patching.optimal import optimal_constants
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
-        >>> found = optimal_constants(policy, torch.randn(64, 4), sites="0.hook_out", steps=50)
+        >>> found = optimal_constants(policy, torch.randn(64, 4), sites="0.hook_out", n_steps=50)
         >>> (site,) = found.sites
         >>> found.values[site].shape, bool(found.loss[0] <= found.mean_loss[0])
         (torch.Size([1, 8]), True)
     """
-    if steps < 1 or not learning_rate > 0:
+    if n_steps < 1 or not learning_rate > 0:
         raise ConfigError(
             "A constant is trained in steps.",
-            given=f"steps={steps}, learning_rate={learning_rate}",
+            given=f"n_steps={n_steps}, learning_rate={learning_rate}",
             expected="at least one step, and a positive learning rate",
-            fix="steps=200, learning_rate=0.05",
+            fix="n_steps=200, learning_rate=0.05",
         )
     chosen = choose_sites(policy, sites, metric=loss)
     refuse_discrete(policy, chosen)
@@ -134,7 +136,7 @@ def optimal_constants(
         for some in _stacks([site for site in chosen if site.name == name], n_rows=len(base)):
             masks = torch.stack([site.mask(policy.point(name)) for site in some]).to(base.device)[:, None]
             search = _Search(policy=policy, onwards=onwards, address=address, base=base, masks=masks, loss=bound)
-            constants, first, best = search.run(steps=steps, learning_rate=learning_rate)
+            constants, first, best = search.run(n_steps=n_steps, learning_rate=learning_rate)
             for i, site in enumerate(some):
                 values[site], losses[site] = constants[i], (float(first[i]), float(best[i]))
     return OptimalConstants(
@@ -159,7 +161,7 @@ class _Search:
     """`[site 1 ...]`: what each site selects."""
     loss: BoundMetric
 
-    def run(self, *, steps: int, learning_rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, *, n_steps: int, learning_rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """The constants `[site 1 ...]`, and the losses per site of the mean and of the constant."""
         n_sites = len(self.masks)
         mean = self.base.mean(0, keepdim=True)
@@ -167,10 +169,10 @@ class _Search:
         unit = torch.where(spread > 0, spread, 1)  # also where a masked score is -inf, and stays so
         moved = torch.zeros(n_sites, *mean.shape, dtype=mean.dtype, device=mean.device, requires_grad=True)
         optimiser = torch.optim.Adam([moved], lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
         first = best = torch.full((n_sites,), torch.inf, dtype=mean.dtype, device=mean.device)
         constants = mean.expand(n_sites, *mean.shape).clone()
-        for step in range(steps + 1):
+        for step in range(n_steps + 1):
             with torch.enable_grad():
                 candidates = mean + moved * unit
                 losses = self._losses(candidates)
@@ -179,7 +181,7 @@ class _Search:
             better = losses.detach() < best
             best = torch.where(better, losses.detach(), best)
             constants[better] = candidates.detach()[better]
-            if step < steps and total.requires_grad:
+            if step < n_steps and total.requires_grad:
                 (moved.grad,) = torch.autograd.grad(total, moved, materialize_grads=True)
                 optimiser.step()
                 schedule.step()

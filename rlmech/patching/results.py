@@ -18,6 +18,7 @@ from rlmech.errors import ConfigError, MetricError, ObservationError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
 from rlmech.patching.sites import group_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
+from rlmech.results import storable
 from rlmech.statistics import (
     Clusters,
     Interval,
@@ -110,7 +111,7 @@ def patching_result(
         "denominator_trustworthy": int(recovery.trustworthy),  # netCDF has no booleans
         **recovery.ratio.attrs,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1]), attrs=attrs)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1])), attrs)
 
 
 def cluster_labels(clusters: Clusters, n_pairs: int) -> Int[np.ndarray, " pair"]:

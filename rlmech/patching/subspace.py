@@ -17,6 +17,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, patch, read, subspace_patch, write
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -25,9 +26,11 @@ from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import choose_sites
 from rlmech.patching.sweeps.independence import refuse_train_mode
+from rlmech.results import storable
 from rlmech.statistics import Clusters, Interval, bootstrap_mean
 
 
+@explain_misuse
 def interchange_intervention(
     policy: HookedPolicy,
     *,
@@ -36,7 +39,7 @@ def interchange_intervention(
     site: Site | str,
     basis: Tensor | None = None,
     expected: Sequence[int | str] | Int[np.ndarray, " pair"] | None = None,
-    n_placebo: int = 20,
+    n_controls: int = 20,
     clusters: Clusters | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -50,7 +53,7 @@ def interchange_intervention(
         basis: A direction, or several along a first axis, as in `subspace_patch`; None for all of the site.
         expected: Per pair, the action (number or name) that the causal model gives for the base input with the
             variable taken from the source; None for the source run's own actions.
-        n_placebo: Random directions per pair, each moving the site as far as the intervention did.
+        n_controls: Random directions per pair, each moving the site as far as the intervention did.
         clusters: A label for each pair, say its episode: pairs of one label are resampled together. None: every pair by
             itself, which makes intervals too narrow where pairs resemble each other.
         seed: Of the placebo's directions and of the bootstrap.
@@ -80,7 +83,7 @@ def interchange_intervention(
     """
     (chosen,) = choose_sites(policy, [site])
     names = [chosen.name]
-    _refuse(policy, chosen, n_placebo=n_placebo)
+    _refuse(policy, chosen, n_controls=n_controls)
     with torch.no_grad():
         base_scores, before = policy.run_with_cache(base, names)
         source_scores, cache = policy.run_with_cache(source, names)
@@ -90,7 +93,7 @@ def interchange_intervention(
         edit = patch(chosen, source=cache) if basis is None else subspace_patch(chosen, basis, source=cache)
         found = _edited_actions(policy, base, edit)
         moved = edit.bind(policy.point(chosen.name))(before[chosen.name].clone(), hook=policy.point(chosen.name))
-        placebo = _placebo(policy, base, chosen, before[chosen.name], moved, n_placebo=n_placebo, seed=seed)
+        placebo = _placebo(policy, base, chosen, before[chosen.name], moved, n_controls=n_controls, seed=seed)
     rates = {
         "accuracy": _rate((found == wanted)[None], clusters=clusters, seed=seed),
         "placebo": _rate((placebo == wanted).double().mean(0)[None], clusters=clusters, seed=seed),
@@ -107,11 +110,11 @@ def interchange_intervention(
     attrs = provenance(policy) | {
         "method": "interchange intervention" + ("" if basis is None else " on a linear subspace"),
         "expected": "the source run's actions" if expected is None else "given",
-        "n_placebo": n_placebo,
+        "n_controls": n_controls,
         "seed": seed,
         **rates["accuracy"].attrs,
     }
-    return xr.Dataset(data, coords=sweep_coords(policy, [chosen], len(wanted)), attrs=attrs)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, [chosen], len(wanted))), attrs)
 
 
 def _edited_actions(policy: HookedPolicy, obs: Observation, edit: Edit) -> Int[Tensor, " pair"]:
@@ -120,7 +123,7 @@ def _edited_actions(policy: HookedPolicy, obs: Observation, edit: Edit) -> Int[T
 
 
 def _placebo(
-    policy: HookedPolicy, obs: Observation, site: Site, before: Tensor, moved: Tensor, *, n_placebo: int, seed: int
+    policy: HookedPolicy, obs: Observation, site: Site, before: Tensor, moved: Tensor, *, n_controls: int, seed: int
 ) -> Int[Tensor, "draw pair"]:
     """Actions after moving the site in random directions, pair by pair as far as the intervention moved it."""
     point = policy.point(site.name)
@@ -129,7 +132,7 @@ def _placebo(
     start, end = read(before, index), read(moved, index)
     rows = torch.where(end == start, torch.zeros_like(start), end - start).reshape(len(before), -1)
     actions: list[Tensor] = []
-    for _ in range(n_placebo):
+    for _ in range(n_controls):
         direction = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(rows)
         step = direction * (rows.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True))
         value = write(before.clone(), index, start + step.reshape(start.shape))
@@ -142,17 +145,9 @@ def _rate(hits: Tensor, *, clusters: Clusters | None, seed: int) -> Interval:
 
 
 def _actions(policy: HookedPolicy, expected: Sequence[int | str] | np.ndarray, *, like: Tensor) -> Tensor:
-    numbers = [policy.spec.index("action", item) if isinstance(item, str) else int(item) for item in expected]
+    numbers = [policy.spec.action_number(item, n_actions=like.shape[-1]) for item in expected]
     if len(numbers) != len(like):
         raise _unpaired(f"{len(numbers)} expected actions for {len(like)} pairs")
-    unknown = [number for number in numbers if not 0 <= number < like.shape[-1]]
-    if unknown:
-        raise MetricError(
-            f"There is no action {unknown[0]}.",
-            given=f"{len(unknown)} of {len(numbers)} expected actions unknown",
-            expected=f"numbers from 0 to {like.shape[-1] - 1}, or the spec's names",
-            fix="name the policy's actions",
-        )
     return torch.tensor(numbers, device=like.device)
 
 
@@ -165,9 +160,9 @@ def _unpaired(given: str) -> ObservationError:
     )
 
 
-def _refuse(policy: HookedPolicy, site: Site, *, n_placebo: int) -> None:
-    if n_placebo < 1:
-        raise ConfigError("A placebo needs directions.", given=n_placebo, expected="at least 1", fix="n_placebo=20")
+def _refuse(policy: HookedPolicy, site: Site, *, n_controls: int) -> None:
+    if n_controls < 1:
+        raise ConfigError("A placebo needs directions.", given=n_controls, expected="at least 1", fix="n_controls=20")
     dtype = policy.points[site.name].address.node.dtype
     if dtype is not None and not dtype.is_floating_point:
         raise SiteError(

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, nearest
 from rlmech.plot.style import INK, MINUS, MUTED, POSITIVE, RULE, TEMPLATE
 
@@ -25,6 +26,7 @@ _BAND = "rgba(31, 95, 191, 0.16)"
 _CONTROL = "#9aa5b1"
 
 
+@explain_misuse
 def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
     """Draw each condition's difference from the baseline, with its interval.
 
@@ -82,6 +84,7 @@ def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, ti
     return figure
 
 
+@explain_misuse
 def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
     """Draw the means of episodes against the coefficient of what is added to the policy.
 
@@ -101,7 +104,7 @@ def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None,
     Example:
         >>> import torch, rlmech as rlm
         >>> policy, env = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4)), rlm.make_env("CartPole-v1")
-        >>> steering = dict(site="hook_q_values", direction=torch.tensor([1.0, 0.0]), coefficients=(-1, 1))
+        >>> steering = dict(site="hook_q_values", vector=torch.tensor([1.0, 0.0]), coefficients=(-1, 1))
         >>> result = rlm.episodes.dose_response(policy, env, **steering, seeds=range(3), progress=False)
         >>> [float(x) for x in rlm.plot.dose_response(result, variables=["return"]).data[1].x]
         [-1.0, 0.0, 1.0]
@@ -184,7 +187,7 @@ def _order(result: xr.Dataset) -> list[str]:
 def _row_name(result: xr.Dataset, name: str) -> str:
     owner = _owner(result, name)
     idle = f"<br><span style='font-size:10px;color:{MUTED}'>its edits were never at work</span>"
-    said = idle if name in result.attrs.get("never_active", []) else ""
+    said = idle if result["never_active"].sel(condition=name) else ""
     if owner:
         short = name.removeprefix(f"{owner}, ")
         return f"<span style='font-size:11px;color:{MUTED}'>{short}</span>{said}"

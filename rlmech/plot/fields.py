@@ -6,6 +6,7 @@ not come to, a ring marks where the vehicle is. Nothing is computed here.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.style import CELLS, INK, MUTED, PAPER, TEMPLATE, action_colour, colour_axis
 
@@ -22,6 +24,7 @@ _VEIL = "rgba(216,221,227,0.72)"
 _MOST_WORDS = 90
 
 
+@explain_misuse
 def field(result: xr.Dataset, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """Draw what `scene_field` measured: before, and with an edited scene after and the difference.
 
@@ -101,7 +104,7 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     at = {"condition": panel} if panel != "difference" else {}
     values = np.asarray(result["difference" if panel == "difference" else "value"].sel(at).values, dtype=float)
     possible = result["reachable"].sel(at).values if at else result["reachable"].all("condition").values
-    names: list[str] = list(result["action"].attrs.get("names", [])) if "action" in result else []
+    names = _action_names(result)
     discrete = result.attrs["kind"] == "action"
     hover = f"{columns} %{{x:.3~g}}<br>{rows} %{{y:.3~g}}<br>%{{text}}"
     text = [
@@ -130,10 +133,14 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     traces.append(
         go.Heatmap(z=veil, x=across, y=down, colorscale=[[0, _VEIL], [1, _VEIL]], showscale=False, hoverinfo="skip")
     )
-    y, x = result.attrs["here"]
+    y, x = (result[name].attrs["here"] for name in (rows, columns))
     mark = {"size": 10, "symbol": "circle-open", "color": INK, "line": {"width": 2}}
     traces.append(go.Scatter(x=[x], y=[y], mode="markers", marker=mark, showlegend=False, hoverinfo="skip"))
     return traces
+
+
+def _action_names(result: xr.Dataset) -> list[str]:
+    return json.loads(result["action"].attrs["names"])
 
 
 def _word(value: float, names: list[str], *, reachable: bool) -> str:
@@ -172,7 +179,7 @@ def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str |
     if {rows, columns} == {"x", "y"}:  # as on the road: y points down in highway-env, and a metre is a metre
         figure.update_yaxes(autorange="reversed" if rows == "y" else True, scaleanchor="x", constrain="domain")
         figure.update_xaxes(autorange="reversed" if columns == "y" else True, constrain="domain")
-    names: list[str] = list(result["action"].attrs.get("names", [])) if "action" in result else []
+    names = _action_names(result)
     keys = [(name, action_colour(one)) for one, name in enumerate(names)] if result.attrs["kind"] == "action" else []
     if not bool(result["reachable"].all()):
         keys.append(("not reachable", "#d8dde3"))

@@ -17,8 +17,11 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
+from rlmech.core.masked import is_masked
 from rlmech.errors import SceneError
+from rlmech.results import storable
 from rlmech.scenes.editable import Named
 from rlmech.scenes.probe import (
     CHUNK,
@@ -62,6 +65,7 @@ class _Plan:
         return f"{self.measure[0]} - {self.measure[1]}"
 
 
+@explain_misuse
 def scene_field(
     policy: HookedPolicy,
     scene: Scene,
@@ -93,7 +97,8 @@ def scene_field(
         Dimensions `condition` (`before`, and `after` where there is an edited scene) and the two quantities. `value`
         of the measure (an action's number; NaN where `toward` is not in the observation); `action`, the best action's
         number; `reachable`. With an edited scene `difference`, after less before; of actions 1 where they differ.
-        `attrs`: names of the actions, the vehicle's own state, and what was measured.
+        In the attributes: of `action` the actions' names as JSON, of each quantity `here`, the vehicle's own state,
+        and of the dataset what was measured.
 
     Raises:
         SceneError: No such vehicle or quantity, values that are no grid, a measure that does not fit, no road.
@@ -134,15 +139,19 @@ def scene_field(
         apart = (actions[1] != actions[0]).astype(float) if measure == "action" else values[1] - values[0]
         data["difference"] = (dims[1:], apart.reshape(shape[1:]), {"long_name": f"{plan.title}: after less before"})
     here = Probe(scene).state(scene.number(vehicle))
-    return xr.Dataset(
-        data,
-        coords={"condition": list(scenes)}
-        | {name: (name, one, {"units": UNITS[name], "long_name": _NAMES[name]}) for name, one in axes.items()},
-        attrs={
+    return storable(
+        xr.Dataset(
+            data,
+            coords={"condition": list(scenes)}
+            | {
+                name: (name, one, {"units": UNITS[name], "long_name": _NAMES[name], "here": here[name]})
+                for name, one in axes.items()
+            },
+        ),
+        {
             "measure": plan.title,
             "kind": "action" if measure == "action" else "site" if isinstance(measure, Site) else "gap",
             "vehicle": scene.number(vehicle),
-            "here": [here[name] for name in axes],
             "rows": rows,
             "before": scene.describe(),
             "after": "" if edited is None else edited.describe(),
@@ -218,7 +227,9 @@ def _measured(
     if plan.measure == "action":
         return actions, actions
     better, worse = (plan.names.index(name) for name in plan.measure)
-    return (scores[:, better] - scores[:, worse]).astype(float), actions
+    pair = scores[:, [better, worse]].astype(float)
+    pair[is_masked(torch.from_numpy(pair)).numpy()] = np.nan  # there is no gap to an action that may not be taken
+    return pair[:, 0] - pair[:, 1], actions
 
 
 def _read(policy: HookedPolicy, looks: Sequence[Look], site: Site, toward: int | None) -> Float[np.ndarray, pair]:

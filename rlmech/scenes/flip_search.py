@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import SceneError
+from rlmech.results import storable
 from rlmech.scenes.changes import check_numbers
 from rlmech.scenes.editable import Named
 from rlmech.scenes.probe import (
@@ -56,6 +58,7 @@ class _Search:
         return {self.quantity: self.here + SIGNS[self.sign] * size}
 
 
+@explain_misuse
 def smallest_change(
     policy: HookedPolicy,
     scene: Scene,
@@ -118,16 +121,19 @@ def smallest_change(
         _bisect(policy, probe, [search for search in searches if np.isfinite(search.flips)], base, near)
     result = _dataset(probe, searches, numbers, list(quantities), action_names(policy, scene))
     names = action_names(policy, scene)
-    return result.assign_attrs(
-        action=names[base],
-        rows=rows,
-        method="first crossing of a grid, then bisection",
-        grid_step=", ".join(f"{name} {limits[name] / n_grid:.4g} {UNITS[name]}" for name in quantities),
-        tolerance=", ".join(f"{name} {near[name]:.4g} {UNITS[name]}" for name in quantities),
-        range=", ".join(f"{name} {limits[name]:.4g} {UNITS[name]}" for name in quantities),
-        scene=scene.describe(),
-        policy=policy.fingerprint,
-        rlmech=version("rlmech"),
+    return storable(
+        result,
+        {
+            "action": names[base],
+            "rows": rows,
+            "method": "first crossing of a grid, then bisection",
+            "grid_step": ", ".join(f"{name} {limits[name] / n_grid:.4g} {UNITS[name]}" for name in quantities),
+            "tolerance": ", ".join(f"{name} {near[name]:.4g} {UNITS[name]}" for name in quantities),
+            "range": ", ".join(f"{name} {limits[name]:.4g} {UNITS[name]}" for name in quantities),
+            "scene": scene.describe(),
+            "policy": policy.fingerprint,
+            "rlmech": version("rlmech"),
+        },
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from rlmech.errors import SceneError
+from rlmech.results import storable
 from rlmech.scenes.rows import n_rows
 
 if TYPE_CHECKING:
@@ -54,19 +55,21 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
     hidden = sum(rows.get(number, -1) < 0 for number in corrupt.rows)
     axes = _axes(clean, seen)
     edits = corrupt.edits[len(clean.edits) :]
-    return xr.Dataset(
-        {
-            "clean": (("pair", *axes), seen[None]),
-            "corrupt": (("pair", *axes), aligned[None]),
-            "own": (("pair", *axes), own[None]),
-            "vehicle": (("pair", "entity"), standing[None]),
-            "hidden": ("pair", [hidden]),
-            "in_order": ("pair", [bool(np.array_equal(aligned, own))]),
-            "reachable": ("pair", [all(edit.reachable for edit in edits)]),
-            "edit": ("pair", ["; ".join(edit.what for edit in edits)]),
-        },
-        coords={axis: names for axis, names in _names(clean, axes).items() if rowed or axis != "entity"},
-        attrs={"rows": "kept from clean" if rowed else "not vehicles", "env": clean.spec.env_id or ""},
+    return storable(
+        xr.Dataset(
+            {
+                "clean": (("pair", *axes), seen[None]),
+                "corrupt": (("pair", *axes), aligned[None]),
+                "own": (("pair", *axes), own[None]),
+                "vehicle": (("pair", "entity"), standing[None]),
+                "hidden": ("pair", [hidden]),
+                "in_order": ("pair", [bool(np.array_equal(aligned, own))]),
+                "reachable": ("pair", [all(edit.reachable for edit in edits)]),
+                "edit": ("pair", ["; ".join(edit.what for edit in edits)]),
+            },
+            coords={axis: names for axis, names in _names(clean, axes).items() if rowed or axis != "entity"},
+        ),
+        {"rows": "kept from clean" if rowed else "not vehicles", "env": clean.spec.env_id or ""},
     )
 
 

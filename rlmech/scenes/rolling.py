@@ -38,19 +38,19 @@ class Roll:
     last: Scene = field(repr=False)
 
 
-def roll(scene: Scene, policy: HookedPolicy, *, steps: int | None, edits: Sequence[Edit]) -> Roll:
+def roll(scene: Scene, policy: HookedPolicy, *, n_steps: int | None, edits: Sequence[Edit]) -> Roll:
     """Let a policy drive on from a scene; see `Scene.roll`."""
-    if scene.ended or (steps is not None and steps < 1):
+    if scene.ended or (n_steps is not None and n_steps < 1):
         raise SceneError(
             "There is nothing to drive: the episode is over." if scene.ended else "A roll takes at least one step.",
-            given=f"steps={steps}",
+            given=f"n_steps={n_steps}",
             expected="a scene before the end, and steps of 1 or more",
-            fix="go on from an earlier scene" if scene.ended else "leave steps out to drive to the end",
+            fix="go on from an earlier scene" if scene.ended else "leave n_steps out to drive to the end",
         )
     lines: list[dict[str, Any]] = []
     info: Any = {}
     here = scene
-    while not here.ended and (steps is None or len(lines) < steps):
+    while not here.ended and (n_steps is None or len(lines) < n_steps):
         decision = here.decide(policy, edits=edits)
         line = {"step": len(lines), "action": decision.action, "name": decision.name} | _ego(here)
         here, reward, info = here.advance(decision.action)

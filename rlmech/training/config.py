@@ -8,7 +8,6 @@ It holds `name`, `about`, `continues`, `seed`, `total_steps`, `n_checkpoints`; t
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmech.errors import ConfigError, nearest
+from rlmech.files import DamagedError, parse_json
 
 ALGORITHMS = ("DQN", "PPO", "A2C")
 _EVALUATION = ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "crash_limit", "config")
@@ -150,8 +150,10 @@ class TrainConfig:
             ConfigError: There is none, or it is damaged.
         """
         try:
-            values = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = parse_json((run / "config.json").read_bytes())
+            if not isinstance(values, dict):
+                raise DamagedError(f"a {type(values).__name__} where a mapping is expected")
+        except (OSError, DamagedError) as error:
             raise ConfigError(
                 "The directory is not that of a training run.",
                 given=f"{run}: {error}",

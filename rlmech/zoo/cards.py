@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rlmech.errors import CheckpointError
+from rlmech.files import DamagedError, parse_json
 
 POLICY = "policy"
 
@@ -88,16 +89,16 @@ class Card:
             CheckpointError: It is missing or damaged.
         """
         try:
-            values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: Mapping[str, Any] = parse_json(path.read_bytes())
             known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError) as error:
+            known["evaluations"] = [Evaluation(**evaluation) for evaluation in known["evaluations"]]
+        except (OSError, DamagedError, KeyError, TypeError) as error:
             raise CheckpointError(
                 "The policy's card cannot be read.",
                 given=f"{path}: {error!r}",
                 expected="JSON as Card.save writes it",
                 fix="install the package again, or make the card again: rlmech train CONFIG",
             ) from error
-        known["evaluations"] = [Evaluation(**evaluation) for evaluation in known["evaluations"]]
         return cls(**known)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sb3_contrib import ARS, QRDQN, TQC, CrossQ, MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
@@ -21,6 +21,7 @@ from rlmech.adapters.sb3 import from_sb3
 from rlmech.adapters.spaces import draw_observations
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
+from rlmech.files import write_sealed
 from rlmech.nets import EgoAttentionExtractor, EgoAttentionNetwork, MultiLayerPerceptron
 
 THREE = spaces.Discrete(3)
@@ -44,7 +45,7 @@ def _metadata(path):
 
 def _with_metadata(path, **changes):
     content = {key: value for key, value in (_metadata(path) | changes).items() if value is not ...}
-    save_file(load_file(path), path, metadata={"rlmech": json.dumps(content)})
+    write_sealed(path, load_file(path), metadata={"rlmech": json.dumps(content)})
     return path
 
 
@@ -241,7 +242,7 @@ def test_metadata_of_another_kind_is_an_error(saved, changes, problem):
 def test_tensors_that_do_not_fit_the_plan_are_named(saved):
     tensors = load_file(saved)
     del tensors["q_net.4.bias"]
-    save_file(tensors, saved, metadata={"rlmech": json.dumps(_metadata(saved))})
+    write_sealed(saved, tensors, metadata={"rlmech": json.dumps(_metadata(saved))})
 
     with pytest.raises(CheckpointError, match="do not fit") as error:
         load(saved)

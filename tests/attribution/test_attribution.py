@@ -165,7 +165,7 @@ def test_the_integrated_estimates_of_a_point_add_up_to_its_patch(name):
     sites = [site for site in all_sites(policy) if not site.selection]
     sites = sites[:: 1 + len(sites) // 12]
     errors = [
-        np.abs(attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, steps=n)["completeness_error"])
+        np.abs(attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, n_steps=n)["completeness_error"])
         for n in (2, 128)
     ]
     assert float(errors[1].max()) < 5e-3
@@ -175,7 +175,7 @@ def test_the_integrated_estimates_of_a_point_add_up_to_its_patch(name):
 def test_the_completeness_error_is_that_of_the_whole_point_s_exact_patch():
     policy, clean, corrupt = pairs(1, "mlp")
     sites = policy.sites("0.hook_out", over="neuron")
-    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, steps=3)
+    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, n_steps=3)
     whole = rlm.activation_patching(policy, clean=clean, corrupt=corrupt, sites="0.hook_out")
     error = result["estimate"].sum("site") - (whole["patched"] - whole["corrupt"]).isel(site=0)
     np.testing.assert_allclose(result["completeness_error"].isel(site=4), error, atol=1e-12)
@@ -314,9 +314,9 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match="no repair 'qk'"):
         attribution_patching(policy, **options, repairs=("qk",))
     with pytest.raises(ConfigError, match="integrated one"):
-        attribution_patching(policy, **options, steps=2, certificate=True)
+        attribution_patching(policy, **options, n_steps=2, certificate=True)
     with pytest.raises(ConfigError, match="negative"):
-        attribution_patching(policy, **options, steps=-1)
+        attribution_patching(policy, **options, n_steps=-1)
     with pytest.raises(ObservationError, match="pair up"):
         attribution_patching(policy, clean=clean, corrupt=corrupt[:2])
     eager = rlm.HookedPolicy(Branching(), torch.rand(2, 4))

@@ -115,6 +115,6 @@ def test_one_step_of_the_midpoint_rule_is_exact_for_a_square():
     policy = rlm.HookedPolicy(Gated(lambda h: h * h).double(), torch.rand(2, 4, dtype=torch.float64))
     clean, corrupt = torch.randn(2, 20, 4, dtype=torch.float64)
     sites = policy.sites("before.hook_out", over="neuron")
-    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, steps=1, exact=True)
+    result = attribution_patching(policy, clean=clean, corrupt=corrupt, sites=sites, n_steps=1, exact=True)
     assert np.abs(result["completeness_error"]).max() < 1e-12
     assert np.abs(result["remainder"]).max() < 1e-12  # each square is of one neuron, and so is its line

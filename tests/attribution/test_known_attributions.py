@@ -87,5 +87,5 @@ def test_integrated_attribution_sees_through_the_gate_of_the_brake():
     known = testbed.brake(n_pairs=6)
     before = [Site("hidden.hook_out", neuron=0)]
     wanted = known.answers["denoise"][before[0]].numpy()
-    found = attributed(known, before, "denoise", steps=4096)[0]
+    found = attributed(known, before, "denoise", n_steps=4096)[0]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2)  # the gate opens within one of 4096 steps

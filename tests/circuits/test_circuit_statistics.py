@@ -54,7 +54,7 @@ NETWORKS = {
 def test_every_number_is_that_of_the_dense_product(name):
     make, block = NETWORKS[name]
     policy = rlm.HookedPolicy(random_weights(make()), states(2))
-    found = circuit_statistics(policy, block, n_random=2)
+    found = circuit_statistics(policy, block, n_controls=2)
     (heads,) = [policy.attention[block]] if block else policy.attention.values()
     for head in range(heads.n_heads):
         dense = {"qk": heads.scale * heads.W_Q[head] @ heads.W_K[head].T, "ov": heads.W_V[head] @ heads.W_O[head]}
@@ -81,7 +81,7 @@ def test_every_number_is_that_of_the_dense_product(name):
 
 
 def test_singular_vectors_give_the_circuit_back_and_have_the_larger_left_entry_positive():
-    found, policy = circuit_statistics(ego(), n_random=2), ego()
+    found, policy = circuit_statistics(ego(), n_controls=2), ego()
     for circuit, made, left, right in (
         ("qk", qk_circuit(policy, space="model"), found.qk_query, found.qk_key),
         ("ov", ov_circuit(policy, space="model"), found.ov_in, found.ov_out),
@@ -93,7 +93,7 @@ def test_singular_vectors_give_the_circuit_back_and_have_the_larger_left_entry_p
 
 def test_between_features_the_vectors_bear_the_features_names_and_give_the_mean_circuit_back():
     obs = states(12)
-    found = circuit_statistics(ego(), space="feature", obs=obs, n_random=2)
+    found = circuit_statistics(ego(), space="feature", obs=obs, n_controls=2)
     circuit = ov_circuit(ego(), space="feature", obs=obs).circuit
     again = (found.singular_value.sel(circuit="ov") * found.ov_in * found.ov_out).sum("rank", skipna=True)
     seen = circuit.isel(entity=slice(0, 14))
@@ -105,14 +105,14 @@ def test_between_features_the_vectors_bear_the_features_names_and_give_the_mean_
     assert found.value.sel(circuit="qk", statistic="positivity").isel(entity=slice(0, 14)).notnull().all()
     assert found.percentile.sel(statistic="norm").isnull().all()
     assert found.attrs["gates"] == "as in each state"
-    assert "open" in circuit_statistics(ego(), space="feature", n_random=2).attrs["gates"]
+    assert "open" in circuit_statistics(ego(), space="feature", n_controls=2).attrs["gates"]
 
 
 # ---- against random weights
 
 
 def test_random_weights_stand_anywhere_among_the_draws_and_built_ones_at_the_end():
-    found = circuit_statistics(ego(), n_random=200)
+    found = circuit_statistics(ego(), n_controls=200)
     assert 15 < float(found.percentile.mean()) < 85
     assert abs(found.z).max() < 4.5
     network = ego_network()
@@ -120,7 +120,7 @@ def test_random_weights_stand_anywhere_among_the_draws_and_built_ones_at_the_end
     with torch.no_grad():
         attention.key_all.weight.copy_(attention.query_ego.weight)  # every head looks for what is like the ego
         attention.attention_combine.weight.copy_(-attention.value_all.weight.T)  # and writes its opposite
-    built = circuit_statistics(rlm.HookedPolicy(network, states(2)), n_random=200)
+    built = circuit_statistics(rlm.HookedPolicy(network, states(2)), n_controls=200)
     copying = built.sel(statistic="positivity")
     np.testing.assert_allclose(copying.value.sel(circuit="qk").values, 1, atol=1e-10)
     np.testing.assert_allclose(copying.value.sel(circuit="ov").values, -1, atol=1e-10)
@@ -131,7 +131,7 @@ def test_random_weights_stand_anywhere_among_the_draws_and_built_ones_at_the_end
 
 def test_the_baseline_is_of_the_weights_own_shape_and_scale():
     policy = ego()
-    found = circuit_statistics(policy, n_random=400, seed=3)
+    found = circuit_statistics(policy, n_controls=400, seed=3)
     (block,) = policy.attention.values()
     torch.manual_seed(9)
     for head in range(block.n_heads):
@@ -180,7 +180,7 @@ def test_heads_permuted_with_their_weights_permute_the_statistics():
 
 def test_hand_built_circuits_have_the_numbers_that_they_were_built_with():
     known = nearest_vehicle()
-    found = circuit_statistics(known.policy, n_random=2)
+    found = circuit_statistics(known.policy, n_controls=2)
     rank_one = found.value.sel(statistic=["effective_rank", "stable_rank"])
     np.testing.assert_allclose(rank_one.values, 1, atol=1e-9)
     strongest = found.singular_value.isel(rank=0)
@@ -204,7 +204,7 @@ def test_ranks_and_positivity_at_their_ends():
 
 def test_unfit_arguments_are_refused():
     with pytest.raises(ConfigError, match="needs draws"):
-        circuit_statistics(ego(), n_random=1)
+        circuit_statistics(ego(), n_controls=1)
     with pytest.raises(ConfigError, match="no space"):
         circuit_statistics(ego(), space="weights")
     with pytest.raises(AttentionError, match="no attention"):

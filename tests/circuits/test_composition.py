@@ -220,7 +220,7 @@ def test_random_factors_of_the_same_shapes_give_what_their_products_do():
 def test_a_head_of_random_weights_stands_anywhere_among_the_draws():
     ranks = np.concatenate(
         [
-            composition_scores(policy_of(Stream(n_heads=4)), n_random=100, seed=seed).percentile.values.ravel()
+            composition_scores(policy_of(Stream(n_heads=4)), n_controls=100, seed=seed).percentile.values.ravel()
             for seed in range(2)
         ]
     )
@@ -303,4 +303,4 @@ def test_a_block_whose_heads_are_scrambled_is_refused_with_the_reason():
 
 
 def test_a_baseline_of_one_draw_is_refused():
-    assert "needs draws" in refused(Stream(), ConfigError, n_random=1).problem
+    assert "needs draws" in refused(Stream(), ConfigError, n_controls=1).problem

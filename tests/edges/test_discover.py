@@ -40,7 +40,7 @@ def by_neuron(known, method, **arguments):
         method=method,
         units=known.units,
         held_out=0,
-        n_random=0,
+        n_controls=0,
         **arguments,
     )
 
@@ -53,7 +53,7 @@ def area(known, method, **arguments):
     return testbed.edge_auroc({edge: scores[edge] for edge in known.all_edges}, known.edges)
 
 
-METHODS = [("acdc", {}), ("eap", {}), ("eap-ig", {"steps": 4})]
+METHODS = [("acdc", {}), ("eap", {}), ("eap-ig", {"n_steps": 4})]
 
 
 @pytest.mark.parametrize(("method", "arguments"), METHODS)
@@ -83,7 +83,7 @@ def test_what_is_kept_does_what_the_policy_does_within_the_threshold(small):
     policy, clean, corrupt = small
     for threshold in (0.0, 0.05, 0.5):
         circuit = discover_circuit(
-            policy, clean=clean, corrupt=corrupt, over="neuron", threshold=threshold, held_out=0, n_random=0
+            policy, clean=clean, corrupt=corrupt, over="neuron", threshold=threshold, held_out=0, n_controls=0
         )
         score = circuit.dataset["score"].values
         went = score[score < threshold].sum()  # each score is what its own removal added
@@ -103,7 +103,7 @@ def test_edges_behind_a_unit_that_hears_nothing_are_dead_all_the_way(small):
 
 def test_the_whole_graph_is_faithful_and_nothing_is_left_without_it(small):
     policy, clean, corrupt = small
-    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, threshold=-1e9, over="neuron", n_random=3)
+    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, threshold=-1e9, over="neuron", n_controls=3)
     assert len(circuit.kept) == len(circuit.candidates)
     assert float(circuit.dataset["faithfulness"]) == pytest.approx(1, abs=1e-12)
     assert float(circuit.dataset["completeness"]) == pytest.approx(1, abs=1e-12)
@@ -180,24 +180,24 @@ def test_resampling_takes_every_other_row_once():
 def test_every_ablation_serves_every_method(small, method, ablation):
     policy, clean, corrupt = small
     circuit = discover_circuit(
-        policy, clean=clean, corrupt=corrupt, method=method, ablation=ablation, over="neuron", n_random=2
+        policy, clean=clean, corrupt=corrupt, method=method, ablation=ablation, over="neuron", n_controls=2
     )
     assert np.isfinite(circuit.scores).all()
-    again = circuit.evaluate(policy, clean=clean, corrupt=corrupt, ablation=ablation, n_random=2)
+    again = circuit.evaluate(policy, clean=clean, corrupt=corrupt, ablation=ablation, n_controls=2)
     assert again.sizes["seed"] == 2
     assert again.sizes["pair"] == 12
 
 
 def test_minimality_is_the_drop_without_the_edge(small):
     policy, clean, corrupt = small
-    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", held_out=0, n_random=0)
+    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", held_out=0, n_controls=0)
     number = circuit.kept[len(circuit.kept) // 2]
     smaller = Circuit(
         units=circuit.units,
         candidates=circuit.candidates,
         kept=tuple(edge for edge in circuit.kept if edge != number),
         dataset=circuit.dataset,
-    ).evaluate(policy, clean=clean, corrupt=corrupt, n_random=0)
+    ).evaluate(policy, clean=clean, corrupt=corrupt, n_controls=0)
     drop = float(circuit.dataset["faithfulness"] - smaller["faithfulness"])
     assert float(circuit.dataset["minimality"][number]) == pytest.approx(drop, abs=1e-12)
     outside = ~circuit.dataset.in_circuit.values
@@ -216,15 +216,15 @@ def test_random_circuits_are_whole_paths_of_the_same_size(small):
 def test_kl_is_a_metric_too_and_its_zero_gradient_is_met_with_an_error():
     known = testbed.random_circuit(0, n_pairs=8)
     arguments = {"clean": known.clean, "corrupt": known.corrupt, "metric": policy_kl(1.0), "units": known.units}
-    circuit = discover_circuit(known.policy, method="acdc", held_out=0, n_random=0, **arguments)
+    circuit = discover_circuit(known.policy, method="acdc", held_out=0, n_controls=0, **arguments)
     assert float(circuit.dataset["error"]) < 0.5
     with pytest.raises(MetricError, match="zero at every clean run"):
-        discover_circuit(known.policy, method="eap", held_out=0, n_random=0, **arguments)
+        discover_circuit(known.policy, method="eap", held_out=0, n_controls=0, **arguments)
 
 
 def test_a_saved_circuit_comes_back_and_nothing_else_does(small, tmp_path):
     policy, clean, corrupt = small
-    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", n_random=2)
+    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", n_controls=2)
     back = Circuit.load(circuit.save(tmp_path / "circuit.json"))
     assert (back.units, back.candidates, back.kept) == (circuit.units, circuit.candidates, circuit.kept)
     assert back.dataset.equals(circuit.dataset)
@@ -278,7 +278,7 @@ def test_pairs_that_do_not_differ_have_nothing_to_explain(small):
 
 def test_the_same_seed_finds_the_same_circuit(small):
     policy, clean, corrupt = small
-    first, second = (discover_circuit(policy, clean=clean, corrupt=corrupt, seed=3, n_random=2) for _ in range(2))
+    first, second = (discover_circuit(policy, clean=clean, corrupt=corrupt, seed=3, n_controls=2) for _ in range(2))
     assert first.kept == second.kept
     assert first.dataset.identical(second.dataset)
 

@@ -64,7 +64,7 @@ def test_the_full_circuit_is_faithful_even_where_the_mean_difference_cancels(pol
     """The same rows in another order: the mean of policy - ablated is rounding."""
     circuit = discover_circuit(
         policy, clean=states, corrupt=states.roll(shift, 0), over="neuron", metric=action_score(0), threshold=0.0,
-        held_out=0, n_random=2,
+        held_out=0, n_controls=2,
     )  # fmt: skip
     assert len(circuit.kept) == len(circuit.candidates)
     assert float(circuit.dataset["faithfulness"]) == float(circuit.dataset["completeness"]) == 1
@@ -76,7 +76,7 @@ def test_the_full_circuit_is_faithful_even_where_the_mean_difference_cancels(pol
 def test_a_part_of_the_circuit_has_no_faithfulness_where_the_denominator_cancels_but_has_an_error(policy, states):
     circuit = discover_circuit(
         policy, clean=states, corrupt=states.flip(0), over="neuron", metric=action_score(0), method="eap",
-        n_edges=8, held_out=0, n_random=2,
+        n_edges=8, held_out=0, n_controls=2,
     )  # fmt: skip
     assert np.isnan(float(circuit.dataset["faithfulness"]))
     assert np.isfinite(float(circuit.dataset["error"]))
@@ -86,7 +86,7 @@ def test_a_part_of_the_circuit_has_no_faithfulness_where_the_denominator_cancels
 
 def test_a_headline_with_a_clear_denominator_is_the_faithfulness_with_its_interval(policy, states):
     circuit = discover_circuit(
-        policy, clean=states + 2, corrupt=states, over="neuron", metric=action_score(0), threshold=0.0, n_random=0
+        policy, clean=states + 2, corrupt=states, over="neuron", metric=action_score(0), threshold=0.0, n_controls=0
     )
     assert circuit.dataset.attrs["denominator_trustworthy"]
     assert circuit.headline == "faithfulness 1.00 [1.00, 1.00]"
@@ -102,7 +102,7 @@ def test_no_cluster_has_pairs_on_both_sides_of_the_split(policy, states):
     episodes = np.repeat(np.arange(12), 2)
     circuit = discover_circuit(
         policy, clean=states, corrupt=torch.rand_like(states), metric=action_score(0), clusters=episodes,
-        held_out=1 / 3, n_random=0,
+        held_out=1 / 3, n_controls=0,
     )  # fmt: skip
     measured = circuit.dataset["policy"].values
     with torch.no_grad():

@@ -43,7 +43,7 @@ def test_on_a_linear_network_attribution_is_patching(direction, steps):
     units = [*policy.sites("hook_obs", over="feature"), *policy.sites("[01].hook_out", over="neuron")]
     arguments = {"clean": clean, "corrupt": corrupt, "units": units, "direction": direction}
     exact = edge_patching(policy, **arguments)
-    estimated = edge_attribution(policy, steps=steps, **arguments)
+    estimated = edge_attribution(policy, n_steps=steps, **arguments)
     base = exact.corrupt if direction == "denoise" else exact.clean
     np.testing.assert_allclose(estimated.estimate, exact.patched - base, atol=1e-12)
     np.testing.assert_allclose(estimated.completeness_error, 0, atol=1e-12)
@@ -68,7 +68,7 @@ def test_first_order_scores_across_a_cut_sum_to_the_cuts_first_order_effect(name
 def test_integration_brings_the_completeness_error_down():
     policy, clean, corrupt = made("tanh")
     errors = [
-        float(np.abs(edge_attribution(policy, clean=clean, corrupt=corrupt, steps=steps).completeness_error).max())
+        float(np.abs(edge_attribution(policy, clean=clean, corrupt=corrupt, n_steps=steps).completeness_error).max())
         for steps in (0, 4, 64)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -78,7 +78,7 @@ def test_integration_brings_the_completeness_error_down():
 def test_integrated_scores_of_one_step_are_gradients_at_the_middle():
     """Interpolated runs are not mixed: differences are those of the two runs, gradients those of the midpoint."""
     policy, clean, corrupt = made("tanh")
-    once = edge_attribution(policy, clean=clean, corrupt=corrupt, steps=1)
+    once = edge_attribution(policy, clean=clean, corrupt=corrupt, n_steps=1)
     middle = ((clean + corrupt) / 2).requires_grad_()
     hidden = policy.module[1](policy.module[0](middle))
     scores = policy.module[2:](hidden)
@@ -132,4 +132,4 @@ def test_what_has_no_gradient_or_no_graph_is_refused():
     with pytest.raises(MetricError, match="no gradient"):
         edge_attribution(policy, clean=clean, corrupt=corrupt, metric=action_flip())
     with pytest.raises(ConfigError, match="steps"):
-        edge_attribution(policy, clean=clean, corrupt=corrupt, steps=-1)
+        edge_attribution(policy, clean=clean, corrupt=corrupt, n_steps=-1)

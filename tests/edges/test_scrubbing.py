@@ -96,7 +96,7 @@ def test_a_discovered_circuit_is_a_hypothesis():
     torch.manual_seed(0)
     clean, corrupt = torch.randn(2, 24, 4, dtype=torch.float64)
     policy = rlm.HookedPolicy(mlp(4, 6, 6, 3).double(), clean)
-    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", threshold=0.0, n_random=0)
+    circuit = discover_circuit(policy, clean=clean, corrupt=corrupt, over="neuron", threshold=0.0, n_controls=0)
     result = causal_scrubbing(policy, obs=clean, hypothesis=circuit)
     assert result.attrs["n_edges"] == len(circuit.kept)
     assert 0 <= float(result["error"]) < 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,12 @@ import torch
 import xarray as xr
 
 import rlmech as rlm
-from rlmech.errors import CacheError, ConfigError
+from rlmech.adapters.rl_agents.config import read_config
+from rlmech.errors import CacheError, CheckpointError, ConfigError
 from rlmech.files import DamagedError, read_sealed, write_sealed
+from rlmech.nets import MultiLayerPerceptron
+from rlmech.training.config import TrainConfig
+from rlmech.zoo import Card
 
 
 @pytest.fixture
@@ -67,6 +71,59 @@ def test_a_bit_flipped_anywhere_in_a_journal_is_noticed(policy: rlm.HookedPolicy
                 rlm.activation_patching(policy, **given, journal=tmp_path / "j")
 
 
+def test_a_bit_flipped_anywhere_in_a_policy_is_noticed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = MultiLayerPerceptron(4, (3,), d_out=2)
+    path = rlm.save_policy(rlm.HookedPolicy(network, torch.rand(2, 4)), tmp_path / "policy.safetensors")
+    assert rlm.load(path).fingerprint
+    for _ in flipped(path, every=11):
+        with pytest.raises(CheckpointError):
+            rlm.load(path)
+
+
+def test_a_bit_flipped_anywhere_in_a_circuit_is_noticed(policy: rlm.HookedPolicy, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    given = {"clean": torch.rand(8, 4), "corrupt": torch.rand(8, 4)}
+    circuit = rlm.edges.discover_circuit(policy, **given, n_random=2)
+    path = circuit.save(tmp_path / "circuit.json")
+    xr.testing.assert_identical(rlm.edges.Circuit.load(path).dataset, circuit.dataset)
+    for _ in flipped(path, every=7):
+        with pytest.raises(ConfigError, match="is no circuit"):
+            rlm.edges.Circuit.load(path)
+
+
+NO_JSON_OF_OURS = [
+    "[" * 100_000,
+    "[" * 400 + "]" * 400,
+    '{"a":' * 400 + "1" + "}" * 400,
+    "[1]",
+    "\xff",
+    "{",
+    "",
+    "9" * 5000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(NO_JSON_OF_OURS)))
+def test_json_that_is_none_or_deep_is_refused_in_words_wherever_it_is_read(tmp_path: Path, number: int) -> None:
+    text = NO_JSON_OF_OURS[number]
+    for name in ("circuit.json", "card.json", "config.json", "rl_agents.json"):
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError):
+        rlm.edges.Circuit.load(tmp_path / "circuit.json")
+    with pytest.raises(CheckpointError):
+        Card.load(tmp_path / "card.json")
+    with pytest.raises(ConfigError):
+        TrainConfig.read_run(tmp_path)
+    with pytest.raises(ConfigError):
+        read_config(tmp_path / "rl_agents.json")
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("data", text.encode("latin-1"))
+        archive.writestr("policy.pth", b"")
+    with pytest.raises(CheckpointError):
+        rlm.load(tmp_path / "model.zip")
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "\xff", "{"])
 def test_a_journal_that_is_no_json_of_ours_is_refused_in_words(
     policy: rlm.HookedPolicy, tmp_path: Path, text: str
@@ -94,13 +151,3 @@ def test_a_journal_answers_no_other_metrics_question(policy: rlm.HookedPolicy, t
     for other in (change_of(1), change_of(0, factor=2.0), lambda scores, context: scores[:, 0] - scores[:, 0]):
         with pytest.raises(ConfigError, match="another metric"):
             rlm.activation_patching(policy, **given, metric=other, journal=tmp_path)
-
-
-@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
-def test_a_sweep_comes_back_from_netcdf_identical(policy: rlm.HookedPolicy, engine: str) -> None:
-    pytest.importorskip("h5netcdf" if engine == "h5netcdf" else "netCDF4")
-    result = rlm.activation_patching(policy, clean=torch.rand(6, 4), corrupt=torch.rand(6, 4))
-    with tempfile.TemporaryDirectory() as folder:
-        result.to_netcdf(Path(folder) / "r.nc", engine=engine)
-        with xr.open_dataset(Path(folder) / "r.nc", engine=engine) as read:
-            xr.testing.assert_identical(read.load(), result)

@@ -123,7 +123,7 @@ def test_a_dose_of_steering_is_what_its_edit_does(policy, pairs):
     obs, site = pairs["clean"], rlm.Site("output_layer.relu_0.hook_out", neuron=(3, 5))
     direction, doses = torch.tensor([1.0, -2.0]), [-1.0, 0.0, 0.5]
     result = rlm.patching.steering_sweep(
-        policy, obs, site=site, direction=direction, coefficients=doses, metric=rlm.metrics.action_score(0)
+        policy, obs, site=site, vector=direction, coefficients=doses, metric=rlm.metrics.action_score(0)
     )
     assert result["coefficient"].values.tolist() == doses
     for place, dose in enumerate(doses):

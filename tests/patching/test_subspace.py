@@ -126,10 +126,10 @@ def test_interchanging_the_variable_s_own_direction_is_right_and_another_is_not(
 
 def test_interchanging_the_whole_input_gives_the_source_s_actions():
     policy, base, source = case()
-    result = interchange_intervention(policy, base=base, source=source, site="hook_obs", n_placebo=2)
+    result = interchange_intervention(policy, base=base, source=source, site="hook_obs", n_controls=2)
     assert result["accuracy"].item() == 1
     named = [SPEC.actions[i] for i in result["expected"].to_numpy()]
-    again = interchange_intervention(policy, base=base, source=source, site="hook_obs", expected=named, n_placebo=2)
+    again = interchange_intervention(policy, base=base, source=source, site="hook_obs", expected=named, n_controls=2)
     assert again["accuracy"].item() == 1
 
 
@@ -145,7 +145,7 @@ def test_the_placebo_moves_the_site_as_far_as_the_intervention(monkeypatch):
         return original(self, edits)
 
     monkeypatch.setattr(rlm.HookedPolicy, "edited", spy)
-    interchange_intervention(policy, base=base, source=source, site="hook_z", n_placebo=3)
+    interchange_intervention(policy, base=base, source=source, site="hook_z", n_controls=3)
     for placebo in moved[1:]:
         torch.testing.assert_close(placebo, moved[0], atol=1e-9, rtol=0)
     assert len(moved) == 4
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(SiteError, match="no directions at 'hook_mask'"):
         interchange_intervention(policy, base=base, source=source, site="hook_mask")
     with pytest.raises(ConfigError, match="placebo"):
-        interchange_intervention(policy, **run, n_placebo=0)
+        interchange_intervention(policy, **run, n_controls=0)
     continuous = rlm.HookedPolicy(mlp(4, 4, 2), torch.rand(2, 4), output_kind="mean_action")
     with pytest.raises(MetricError, match="continuous"):
         interchange_intervention(continuous, base=torch.rand(2, 4), source=torch.rand(2, 4), site="0.hook_out")

@@ -97,7 +97,7 @@ def test_doses_that_move_a_fixed_gap_do_not_cancel_between_states_of_either_acti
         policy.module[0].weight[:] = torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
         policy.module[0].bias.zero_()
     obs = torch.cat([states, states * torch.tensor([-1.0, 1, 1, 1])])
-    arguments = {"site": "hook_q_values", "direction": torch.tensor([-1.0, 1.0]), "coefficients": [-1.0, 0.0, 1.0]}
+    arguments = {"site": "hook_q_values", "vector": torch.tensor([-1.0, 1.0]), "coefficients": [-1.0, 0.0, 1.0]}
     by_default = steering_sweep(policy, obs, **arguments)
     np.testing.assert_allclose(by_default["effect"], [-2, 0, 2], atol=1e-5)
     assert by_default.attrs["metric"] == "action_gap(1, 0)"

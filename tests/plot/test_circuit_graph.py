@@ -18,7 +18,7 @@ from tests.networks import scenes
 def circuit():
     policy = rlm.load("zoo:intersection-ego-attention")
     clean, corrupt = scenes(16), scenes(16, seed=1)
-    return discover_circuit(policy, clean=clean, corrupt=corrupt, method="eap", n_edges=60, n_random=0)
+    return discover_circuit(policy, clean=clean, corrupt=corrupt, method="eap", n_edges=60, n_controls=0)
 
 
 def lines(figure):
@@ -68,7 +68,7 @@ def test_labels_are_the_specs_names_and_the_title_says_how_faithful_it_is(circui
 def test_an_empty_circuit_is_an_empty_drawing():
     torch.manual_seed(0)
     policy = rlm.HookedPolicy(torch.nn.Linear(3, 2), torch.rand(2, 3))
-    found = discover_circuit(policy, clean=torch.rand(8, 3), corrupt=torch.rand(8, 3), threshold=1e9, n_random=2)
+    found = discover_circuit(policy, clean=torch.rand(8, 3), corrupt=torch.rand(8, 3), threshold=1e9, n_controls=2)
     assert found.kept == ()
     assert isinstance(found, Circuit)
     assert float(found.dataset["faithfulness"]) == 0

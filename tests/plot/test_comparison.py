@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlmech.plot.style import POSITIVE
 NAMES = ["baseline", "head 0", "head 1", "head 0, random site 1"]
 
 
-def compared(**changes: Any) -> xr.Dataset:
+def compared(*, never_active: Sequence[str] = (), **changes: Any) -> xr.Dataset:
     """A comparison of four conditions, one a control of another, as `compare_rollouts` gives it."""
     delta = {"return": [0.0, -2.0, 0.5, -0.2], "crashed": [0.0, 0.25, 0.0, 0.0]}
     units = {"return": "return", "crashed": "share of episodes"}
@@ -26,7 +27,8 @@ def compared(**changes: Any) -> xr.Dataset:
                 data[f"{kind}_{name}{end}"] = ("condition", centre + shift, attrs)
         data[f"delta_{name}_p_holm"] = ("condition", np.array([1.0, 0.01, 0.9, 1.0]), attrs)
     coords = {"condition": NAMES, "seed": range(5), "control_of": ("condition", ["", "", "", "head 0"])}
-    return xr.Dataset(data, coords=coords, attrs={"confidence": 0.95, "never_active": [], **changes})
+    coords["never_active"] = ("condition", [name in never_active for name in NAMES])
+    return xr.Dataset(data, coords=coords, attrs={"confidence": 0.95, **changes})
 
 
 def test_a_marker_stands_at_each_mean_difference_with_its_own_interval():

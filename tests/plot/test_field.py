@@ -22,15 +22,15 @@ def measured(kind: str, values: Any, *, edited: bool = False) -> xr.Dataset:
     possible = np.ones(values.shape, dtype=bool)
     possible[:, 0] = False
     data: dict[str, Any] = {"value": (dims, values), "reachable": (dims, possible)}
-    data["action"] = (dims, (values > 0).astype(int), {"names": ["SLOWER", "FASTER"]})
+    data["action"] = (dims, (values > 0).astype(int), {"names": '["SLOWER", "FASTER"]'})
     if edited:
         data["difference"] = (dims[1:], values[1] - values[0])
     coords = {
         "condition": ["before", "after"][: len(values)],
-        "speed": SPEED,
-        "along": ("along", ALONG, {"units": "m"}),
+        "speed": ("speed", SPEED, {"here": 9.0}),
+        "along": ("along", ALONG, {"units": "m", "here": 0.0}),
     }
-    attrs = {"kind": kind, "measure": "FASTER - SLOWER", "here": [9.0, 0.0], "vehicle": 3, "before": "as captured"}
+    attrs = {"kind": kind, "measure": "FASTER - SLOWER", "vehicle": 3, "before": "as captured"}
     return xr.Dataset(data, coords=coords, attrs=attrs | {"after": "vehicle 1 removed (reachable)"})
 
 

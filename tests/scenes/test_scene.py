@@ -152,7 +152,7 @@ def test_a_roll_is_the_episode_that_the_policy_drives(ego_attention: rlm.HookedP
     assert (rolled.crashed, rolled.arrived, rolled.ended) == (episode.crashed, episode.arrived, True)
     with pytest.raises(SceneError, match="episode is over"):
         rolled.last.step(1)
-    short = Scene.replay(env, seed=3).roll(ego_attention, steps=2, edits=[rlm.zero_ablation(rlm.Site("hook_obs"))])
+    short = Scene.replay(env, seed=3).roll(ego_attention, n_steps=2, edits=[rlm.zero_ablation(rlm.Site("hook_obs"))])
     assert len(short.steps) == 2
     assert not short.ended
 

@@ -8,7 +8,6 @@ Source: the networks' `default_config` in eleurent/rl-agents.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from rlmech.errors import CheckpointError, ConfigError, nearest
+from rlmech.files import DamagedError, parse_json
 
 Config = dict[str, Any]
 
@@ -91,8 +91,8 @@ def _read_file(path: Path, *, name: str, chain: tuple[Path, ...]) -> Config:
             fix=f"did you mean {close[0]!r}?" if close else "check the path",
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = parse_json(path.read_bytes())
+    except (DamagedError, OSError) as error:
         raise ConfigError(
             f"{path} is not a JSON file: {error}.",
             given=f"{name}={str(path)!r}",

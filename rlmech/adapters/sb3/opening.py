@@ -160,7 +160,7 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
         root = f"scores.{root}".rstrip(".")
     example = _to(example, policy.device)
     seen = module.normalize(example) if isinstance(module, NormalizedScores) else example
-    _check_actions(policy, family, scores, seen, output_kind)
+    has_value = _check_actions(policy, family, scores, seen, output_kind)
     n_actions = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else None
     check_spec(spec, shape=policy.observation_space.shape, n_actions=n_actions)
     return HookedPolicy(
@@ -171,6 +171,8 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
         root=root,
         observation_space=space,
         action_space=policy.action_space,
+        scores=0 if has_value else None,
+        value=1 if has_value else None,
     )
 
 
@@ -180,8 +182,8 @@ def _to(obs: Observation, device: torch.device) -> Observation:
 
 def _check_actions(
     policy: BasePolicy, family: Family, module: nn.Module, example: Observation, output_kind: OutputKind
-) -> None:
-    """Compare the greedy actions of the scores with SB3's own, in eval mode as `predict` has it."""
+) -> bool:
+    """Compare the scores' greedy actions with SB3's own, in eval mode as `predict` has it. Is there a value too?"""
     modes = {part: part.training for part in policy.modules()}
     policy.set_training_mode(False)
     try:
@@ -205,6 +207,7 @@ def _check_actions(
             expected="the actions of policy.predict",
             fix="wrap a module of your own that computes the scores: HookedPolicy(module, example_obs)",
         )
+    return isinstance(outputs, tuple)
 
 
 def _unscaled(policy: BasePolicy, action: Tensor) -> Tensor:

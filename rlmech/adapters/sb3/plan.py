@@ -129,6 +129,7 @@ class SB3Plan:
                     *((_no_schedule,) if algorithm.has_extractor else ()),
                     net_arch=heads,
                     activation_fn=getattr(nn, self.activation_fn),
+                    optimizer_class=_NoOptimizer,
                     **(with_extractor if algorithm.has_extractor else {}),
                     **self.options,
                 )
@@ -225,6 +226,16 @@ class SB3Plan:
 def _narrowed(layer: nn.Linear, width: int) -> nn.Linear:
     """A layer like this one for inputs of another width."""
     return nn.Linear(width, layer.out_features, bias="bias" in dict(layer.named_parameters()))
+
+
+class _NoOptimizer:
+    """Stands for the optimiser that SB3 builds with each policy: torch's first one costs seconds of imports."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def load_state_dict(self, _: Any) -> None:
+        """Nothing is trained."""
 
 
 def _no_schedule(_: float) -> float:

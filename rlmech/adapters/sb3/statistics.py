@@ -165,7 +165,7 @@ def read_run_config(file: Path) -> dict[str, Any] | None:
         return None
     try:
         read: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} is not a configuration that can be read.",
             given=f"{type(error).__name__}: {str(error)[:120]}",

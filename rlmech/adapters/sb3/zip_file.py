@@ -6,7 +6,6 @@ shapes of the tensors; the JSON gives what shapes cannot show (activation, featu
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 import zlib
@@ -27,6 +26,7 @@ from rlmech.adapters.sb3.options import options_of_zip
 from rlmech.adapters.sb3.plan import EXTRACTORS, SB3Plan
 from rlmech.adapters.spaces import ordered_dict, space_to_json
 from rlmech.errors import CheckpointError, ConfigError, nearest
+from rlmech.files import DamagedError, parse_json
 
 KWARGS = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "normalize_images")
 TOLD_BY_TENSORS = ("net_arch", "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "use_sde")
@@ -41,8 +41,17 @@ def read_data(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError, NotImplementedError) as error:
+            data = parse_json(archive.read("data"))
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        DamagedError,
+    ) as error:
         raise _damaged(path, error) from error
     if not isinstance(data, dict):
         raise _damaged(path, TypeError("`data` is not a JSON object"))

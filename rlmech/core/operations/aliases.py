@@ -6,7 +6,7 @@ _ALIASES = {
     "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg", "absolute": "abs",
     "clip": "clamp", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "concat": "cat", "concatenate": "cat",
-    "__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor", "positive": "clone",
+    "__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor",
     "special_expit": "sigmoid", "special_log_softmax": "log_softmax", "special_softmax": "softmax",
     "__matmul__": "matmul", "__truediv__": "div", "__mul__": "mul", "__rmul__": "mul", "__add__": "add",
     "__radd__": "add", "__sub__": "sub", "masked_fill_": "masked_fill",

@@ -60,7 +60,7 @@ _add("add", **_ALL, moves="elementwise", numbers=(1,), keywords=frozenset({"alph
      written=Written(infix="+", function=torch.add))  # fmt: skip
 _add("sub", **_ALL, moves="elementwise", numbers=(0, 1), keywords=frozenset({"alpha"}), written=Written(infix="-"))
 _add("rsub", **_ALL, moves="elementwise", numbers=(1,), keywords=frozenset({"alpha"}))
-_add("neg", **_ALL, moves="elementwise")
+_add("neg positive", **_ALL, moves="elementwise")
 _add("mul", factors=(0, 1), moves="elementwise", written=Written(infix="*", function=torch.mul))
 _add("div", factors=(0,), moves="elementwise", written=Written(infix="/", function=torch.div))
 _add("addcmul", added=(0,), factors=(1, 2), moves="elementwise", keywords=frozenset({"value"}))

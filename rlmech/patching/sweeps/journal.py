@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlmech.errors import ConfigError
-from rlmech.files import DamagedError, moved_into_place, read_sealed, write_sealed
+from rlmech.files import DamagedError, moved_into_place, parse_json, read_sealed, write_sealed
 
 
 class Journal:
@@ -57,8 +57,8 @@ class Journal:
 
     def _header(self, header: Path) -> dict[str, Any]:
         try:
-            there = json.loads(header.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            there = parse_json(header.read_bytes())
+        except (OSError, DamagedError) as error:
             raise self._damaged(header, error) from error
         if not isinstance(there, dict):
             raise self._damaged(header, f"a {type(there).__name__} where a mapping is expected")
