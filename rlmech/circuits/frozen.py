@@ -2,8 +2,9 @@
 
     scores = J x + sum over sources of their share        on the observation's own linear region
 
-`freeze` walks the graph once and refuses what bends between gates. `run` is one forward pass, ready for backward
-passes; the patterns are the policy's own on that observation, and pass on no gradient. Cost of `freeze`: about 1 ms.
+`freeze` walks the graph once and refuses what bends between gates, or takes the tangents of curves at the observation.
+`run` is one forward pass, ready for backward passes; the patterns are the policy's own on that observation, and pass on
+no gradient. Cost of `freeze`: about 1 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PLAIN_BIASES = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """A gate on the way to the scores.
+    """A gate, or a smooth curve, on the way to the scores.
 
     Attributes:
         node: The operation.
@@ -55,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate.
+    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate, a tangent.
 
     Attributes:
         name: The parameter's name, or the place in the network.
@@ -84,6 +85,7 @@ class Frozen:
         patterns: The pattern nodes on the way.
         varying: The nodes that vary with the inputs.
         gates: The gates on the way, in the order in which they are computed.
+        curves: The smooth functions on the way that act by their tangents, likewise.
         sources: Where offsets enter, likewise.
         mixes: Products of a frozen pattern of a single query and values, whose gradient is an outer product.
     """
@@ -94,6 +96,7 @@ class Frozen:
     patterns: tuple[Node, ...]
     varying: frozenset[Node]
     gates: tuple[Gate, ...]
+    curves: tuple[Gate, ...]
     sources: tuple[Source, ...]
     mixes: tuple[Node, ...]
 
@@ -118,7 +121,12 @@ class Frozen:
 
 
 def freeze(
-    policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] = (), vary: Literal["all", "given"] = "all"
+    policy: HookedPolicy,
+    ends: Sequence[Node],
+    *,
+    given: Sequence[Node] = (),
+    vary: Literal["all", "given"] = "all",
+    curves: Literal["refused", "tangent"] = "refused",
 ) -> Frozen:
     """Find what varies, the gates and the sources of offsets between the inputs and some nodes.
 
@@ -127,6 +135,7 @@ def freeze(
         ends: Where to.
         given: Nodes to cut the graph at.
         vary: `all` for the inputs and the given nodes, `given` for these alone, the rest held as it is.
+        curves: What to do with smooth functions such as tanh.
 
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
@@ -136,12 +145,14 @@ def freeze(
     namer = _Namer(policy)
     varying = {*given, *(graph.inputs if vary == "all" else ())}
     gates: list[Gate] = []
+    bent: list[Gate] = []
     sources: list[Source] = []
+    passing = ("affine", "gate", "curve") if curves == "tangent" else ("affine", "gate")
     for node, acts in held.moving(ends, tuple(varying)):
-        if acts not in ("affine", "gate") or not _is_told(node):
+        if acts not in passing or not _is_told(node):
             raise _bent(policy, node, namer.place(node))
-        if acts == "gate":
-            gates.append(Gate(node=node, name=namer.gate(node)))
+        if acts != "affine":
+            (gates if acts == "gate" else bent).append(Gate(node=node, name=namer.gate(node)))
         if node.dtype is None or node.dtype.is_floating_point:
             varying.add(node)
             if graph.definition_of(node, replaced=held.fixed) is None:
@@ -158,6 +169,7 @@ def freeze(
         patterns=tuple(pattern for pattern in held.patterns if pattern in read),
         varying=frozenset(varying),
         gates=tuple(gates),
+        curves=tuple(bent),
         sources=tuple(sources),
         mixes=tuple(node for node in order if _is_mix(node, held.patterns, varying)),
     )
@@ -223,7 +235,9 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
         bias = values[source.added].detach()
         is_convolution = record_of(node).moves == "convolution" and source.added is not node
         return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
-    if record_of(node).gating is not None:  # its value less what its slopes make of what varies
+    if (
+        record_of(node).gating is not None or record_of(node).curve
+    ):  # its value less what its slopes make of what varies
         leaves = {
             read: values[read].detach().expand(_rows_of(node, values[read])).requires_grad_()
             for read in source.reads
@@ -257,7 +271,9 @@ def _filled(value: Any, values: dict[Node, Tensor]) -> Any:
 
 def _sources(node: Node, varying: set[Node], namer: _Namer) -> Iterator[Source]:
     record = record_of(node)
-    if record.gating is not None:
+    if record.curve:
+        yield Source(name=namer.place(node), node=node, added=None)
+    elif record.gating is not None:
         read = [node.args[place] for place in record.gating.reads if len(node.args) > place]
         if record.gating.shifts and (len(read) == 1 or not all(arg in varying for arg in read)):
             yield Source(name=namer.place(node), node=node, added=None)

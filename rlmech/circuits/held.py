@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlmech.core.graph import Node
-from rlmech.core.hold import Held, hold
+from rlmech.core.hold import Curves, Held, hold
 from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
@@ -67,6 +67,7 @@ def linear_run(
     cuts: Values,
     patterns: Values,
     start: Node | None = None,
+    curves: Curves = "own",
 ) -> HeldRun:
     """Run a policy up to one node from the observation and the given cuts, patterns and norms' scales held.
 
@@ -77,6 +78,7 @@ def linear_run(
         cuts: Nodes that are given, with their values.
         patterns: Attention patterns, with their values.
         start: The one cut whose part is asked for; None for those of all of them and of the observation.
+        curves: Whether smooth functions such as tanh are themselves, which is refused, or their tangents.
 
     Raises:
         AttentionError: Between the cuts something bends that is no gate.
@@ -85,7 +87,7 @@ def linear_run(
     given = {node: value.detach().clone() for node, value in cuts.items() if node is not end}
     inputs = dict(zip(policy.graph_engine.graph.inputs, arrays, strict=True)) if start is None else {}
     _check_real(inputs.values())
-    held = hold(policy, norms=True, cut=tuple(given))
+    held = hold(policy, norms=True, curves=curves, cut=tuple(given))
     with torch.enable_grad():
         leaves = tuple(array.detach().clone().requires_grad_(start is None) for array in arrays)
         for node, value in given.items():

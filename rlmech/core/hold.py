@@ -23,6 +23,7 @@ from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
 
 Gates = Literal["own", "open"]
+Curves = Literal["own", "tangent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Held:
         patterns: The nodes of the attention patterns that are held; a cut one is not among them.
         norms: Whether norms keep the scale that they have.
         gates: Whether gates are as each state has them, or all open.
+        curves: Whether smooth functions are themselves, or their tangents at each state.
         cut: Nodes whose values are given.
     """
 
@@ -41,6 +43,7 @@ class Held:
     patterns: tuple[Node, ...]
     norms: bool
     gates: Gates
+    curves: Curves
     cut: tuple[Node, ...]
 
     @property
@@ -97,8 +100,8 @@ class Held:
 
     @contextmanager
     def acting(self) -> Generator[None]:
-        """Norms and gates as they are held, for passes made inside; patterns and cuts are for `run` alone."""
-        with _Operations(norms=self.norms, gates=self.gates):
+        """Norms, gates and curves as they are held, for passes made inside; patterns and cuts are for `run` alone."""
+        with _Operations(norms=self.norms, gates=self.gates, curves=self.curves):
             yield
 
 
@@ -108,6 +111,7 @@ def hold(
     patterns: bool = True,
     norms: bool = False,
     gates: Gates = "own",
+    curves: Curves = "own",
     cut: Sequence[Node] = (),
 ) -> Held:
     """Hold parts of a policy still.
@@ -117,19 +121,20 @@ def hold(
         patterns: Whether attention patterns are numbers of the state, which pass on no gradient.
         norms: Whether the scales of layer norms are.
         gates: `own`: as each state has them; `open`: they let everything through, which is no state's own.
+        curves: `own`: smooth functions such as tanh as they are; `tangent`: their tangents at each state.
         cut: Nodes whose values are given.
     """
     every = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
     held = tuple(pattern for pattern in every if pattern not in cut) if patterns else ()
-    return Held(policy=policy, patterns=held, norms=norms, gates=gates, cut=tuple(cut))
+    return Held(policy=policy, patterns=held, norms=norms, gates=gates, curves=curves, cut=tuple(cut))
 
 
 class _Operations(TorchFunctionMode):
-    """Norms whose scale is a number of the state, linear in what they normalise; gates that let everything through."""
+    """Norms whose scale is a number of the state, linear in what they normalise; gates all open; curves' tangents."""
 
-    def __init__(self, *, norms: bool, gates: Gates) -> None:
+    def __init__(self, *, norms: bool, gates: Gates, curves: Curves) -> None:
         super().__init__()
-        self.norms, self.open = norms, gates == "open"
+        self.norms, self.open, self.tangents = norms, gates == "open", curves == "tangent"
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -140,7 +145,17 @@ class _Operations(TorchFunctionMode):
             return _NORMS[record.name](*args, **(kwargs or {}))
         if self.open and record.gating is not None and record.gating.opens:
             return args[0]
+        if self.tangents and record.curve:
+            return _tangent(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _tangent(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    at = x.detach().requires_grad_()
+    with torch.enable_grad(), torch.DisableTorchFunction():
+        value = function(at, *args, **kwargs)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    return value.detach() + slope * (x - at.detach())
 
 
 def _layer_norm(
