@@ -12,7 +12,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
+from rlmech.core.cells import CellsAsOperations, is_mark
 from rlmech.core.operations.aliases import plain_name
 
 if TYPE_CHECKING:
@@ -94,6 +95,15 @@ class Alternative:
     definition: Node
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A value that is known by its role rather than by its operation: a state or the gates of a recurrent layer."""
+
+    node: Node
+    scope: str
+    role: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Graph:
     """All values of one forward pass, in an order in which they can be computed.
@@ -104,6 +114,7 @@ class Graph:
         outputs: What the module returns, in order.
         constants: Tensors made inside `forward`.
         alternatives: Second definitions; see `Alternative`.
+        marks: States and gates of recurrent layers, in order.
     """
 
     nodes: list[Node]
@@ -111,6 +122,7 @@ class Graph:
     outputs: tuple[Node, ...]
     constants: dict[str, Tensor]
     alternatives: dict[Node, Alternative] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list[Mark])
 
     def add(self, op: str, call: Callable[..., Any], *args: Any, like: Node, shape: tuple[Size, ...]) -> Node:
         """Append a synthetic node that stands in the scope of `like`."""
@@ -208,17 +220,18 @@ class NotTraceable(Exception):
     """The module cannot be exported; the message says why."""
 
 
-def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
+def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False) -> Graph:
     """Export a module in eval mode into a graph over its own parameters.
 
     Args:
         module: The module; `module(example)` must work.
         example: An observation batch of at least two rows, or a dict of such.
+        cells: Whether single steps of recurrent layers are taken apart, see `cells`.
 
     Raises:
         NotTraceable: The module's control flow depends on data, or it keeps random or batch-coupling state.
     """
-    exported = _export(module, example)
+    exported = _export(module, example, cells=cells)
     try:
         if any(_mutates(node) for node in exported.graph.nodes):
             with warnings.catch_warnings():
@@ -229,14 +242,14 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
         _let_go(node.meta.get("val") for node in exported.graph.nodes)
 
 
-def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool) -> ExportedProgram:
     from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
 
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
 
     def export() -> ExportedProgram:
-        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul():
+        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul(), CellsAsOperations() if cells else nullcontext():
             warnings.simplefilter("ignore")
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
 
@@ -420,6 +433,9 @@ class _Reader:
         if name in {"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_assert_tensor_metadata"}:
             return None
         args, kwargs = self._convert(source.args), self._convert(dict(source.kwargs))
+        if is_mark(source.target):
+            self.graph.marks.append(Mark(node=args[0], scope=_scope(source), role=args[1]))
+            return args[0]
         if name in {"dropout", "feature_dropout", "alpha_dropout"} and args[2] and args[1] > 0:
             raise NotTraceable(
                 f"there is dropout alive in eval mode (p={args[1]}) in {_scope(source) or 'the root'}: "

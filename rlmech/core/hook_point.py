@@ -8,6 +8,7 @@ context (`contextvars`) that attached them: threads and tasks that share a polic
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ Kind = Literal[
     "norm",
     "pool",
     "recurrent",
+    "state",
+    "gate",
     "layer",
     "query",
     "key",
@@ -51,6 +54,18 @@ _NOTHING: Attached = {}
 _attached: ContextVar[Mapping[int, Attached]] = ContextVar("rlmech hooks", default={})  # noqa: B039  # never mutated
 """What each registry, by number, has attached in this context: numbers alone, so that it keeps nothing alive."""
 _numbers = itertools.count()
+_step: ContextVar[int | None] = ContextVar("rlmech step", default=None)
+"""The step that a sequence or an episode is at, in this context."""
+
+
+@contextmanager
+def at_step(step: int) -> Generator[None]:
+    """Tell hooks which step of a sequence or an episode the passes inside are."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
 
 
 class HookHandle:
@@ -120,6 +135,10 @@ class HookRegistry:
         """Whether nothing is attached anywhere in this context."""
         return not self._handles or not self.active()
 
+    def functions(self) -> list[tuple[str, HookFunction]]:
+        """Names and functions of all that is attached in this context."""
+        return [(name, handle.function) for direction, name in self._here() for handle in self._at(direction, name)]
+
     def clear(self, name: str) -> None:
         """Detach everything that this context attached to a point."""
         for handle in (*self._at("fwd", name), *self._at("bwd", name)):
@@ -163,7 +182,12 @@ class HookRegistry:
         handle.fired += 1
         given = value.clone()
         with self.suspended():
-            returned = handle.function(given, hook=point)
+            try:
+                returned = handle.function(given, hook=point)
+            except TypeError as error:
+                if _takes_hook(handle.function):
+                    raise
+                raise _wrong_signature(handle.function, point) from error
         result = given if returned is None else returned
         check_replacement(point, value, result)
         return result
@@ -211,6 +235,11 @@ class HookPoint(nn.Module):
         self.name, self.axes, self.shape, self.kind = name, axes, shape, kind
         self.labels: dict[str, tuple[str, ...]] = dict(labels or {})
         self._registry = registry
+
+    @property
+    def step(self) -> int | None:
+        """The step that the sequence or episode is at, from 0, while a hook runs in one; else None."""
+        return _step.get()
 
     def add_hook(self, fn: HookFunction, dir: Direction = "fwd") -> HookHandle:
         """Attach a function until its handle, or `remove_hooks`, takes it away; it acts in this thread or task only.
@@ -266,6 +295,25 @@ def check_replacement(point: HookPoint, value: Tensor, result: Any) -> None:
         given=_describe(result),
         expected=f"{_describe(value)}, axes {' '.join(point.axes)}, or None",
         fix="return a tensor of the same shape, dtype and device; nothing is broadcast",
+    )
+
+
+def _takes_hook(function: HookFunction) -> bool:
+    try:
+        inspect.signature(function).bind(None, hook=None)
+    except TypeError:
+        return False
+    except ValueError:  # built into C, and says nothing
+        return True
+    return True
+
+
+def _wrong_signature(function: HookFunction, point: HookPoint) -> HookError:
+    return HookError(
+        f"A hook on {point.name!r} does not take what it is called with.",
+        given=f"{getattr(function, '__name__', 'a function')}{inspect.signature(function)}",
+        expected="fn(tensor, hook), which returns a tensor or None",
+        fix="lambda tensor, hook: tensor * 0",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmech.core.cells import GATES
 from rlmech.core.engine import Engine
 from rlmech.core.hook_point import HookRegistry
 from rlmech.core.observation import ObservationFormat
@@ -22,6 +23,8 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
     labels: dict[str, Labels] = {name: {} for name in engine.points}
     for name, point in engine.points.items():
         last = point.address.layout.canonical_shape[-1]
+        if "gate" in point.axes:
+            labels[name]["gate"] = GATES[point.address.layout.canonical_shape[point.axes.index("gate")]]
         if "action" in point.axes and spec.actions and last == len(spec.actions):
             labels[name]["action"] = spec.actions
         if "choice" in point.axes and point.address.layout.canonical_shape[1] == len(spec.choices):
@@ -29,7 +32,7 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
         if point.kind == "observation" and last == len(spec.features):
             labels[name]["feature"] = tuple(feature.name for feature in spec.features)
     shape = observation.shapes.get("")
-    if shape is not None and len(shape) == 2 and len(spec.entities) == shape[0]:
+    if shape is not None and not observation.is_sequence and len(shape) == 2 and len(spec.entities) == shape[0]:
         moved = _moved_rows(engine, observation, n_entities=shape[0], presence=spec.presence_index)
         for name, rows in moved.items():
             owners = [_single(row) for row in rows]
@@ -59,13 +62,13 @@ def _moved_rows(
 ) -> dict[str, Tensor]:
     """For each point with an entity axis: `[row, moved entity]`, True where the row changes."""
     names = tuple(name for name, point in engine.points.items() if "entity" in point.axes[1:2])
-    base = observation.samples(1)[0]
+    base, *others = observation.samples(1)  # the others: the state
     features = [i for i in range(base.shape[-1]) if i != presence]
 
     def values(scene: Tensor) -> dict[str, Tensor]:
         # a batch each: what a row gives depends, in its last bit, on its place among others
         with torch.no_grad():
-            return engine.run((scene,), names, HookRegistry(), {})[1]
+            return engine.run((scene, *others), names, HookRegistry(), {})[1]
 
     before = values(base)
     moved: dict[str, list[Tensor]] = {name: [] for name in before}

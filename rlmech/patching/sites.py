@@ -7,11 +7,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
+from rlmech.core.unrolled import in_step, located
 from rlmech.errors import SiteError
 from rlmech.metrics.measure import Metric, MetricFunction, as_metric
 
@@ -41,7 +43,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
         SiteError: A name or a selection does not fit the policy, or nothing is selected.
     """
     if isinstance(sites, str):
-        chosen = _measured(policy, _automatic(policy), metric) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, policy.sites("auto"), metric) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -53,6 +55,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
             expected="at least one site",
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
+    chosen = [located(site, policy.hook_dict) for site in chosen]
     fitting = _fitting.setdefault(policy, Recent(FITTING))
     for site in chosen:
         fitting.get(site, lambda site=site: _fits(policy, site))
@@ -84,6 +87,7 @@ def choose_groups(
     return groups
 
 
+@explain_misuse
 def sliding_windows(sites: Sequence[Site], *, size: int) -> list[tuple[Site, ...]]:
     """Groups of neighbouring sites, each `size` of them: what a few do together that none does alone.
 
@@ -146,9 +150,19 @@ def _shown(column: Coordinates, name: str) -> list[str]:
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
-    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=str))}
+    placed = [in_step(site.name) if policy.n_steps else (None, site.name) for site in sites]
+    coordinates = {"hook": ("site", np.array([name for _, name in placed], dtype=str))}
+    if any(step is not None for step, _ in placed):
+        coordinates["step"] = ("site", np.array([-1 if step is None else step for step, _ in placed]))
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
     for axis in axes:
+        if axis in coordinates:  # the step of some, by name, and of others along an axis
+            numbers = [
+                _written(policy.point(s.name), s, axis) if k is None else k
+                for s, (k, _) in zip(sites, placed, strict=True)
+            ]
+            coordinates[axis] = ("site", np.array(numbers))
+            continue
         values = [_written(policy.point(site.name), site, axis) for site in sites]
         if all(isinstance(value, int) for value in values):
             coordinates[axis] = ("site", np.array(values))
@@ -181,26 +195,3 @@ def _measured(policy: HookedPolicy, sites: Sequence[Site], metric: Metric | Metr
 
 def _leads(policy: HookedPolicy, start: Node, ends: Sequence[Node]) -> bool:
     return start in ends or bool(set(ends).intersection(policy.graph_engine.graph.behind({start}, ends)))
-
-
-def _automatic(policy: HookedPolicy) -> list[Site]:
-    """Heads and entities where there is attention, else every hidden neuron."""
-    points = policy.hook_dict
-    if policy.attention:
-        heads = [site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))]
-        embeddings = _last_of_each_module(
-            [n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes]
-        )
-        return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
-    hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
-    channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
-    neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
-    chosen = [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
-    return chosen or [Site(name) for name, point in points.items() if point.kind in ("linear", "observation")]
-
-
-def _last_of_each_module(names: Sequence[str]) -> list[str]:
-    last: dict[str, str] = {}
-    for name in names:
-        last[name.rsplit(".", 2)[0]] = name
-    return list(last.values())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
+from rlmech.simulators.compiled import Acceleration
+from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -17,6 +19,7 @@ class Plain:
     """The simulator of an environment that no other knows; see `rlmech.simulators.Simulator`."""
 
     name = "plain"
+    can_accelerate = False
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()
 
@@ -40,9 +43,18 @@ class Plain:
         """Nothing."""
         return []
 
-    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
-        """Nothing is known that would be faster."""
-        return nullcontext()
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """What its layers hold, the constants of their classes, and its first steps."""
+        return identity_of(World(env))
 
-    def remade(self, env: gym.Env, made: gym.Env) -> None:
-        """Nothing beside the Gymnasium spec is known to configure it."""
+    def accelerate(self, env: gym.Env) -> None:
+        """Nothing is known that would be faster."""
+
+    def acceleration(self, env: gym.Env) -> Acceleration:
+        """None."""
+        why = f"nothing is known that would be faster than {type(env.unwrapped).__name__}"
+        return Acceleration(frames=False, observations=False, why=why)
+
+    def maker(self, env: gym.Env) -> Callable[[], gym.Env] | None:
+        """Gymnasium, from its spec."""
+        return None if env.spec is None else partial(gym.make, env.spec)
