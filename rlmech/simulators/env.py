@@ -124,6 +124,15 @@ def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
 
     Raises:
         EnvironmentFitError: The observations or the actions do not fit.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:highway-dqn-mlp")
+        >>> try:
+        ...     rlm.simulators.check_fit(policy, rlm.make_env("CartPole-v1"))
+        ... except rlm.RlmechError as error:
+        ...     print(error.problem)
+        The environment's observations do not fit the policy.
     """
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
     if wanted is not None and observed != wanted:
