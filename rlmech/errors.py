@@ -110,6 +110,10 @@ class SceneError(RlmechError, ValueError):
     """A scene that cannot be captured, an edit that does not fit it, or an observation that it does not have."""
 
 
+class CopyError(RlmechError, RuntimeError):
+    """An environment that cannot be copied in the middle of an episode, or whose copy goes on differently."""
+
+
 class WorkerError(RlmechError, RuntimeError):
     """Workers that died again and again."""
 

@@ -167,10 +167,12 @@ class Drive:
     Args:
         driver: The driver.
         seed: The episode's seed.
+        action_names: Names of the environment's actions; the policy's own come first.
     """
 
     driver: Driver
     seed: int
+    action_names: tuple[str, ...] = ()
     _hooks: list[Hook] = field(init=False)
     _previous: Any = None
     _step: int = 0
@@ -212,6 +214,7 @@ class Drive:
             action=unedited.action,
             previous_action=self._previous,
             vehicles=vehicles,
+            action_names=self.driver.policy.spec.actions or self.action_names,
         )
         return when(moment)
 
