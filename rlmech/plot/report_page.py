@@ -44,7 +44,7 @@ class Frame:
     Example:
         >>> import rlmech as rlm
         >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
-        >>> rlm.plot.Frame(group="episode 3", label="step 4: FASTER", figures=(drawing,), mark="IDLE, then FASTER").label
+        >>> rlm.plot.Frame(group="episode 3", label="step 4: FASTER", figures=(drawing,), mark="changed").label
         'step 4: FASTER'
     """
 
@@ -111,7 +111,8 @@ class Section:
 
     Example:
         >>> import rlmech as rlm
-        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=rlm.plot.SvgFigure(svg="<svg></svg>"))
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
         >>> rlm.plot.Section(title="Drawings", panels=(panel,)).title
         'Drawings'
     """

@@ -86,6 +86,7 @@ def make_env(
     return env
 
 
+@explain_misuse
 def acceleration(env: gym.Env) -> Acceleration:
     """What is accelerated of an environment, as it is now, and why not the rest.
 
