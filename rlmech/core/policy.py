@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlmech.axes import Axis
 from rlmech.core.acting import choose_actions
+from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.cache import ActivationCache
 from rlmech.core.eager import EagerEngine
@@ -80,7 +81,8 @@ class HookedPolicy(nn.Module):
             that takes the observation), or a function of what the module returns; a list of these for several choices.
         value: Which output is the state value, likewise.
         state: Of a recurrent module, `module(obs, state)`, which returns (scores, state) or (scores, value, state): a
-            function of the number of rows that gives the state at the beginning, or that state for the example.
+            function of the number of rows that gives the state at the beginning, or that state for the example. The
+            LSTM agents of CleanRL and PufferLib need none.
 
     Raises:
         ConfigError: The module cannot be opened, or which of its outputs the scores are cannot be told.
@@ -123,6 +125,11 @@ class HookedPolicy(nn.Module):
         self._form: StateForm | None = None
         self._length: tuple[int, int] | None = None
         self._format = ObservationFormat(example_obs)
+        agent = recurrent_agent(self.module) if state is None else None
+        if agent is not None:
+            self.module, state = agent
+            self._root = root = f"{AGENT}.{root}".rstrip(".")
+            self._told_kind = output_kind or "logits"
         if state is not None:
             self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()

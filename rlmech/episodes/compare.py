@@ -42,6 +42,7 @@ def compare_rollouts(
     controls: Sequence[Control] = (),
     n_controls: int = 3,
     names: Names = (),
+    deterministic: bool = True,
     workers: int = 1,
     backend: Backend = "processes",
     path: str | Path | None = None,
@@ -62,6 +63,8 @@ def compare_rollouts(
             `random_direction` (a random direction instead, as long as what the edits change there), besides.
         n_controls: Of each kind, for each condition.
         names: Hook points to record.
+        deterministic: Whether the best action is done; else logits are sampled, with common random numbers: one number
+            decides in a step of a seed under every condition, so that pairs stay pairs.
         workers: Processes.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
         path: Directory to keep the recordings in, one for each condition; a comparison that was interrupted, or one of
@@ -113,6 +116,7 @@ def compare_rollouts(
         everything,
         seeds=seeds,
         names=names,
+        deterministic=deterministic,
         frames=False,
         workers=workers,
         backend=backend,

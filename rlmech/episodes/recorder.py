@@ -48,6 +48,7 @@ def record(
     names: Names = (),
     edits: Sequence[Edit | Hook] = (),
     when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
+    deterministic: bool = True,
     frames: bool = False,
     workers: int = 1,
     backend: Backend = "processes",
@@ -55,6 +56,8 @@ def record(
     progress: bool = True,
 ) -> Recording:
     """Record one episode for each seed, driven by the policy's best action.
+
+    A recurrent policy begins each episode in its initial state; what it carries on is recorded at its state's points.
 
     Args:
         policy: The policy.
@@ -64,6 +67,8 @@ def record(
         edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, or a function
             of a `Moment`.
+        deterministic: Whether the policy's best action is done; else logits are sampled, by numbers that follow from
+            the episode's seed and the step alone: the same in every recording.
         frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
         workers: Processes to run in.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
@@ -95,6 +100,7 @@ def record(
         {"": condition},
         seeds=seeds,
         names=names,
+        deterministic=deterministic,
         frames=frames,
         workers=workers,
         backend=backend,
@@ -117,6 +123,7 @@ def record_conditions(
     *,
     seeds: Iterable[int],
     names: Names,
+    deterministic: bool = True,
     frames: bool,
     workers: int,
     backend: Backend,
@@ -131,6 +138,7 @@ def record_conditions(
         conditions: By name.
         seeds: As for `record`, like the rest.
         names: Hook points to record.
+        deterministic: Whether the best action is done, or one is drawn.
         frames: Whether to keep pictures.
         workers: Processes.
         backend: Where they run.
@@ -143,7 +151,8 @@ def record_conditions(
     simulator_of(env)  # raises where it is no environment
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
-        drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
+        given: dict[str, Any] = {"names": names, "deterministic": deterministic}
+        drivers = {name: Driver.of(policy, condition, **given) for name, condition in conditions.items()}
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest

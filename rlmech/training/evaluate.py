@@ -35,14 +35,26 @@ Actor = Callable[[int], Decide]
 class Predicts(Protocol):
     """A policy with Stable-Baselines3's `predict`."""
 
-    def predict(self, observation: Any, /, *, deterministic: bool = ...) -> tuple[Any, Any]:
+    def predict(self, observation: Any, /, *, deterministic: bool = ..., **state: Any) -> tuple[Any, Any]:
         """Choose an action; the second value is a recurrent policy's state."""
         ...
 
 
 def policy_actor(policy: Predicts) -> Actor:
-    """Drive by a policy's best action."""
-    return lambda _: lambda observation: policy.predict(observation, deterministic=True)[0]
+    """Drive by a policy's best action; a recurrent one begins each episode in its initial state."""
+
+    def begin(_: int) -> Decide:
+        carried: dict[str, Any] = {}
+
+        def decide(observation: Any) -> Any:
+            action, state = policy.predict(observation, deterministic=True, **carried)
+            if state is not None:
+                carried["state"] = state
+            return action
+
+        return decide
+
+    return begin
 
 
 def constant_actor(action: int) -> Actor:
