@@ -382,6 +382,11 @@ class HookedPolicy(nn.Module):
 
         return self._sequences.get((n_steps, read), make)
 
+    def over_time(self, obs: Observation) -> HookedPolicy:
+        """The policy that takes these observations: this one, or unrolled over their steps where they are sequences."""
+        n_steps = self._format.n_steps_of(obs)
+        return self if n_steps is None else self.unrolled(n_steps)
+
     def run_with_hooks(
         self, obs: Observation, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> Float[Tensor, "batch *choice action"]:
@@ -684,14 +689,15 @@ class HookedPolicy(nn.Module):
                     if scores.dtype == torch.float32:
                         raise
                     return  # after .double(): modules that cast observations to float32 themselves cannot run
-                found = difference(scores, live)
+                found = difference(scores, live, n_steps=self.n_steps)
                 if found is None:
                     continue
                 if is_fused_path(scores, self.scored_module, self._format, arrays):
                     raise fused_path_error(found, "on a row of this observation")
                 training = [module for module in self.module.modules() if module.training]
                 with evaluating(self.module):
-                    resting = difference(scores, live_scores(self.scored_module, self._format, arrays))
+                    live = live_scores(self.scored_module, self._format, arrays)
+                    resting = difference(scores, live, n_steps=self.n_steps)
                 if training and resting is None:
                     self._mode_dependent += training
                     return

@@ -37,6 +37,11 @@ class Step(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run it; `inputs` holds the observation's arrays and the state's parts."""
+        n_rows = next(iter(inputs.values())).shape[0]
+        for value in inputs.values():
+            torch._check(
+                value.shape[0] == n_rows
+            )  # told to the export, which takes each array's batch for one of its own
         own = {key: value for key, value in inputs.items() if key not in self.form.initial}
         return self.form.step(self.network, own.get(OBSERVATION, own), inputs)
 
@@ -129,6 +134,19 @@ class StatefulFormat(ObservationFormat):
         arrays = self._own(obs, module)
         return dict(zip(self.own.shapes, arrays, strict=True)) | self.state(state, module, n_rows=arrays[0].shape[0])
 
+    def n_steps_of(self, obs: Observation) -> int | None:
+        """Steps of observations that are sequences of what a recurrent policy takes; None where they are not."""
+        if self.is_sequence:
+            return None
+        given = (
+            {key: tuple(np.shape(obs[key])) for key in obs} if isinstance(obs, Mapping) else {"": tuple(np.shape(obs))}
+        )
+        wanted = {key: tuple(shape) for key, shape in self.own.shapes.items()}
+        fits = given.keys() == wanted.keys() and all(
+            len(shape) == len(wanted[key]) + 2 and shape[2:] == wanted[key] for key, shape in given.items()
+        )
+        return next(iter(given.values()))[1] or None if fits else None
+
     def restarted(self, obs: Observation, starts: Any) -> Observation:
         """Observations with a state, that of the beginning in the rows where an episode begins.
 
@@ -180,15 +198,7 @@ class StatefulFormat(ObservationFormat):
         try:
             return self.own.coerce(obs, module)
         except ObservationError as error:
-            given = {
-                k: tuple(getattr(v, "shape", ())) for k, v in (obs if isinstance(obs, Mapping) else {"": obs}).items()
-            }
-            wanted = {key: tuple(shape) for key, shape in self.own.shapes.items()}
-            if (
-                self.n_steps is None
-                and given.keys() == wanted.keys()
-                and all(len(shape) == len(wanted[key]) + 2 and shape[2:] == wanted[key] for key, shape in given.items())
-            ):
+            if self.n_steps_of(obs) is not None:
                 raise ObservationError(
                     "These are sequences, and this asks about single steps.",
                     given=error.given,

@@ -1,4 +1,4 @@
-"""Recorded decisions as what an analysis takes: the observations, and the state in which the policy met each of them."""
+"""Recorded decisions as what an analysis takes: observations, each with the state in which the policy met it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ Actor = Callable[[int], Decide]
 class Predicts(Protocol):
     """A policy with Stable-Baselines3's `predict`."""
 
-    def predict(self, observation: Any, /, *, deterministic: bool = ..., **state: Any) -> tuple[Any, Any]:
+    def predict(self, observation: Any, /, state: Any = ..., *, deterministic: bool = ...) -> tuple[Any, Any]:
         """Choose an action; the second value is a recurrent policy's state."""
         ...
 
@@ -44,12 +44,11 @@ def policy_actor(policy: Predicts) -> Actor:
     """Drive by a policy's best action; a recurrent one begins each episode in its initial state."""
 
     def begin(_: int) -> Decide:
-        carried: dict[str, Any] = {}
+        state: Any = None
 
         def decide(observation: Any) -> Any:
-            action, state = policy.predict(observation, deterministic=True, **carried)
-            if state is not None:
-                carried["state"] = state
+            nonlocal state
+            action, state = policy.predict(observation, state, deterministic=True)
             return action
 
         return decide
