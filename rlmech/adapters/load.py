@@ -19,6 +19,7 @@ from torch import nn
 from rlmech.adapters import native, rl_agents
 from rlmech.adapters.environment import check_spaces, read_spec
 from rlmech.adapters.rl_agents.config import read_config
+from rlmech.arguments import explain_misuse
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest
 
@@ -26,6 +27,7 @@ Kind = Literal["sb3", "rl_agents", "native"]
 ConfigSource = Mapping[str, Any] | str | Path
 
 
+@explain_misuse
 def load(
     path: str | Path,
     *,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlmech.adapters import rl_agents
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
+from rlmech.arguments import explain_misuse
 from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
@@ -30,6 +31,7 @@ FORMAT = 1
 FILE_NAME = "policy.safetensors"
 
 
+@explain_misuse
 def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     """Write a policy as one safetensors file that `load` opens again.
 

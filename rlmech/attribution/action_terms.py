@@ -16,6 +16,7 @@ import xarray as xr
 from einops import einsum, rearrange
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import (
     ObservedArray,
     Readouts,
@@ -44,6 +45,7 @@ ROWS_AT_ONCE = 256
 Terms = dict[str, Tensor]
 
 
+@explain_misuse
 def attribute_actions(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:
@@ -109,6 +111,7 @@ def _refuse_undefined(total: Tensor) -> None:
         )
 
 
+@explain_misuse
 def centre_actions(result: xr.Dataset) -> xr.Dataset:
     """Take off each term's mean over the actions: raw action values are mostly the value of the state.
 

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.captum_model import (
     MIDPOINT_RULE,
     ReadoutModule,
@@ -36,6 +37,7 @@ from rlmech.errors import EngineError
 from rlmech.results import storable
 
 
+@explain_misuse
 def integrated_gradients(
     policy: HookedPolicy,
     obs: Observation,
@@ -84,6 +86,7 @@ def integrated_gradients(
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, n_steps=n_steps, rule=MIDPOINT_RULE)
 
 
+@explain_misuse
 def deep_lift(
     policy: HookedPolicy,
     obs: Observation,
@@ -133,6 +136,7 @@ def deep_lift(
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, rule="rescale")
 
 
+@explain_misuse
 def saliency(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.captum_model import (
     MIDPOINT_RULE,
     ReadoutModule,
@@ -35,6 +36,7 @@ from rlmech.errors import SiteError
 from rlmech.results import storable
 
 
+@explain_misuse
 def layer_conductance(
     policy: HookedPolicy,
     obs: Observation,
@@ -94,6 +96,7 @@ def layer_conductance(
     return storable(xr.Dataset(data, coords=coords), attrs)
 
 
+@explain_misuse
 def neuron_conductance(
     policy: HookedPolicy,
     obs: Observation,

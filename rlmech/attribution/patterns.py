@@ -15,6 +15,7 @@ import xarray as xr
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.feature_space import States, as_states
 from rlmech.circuits.gated import gated_maps
@@ -29,6 +30,7 @@ _ROWS_AT_ONCE = 8192
 _SIGN = "score with the changed pattern less the score: negative where what is taken away was raising the score"
 
 
+@explain_misuse
 def pattern_effects(
     policy: HookedPolicy,
     obs: Observation,
@@ -82,6 +84,7 @@ def pattern_effects(
     return storable(xr.Dataset(data, coords=coords), attrs)
 
 
+@explain_misuse
 def key_feature_effects(
     policy: HookedPolicy,
     obs: States,

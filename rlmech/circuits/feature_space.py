@@ -17,6 +17,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
 from rlmech.circuits.labels import Action, action_weights, choose_block, labelled, provenance, score_units
 from rlmech.circuits.over_states import as_dataset, averaged
@@ -35,6 +36,7 @@ Terms = tuple[Float[Tensor, "term action"], Sequence[Action]]
 """Rows of weights on the scores, and their names."""
 
 
+@explain_misuse
 def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> xr.DataArray:
     """Each state's own bilinear form from the query's and the key's features to the score, exact.
 
@@ -55,6 +57,7 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
 
+@explain_misuse
 def ov_forms(
     policy: HookedPolicy,
     obs: States,

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from einops import einsum
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ungated_ov, ungated_qk
 from rlmech.circuits.labels import Action, choose_block, labelled, provenance
@@ -26,6 +27,7 @@ from rlmech.results import storable
 Space = Literal["model", "feature"]
 
 
+@explain_misuse
 def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_Q W_K^T per head, with the scale in it, factored; query side left, key side right, biases left out.
 
@@ -52,6 +54,7 @@ def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     return FactoredMatrix(found.scale * found.W_Q.detach(), found.W_K.detach().transpose(-1, -2))
 
 
+@explain_misuse
 def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_V W_O per head, factored; what is attended to left, output right, biases left out.
 
@@ -69,6 +72,7 @@ def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     return FactoredMatrix(found.W_V.detach(), found.W_O.detach())
 
 
+@explain_misuse
 def qk_circuit(
     policy: HookedPolicy,
     block: str | None = None,
@@ -120,6 +124,7 @@ def qk_circuit(
     return mean_qk(policy, obs, block=found) if gated else ungated_qk(policy, block=found)
 
 
+@explain_misuse
 def ov_circuit(
     policy: HookedPolicy,
     block: str | None = None,

@@ -39,9 +39,8 @@ class Step(nn.Module):
         """Run it; `inputs` holds the observation's arrays and the state's parts."""
         n_rows = next(iter(inputs.values())).shape[0]
         for value in inputs.values():
-            torch._check(
-                value.shape[0] == n_rows
-            )  # told to the export, which takes each array's batch for one of its own
+            # told to the export, which takes each array's batch for one of its own
+            torch._check(value.shape[0] == n_rows)  # pyright: ignore[reportPrivateUsage]
         own = {key: value for key, value in inputs.items() if key not in self.form.initial}
         return self.form.step(self.network, own.get(OBSERVATION, own), inputs)
 
@@ -234,16 +233,18 @@ def state_form(module: nn.Module, example: Observation, state: Any, *, root: str
         StateError: It is no state, or the module does not give it back.
     """
     own = ObservationFormat(example)
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.dtype != torch.float64 and torch.float64 in own.dtypes.values():
+        own.retype(parameter.dtype)  # numpy's own precision, which the network does not compute in
     n_rows = next(iter(own.example.values())).shape[0]
     seen = own.example
     if n_rows == 1 and callable(state):
         n_rows, seen = 2, {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in own.example.items()}
-    parameter = next(module.parameters(), None)
     if parameter is not None:
         seen = {key: value.to(parameter.device) for key, value in seen.items()}
     with evaluating(module):
         form = StateForm(module, state, seen if own.is_dict else seen[OBSERVATION], n_rows=n_rows, root=root)
-    return form, StatefulFormat(example, form.initial)
+    return form, StatefulFormat(_bare(own.example), form.initial)
 
 
 def scored_step(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, steer
 from rlmech.episodes.comparison import BASELINE, compare_recordings
 from rlmech.episodes.controls import Control, with_controls
@@ -27,14 +28,17 @@ from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
 from rlmech.results import storable
+from rlmech.simulators.env import environment
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
+    from rlmech.simulators.protocol import Outcome
 
 
+@explain_misuse
 def compare_rollouts(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     conditions: Mapping[str, Any],
     seeds: Iterable[int],
@@ -43,6 +47,7 @@ def compare_rollouts(
     n_controls: int = 3,
     names: Names = (),
     deterministic: bool = True,
+    outcomes: Sequence[Outcome] = (),
     workers: int = 1,
     backend: Backend = "processes",
     path: str | Path | None = None,
@@ -55,7 +60,7 @@ def compare_rollouts(
 
     Args:
         policy: The baseline's policy, which drives all conditions that name no other.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one, as for `rlm.record`.
         conditions: By name: edits, a `Condition` (edits, when, another policy), or another policy.
         seeds: Seeds of the episodes, the same for all.
         when: When the edits of conditions that do not say so act; None for always.
@@ -65,6 +70,8 @@ def compare_rollouts(
         names: Hook points to record.
         deterministic: Whether the best action is done; else logits are sampled, with common random numbers: one number
             decides in a step of a seed under every condition, so that pairs stay pairs.
+        outcomes: What to compare beside what the environment's simulator tells of an episode, read from `info`: e.g.
+            `rlm.simulators.Outcome(name="is_success", kind="share")`.
         workers: Processes.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
         path: Directory to keep the recordings in, one for each condition; a comparison that was interrupted, or one of
@@ -96,6 +103,7 @@ def compare_rollouts(
         >>> result["return"].dims, bool((result["delta_return"].sel(condition="baseline") == 0).all())
         (('condition', 'seed'), True)
     """
+    env = environment(env, policy=policy)
     when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
     if not chosen or BASELINE in chosen:
@@ -118,6 +126,7 @@ def compare_rollouts(
         names=names,
         deterministic=deterministic,
         frames=False,
+        outcomes=outcomes,
         workers=workers,
         backend=backend,
         paths=None if path is None else _paths(Path(path), list(everything)),
@@ -140,9 +149,10 @@ def compare_rollouts(
     return storable(result, cost_attrs)
 
 
+@explain_misuse
 def dose_response(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     site: Site | str,
     vector: torch.Tensor,
@@ -154,7 +164,7 @@ def dose_response(
 
     Args:
         policy: The policy.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one.
         site: Where the vector is added.
         vector: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
         coefficients: Factors of the vector; 0 is the baseline and need not be given.

@@ -110,6 +110,8 @@ class Driver:
                 expected="a policy with logits: Q-values have no probabilities, and a mean action not its spread",
                 fix="leave deterministic=True",
             )
+        known = tuple(edit.on(self.policy) if isinstance(edit, Edit) else edit for edit in self.edits)
+        object.__setattr__(self, "edits", known)  # observations as a reference are run on once, not in each episode
         given: tuple[Any, ...] = self.edits
         for edit in given:  # an edit that does not fit is told before the first episode
             if isinstance(edit, Edit):
@@ -200,10 +202,12 @@ class Drive:
     Args:
         driver: The driver.
         seed: The episode's seed.
+        action_names: Names of the environment's actions; the policy's own come first.
     """
 
     driver: Driver
     seed: int
+    action_names: tuple[str, ...] = ()
     _hooks: list[Hook] = field(init=False)
     _draws: np.random.Generator = field(init=False)
     _uniform: np.ndarray | None = field(init=False, default=None)
@@ -274,6 +278,7 @@ class Drive:
             action=unedited.action,
             previous_action=self._previous,
             vehicles=vehicles,
+            action_names=self.driver.policy.spec.actions or self.action_names,
         )
         return when(moment)
 

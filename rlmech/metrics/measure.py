@@ -60,17 +60,7 @@ class MetricContext:
         Raises:
             MetricError: The policy has no such action.
         """
-        n_actions = self.clean.scores.shape[-1]
-        if isinstance(name, str):
-            return self.spec.index("action", name)
-        if 0 <= name < n_actions:
-            return name
-        raise MetricError(
-            f"There is no action {name}.",
-            given=name,
-            expected=f"a number from 0 to {n_actions - 1}, or one of {list(self.spec.actions)}",
-            fix="name one of the policy's actions",
-        )
+        return self.spec.action_number(name, n_actions=self.clean.scores.shape[-1])
 
 
 Reads = Literal["scores", "value", "both"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.metrics.measure import (
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@explain_misuse
 def action_gap(better: int | str | None = None, worse: int | str | None = None) -> Metric:
     """Score of one action minus another's; the unit of the scores.
 
@@ -59,13 +61,14 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
     Source:
         Wang et al. 2022, *Interpretability in the Wild*, arXiv 2211.00593, section 3 (the logit difference).
     """
+    same = MetricError(
+        "An action gap is between two actions.",
+        given=f"better={better!r}, worse={worse!r}",
+        expected="two actions, or none to have them fixed from the unpatched runs",
+        fix="action_gap('FASTER', 'SLOWER'), or action_gap()",
+    )
     if (better is None) != (worse is None) or (better is not None and better == worse):
-        raise MetricError(
-            "An action gap is between two actions.",
-            given=f"better={better!r}, worse={worse!r}",
-            expected="two actions, or none to have them fixed from the unpatched runs",
-            fix="action_gap('FASTER', 'SLOWER'), or action_gap()",
-        )
+        raise same
 
     name = "action_gap" if better is None else f"action_gap({better}, {worse})"
 
@@ -76,8 +79,10 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
         else:
             like = context.clean.scores
             shape, device = like.shape[:1], like.device
-            pro = torch.full(shape, context.action(better), device=device)
-            contra = torch.full(shape, context.action(worse), device=device)
+            first, second = context.action(better), context.action(worse)
+            if first == second:  # one by its name, the other by its number
+                raise same
+            pro, contra = torch.full(shape, first, device=device), torch.full(shape, second, device=device)
 
         def measure(outputs: Outputs, pair: Tensor) -> Tensor:
             first, second = _pick(outputs.scores, pro[pair]), _pick(outputs.scores, contra[pair])
@@ -90,6 +95,7 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
     return Metric(name=name, unit=None, prepare=prepare)
 
 
+@explain_misuse
 def action_score(action: int | str) -> Metric:
     """Score of one action, by name or number; the unit of the scores.
 
@@ -114,6 +120,7 @@ def action_score(action: int | str) -> Metric:
     return Metric(name=name, unit=None, prepare=prepare)
 
 
+@explain_misuse
 def action_flip() -> Metric:
     """1 where the greedy action is not the clean run's, else 0; its mean is the flip rate. It has no gradient.
 
@@ -133,6 +140,7 @@ def action_flip() -> Metric:
     return Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
 
 
+@explain_misuse
 def policy_kl(temperature: float | int | None = None) -> Metric:
     """KL divergence of the policy measured from the clean run's, KL(clean || measured), in nats; 0 for no change.
 
@@ -177,6 +185,7 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
     )
 
 
+@explain_misuse
 def action_shift() -> Metric:
     """How far a continuous action has moved, in the action's own unit.
 
@@ -213,6 +222,7 @@ def action_shift() -> Metric:
     return Metric(name="action_shift", unit=None, prepare=prepare)
 
 
+@explain_misuse
 def state_value() -> Metric:
     """The state's value: the value head's output, or max over actions of Q (the greedy policy's value) for Q-values.
 

@@ -16,6 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
@@ -41,6 +42,7 @@ from rlmech.statistics import Clusters
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 
 
+@explain_misuse
 def ablation_sweep(
     policy: HookedPolicy,
     obs: Observation,
@@ -152,6 +154,7 @@ def _optimal(
     return [dict(source) for source in sources], source_of
 
 
+@explain_misuse
 def steering_sweep(
     policy: HookedPolicy,
     obs: Observation,

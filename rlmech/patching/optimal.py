@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -64,6 +65,7 @@ class OptimalConstants:
         return Edit(site=site, kind="mean", value=self.values[site])
 
 
+@explain_misuse
 def optimal_constants(
     policy: HookedPolicy,
     obs: Observation,

@@ -18,6 +18,7 @@ from uuid import uuid4
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 from rlmech.results import storable
@@ -69,6 +70,7 @@ class AttentionFigure:
         return target
 
 
+@explain_misuse
 def attention(pattern: xr.DataArray) -> AttentionFigure:
     """Draw one state's attention pattern.
 
@@ -88,6 +90,14 @@ def attention(pattern: xr.DataArray) -> AttentionFigure:
         >>> [element.name for element in attention(pattern).elements]
         ['ColoredTokens']
     """
+    if not isinstance(pattern, xr.DataArray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            "An attention pattern is drawn from an array with named dimensions.",
+            given=f"a {type(pattern).__name__}",
+            expected="an xarray.DataArray of head, query and key",
+            fix='xr.DataArray(cache[name][0].detach(), dims=("head", "query", "key")), or '
+            "rlm.plot.recorded_pattern(recording).isel(step=0)",
+        )
     if "query" not in pattern.dims and set(pattern.dims) == {"head", "key"}:
         pattern = pattern.expand_dims("query")
     if set(pattern.dims) != {"head", "query", "key"}:
@@ -140,6 +150,7 @@ def attention(pattern: xr.DataArray) -> AttentionFigure:
     return AttentionFigure(elements=(Element(label="", name="AttentionHeads", props=props),))
 
 
+@explain_misuse
 def recorded_pattern(recording: Recording, name: str | None = None) -> xr.DataArray:
     """The attention that a recording holds, with its axes named.
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
 from rlmech.errors import RecordingError
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
@@ -20,6 +21,7 @@ FEW_STEPS = 16
 SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}
 
 
+@explain_misuse
 def q_values(
     recording: Recording, *, episode: int, output_kind: str = "q_values", title: str | None = None
 ) -> go.Figure:
@@ -92,6 +94,7 @@ def q_values(
     return figure
 
 
+@explain_misuse
 def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str = "Q-value") -> SvgFigure:
     """Draw one state's action scores as bars, the taken action in full colour; a masked action has none.
 

@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.panels import Panel, draw
 
@@ -24,6 +25,7 @@ _FAINTEST = 0.1
 _NOT_AN_AXIS = ("hook", "site", "kind", "n_pairs", "label")
 
 
+@explain_misuse
 def heatmap(
     array: xr.DataArray,
     *,
@@ -61,6 +63,7 @@ def heatmap(
     return draw(grids, colour_title=_unit(array), title=title, limit=limit)
 
 
+@explain_misuse
 def sweep(
     result: xr.Dataset | Mapping[str, xr.Dataset], *, title: str | None = None, limit: float | None = None
 ) -> go.Figure:
@@ -107,6 +110,7 @@ def _check_sweep(result: xr.Dataset) -> None:
         )
 
 
+@explain_misuse
 def circuit(
     result: Circuit | Mapping[str, Circuit],
     *,

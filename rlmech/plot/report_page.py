@@ -21,6 +21,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.attention_heads import STYLE as ATTENTION_STYLE
 from rlmech.plot.attention_heads import AttentionFigure, circuitsvis_js
@@ -93,6 +94,7 @@ class Section:
     text: str = ""
 
 
+@explain_misuse
 def report(
     sections: Sequence[Section],
     path: str | Path,
@@ -126,6 +128,14 @@ def report(
             expected="one section or more, and a path that ends in .html",
             fix="e.g. rlm.report([rlm.plot.Section(...)], 'report/index.html')",
         )
+    for section in sections:
+        if not isinstance(section, Section):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                "A report is made of sections.",
+                given=f"a {type(section).__name__}",
+                expected="rlm.plot.Section, which holds rlm.plot.Panel, which holds a figure",
+                fix="rlm.plot.Section(title=..., panels=(rlm.plot.Panel(title=..., meaning=..., figure=figure),))",
+            )
     page = _page(sections, title=title, subtitle=subtitle, facts=facts, setup=setup)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")

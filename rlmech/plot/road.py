@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot.style import CRASHED, EGO, FONT, INK, MUTED, ROAD, RULE, VEHICLE, head_colour
 from rlmech.plot.svg import SvgFigure, tag, text
@@ -79,6 +80,7 @@ class _Weights:
         return self.values[:, row] if 0 <= row < self.values.shape[1] else np.zeros(len(self.heads))
 
 
+@explain_misuse
 def scene(
     recording: Recording,
     *,

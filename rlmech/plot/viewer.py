@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
 from rlmech.plot.episode import SCORES, action_names, q_values, scores
 from rlmech.plot.report_page import Figure, Frame, Steps
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
 
 
+@explain_misuse
 def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable[int] | None = None) -> Steps:
     """Lay a recording out as steps of a page, the steps marked at which the action changes.
 

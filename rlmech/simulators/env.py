@@ -1,11 +1,11 @@
-"""Environments, their specs, and whether a policy fits them.
+"""Environments, by name or made; their specs, and whether a policy fits them.
 
 highway-env is imported when an environment of its own is asked for, never before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
-from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.spec import PolicySpec
 
@@ -26,12 +27,14 @@ OWN = {"CueRecall-v0": "rlmech.testbed.cue_env"}
 """This package's own environments, and the modules that register them."""
 
 
+@explain_misuse
 def make_env(
     env_id: str,
     *,
     config: Mapping[str, Any] | None = None,
     render_mode: str | None = None,
     accelerated: bool = True,
+    **keywords: Any,
 ) -> gym.Env:
     """Make a Gymnasium environment; highway-env's and this package's own (`CueRecall-v0`) are registered on demand.
 
@@ -41,6 +44,7 @@ def make_env(
         render_mode: `rgb_array` for frames.
         accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
             own code runs, and `rlm.simulators.acceleration` says why.
+        **keywords: What the environment's constructor takes beside, and `max_episode_steps`.
 
     Returns:
         The environment; `spec_of` tells what its numbers mean.
@@ -70,7 +74,7 @@ def make_env(
             expected="a registered id, e.g. 'intersection-v2'",
             fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
         ) from None
-    kwargs: dict[str, Any] = {} if config is None else {"config": dict(config)}
+    kwargs: dict[str, Any] = keywords | ({} if config is None else {"config": dict(config)})
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
@@ -108,7 +112,74 @@ def _accelerate(env: gym.Env) -> None:
         remark_once(f"{_name(env)} runs in its own code, which is many times slower: {found.why}.")
 
 
-def spec_of(env: gym.Env) -> PolicySpec:
+@explain_misuse
+def environment(env: gym.Env | str, *, policy: HookedPolicy | None = None) -> gym.Env:
+    """The environment that is meant: itself, or one made by its id.
+
+    Args:
+        env: An environment, or a Gymnasium id.
+        policy: Who is to act in it. Where its own environment has that id, it is made with the same configuration; and
+            where the policy takes the environment's images with their channels first, they are turned.
+
+    Raises:
+        ConfigError: No such environment, or several at once.
+
+    Example:
+        >>> from rlmech.simulators import environment
+        >>> environment("CartPole-v1").spec.id
+        'CartPole-v1'
+    """
+    if isinstance(env, str):
+        own = policy is not None and policy.spec.env_id == env
+        env = make_env(env, config=(policy.spec.env_config or None) if own and policy is not None else None)
+    check_single(env)
+    return env if policy is None else _turned(env, policy)
+
+
+def _turned(env: gym.Env, policy: HookedPolicy) -> gym.Env:
+    """The environment, its images turned as Stable-Baselines3 turns them: height width channel to channel first."""
+    space, wanted = env.observation_space, policy.observation_space
+    if not (isinstance(space, spaces.Box) and isinstance(wanted, spaces.Box) and len(space.shape) == 3):
+        return env
+    turned = (space.shape[2], *space.shape[:2])
+    if space.shape == wanted.shape or turned != wanted.shape or space.dtype != np.uint8:
+        return env
+    return gym.wrappers.TransformObservation(env, _channels_first, spaces.Box(0, 255, turned, np.uint8))
+
+
+def _channels_first(observation: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+
+
+def action_number(action: Any, names: Sequence[str]) -> Any:
+    """An action as the environment takes it, given by its name or as it is.
+
+    Args:
+        action: A name, or a number or array, which is returned.
+        names: Of all actions, in their order.
+
+    Raises:
+        ConfigError: There is no action of that name.
+
+    Example:
+        >>> action_number("IDLE", ("SLOWER", "IDLE", "FASTER")), action_number(2, ())
+        (1, 2)
+    """
+    if not isinstance(action, str):
+        return action
+    if action in names:
+        return list(names).index(action)
+    close = nearest(action, names)
+    raise ConfigError(
+        f"There is no action {action!r}.",
+        given=repr(action),
+        expected=f"one of {', '.join(names)}" if names else "a number: these actions have no names",
+        fix=f"did you mean {close[0]!r}?" if close else "give the action's number",
+    )
+
+
+@explain_misuse
+def spec_of(env: gym.Env | str) -> PolicySpec:
     """Read what an environment's observations and actions mean, from its own configuration.
 
     Returns:
@@ -119,15 +190,18 @@ def spec_of(env: gym.Env) -> PolicySpec:
         >>> spec_of(make_env("intersection-v2")).actions
         ('SLOWER', 'IDLE', 'FASTER')
     """
+    env = environment(env)
     return simulator_of(env).spec(env)
 
 
-def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
+@explain_misuse
+def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
     """Check that a policy can act in an environment.
 
     Raises:
         EnvironmentFitError: The observations or the actions do not fit.
     """
+    env = environment(env)
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
     if wanted is not None and observed != wanted:
         raise EnvironmentFitError(
