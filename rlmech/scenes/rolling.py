@@ -32,6 +32,12 @@ class Roll:
         ended: Whether the episode was over, rather than the number of steps.
         last: The scene at the end.
         state: Of a recurrent policy, its state there; else empty.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> len(scene.roll(rlm.load("zoo:highway-dqn-mlp"), n_steps=2).steps)
+        2
     """
 
     steps: pd.DataFrame

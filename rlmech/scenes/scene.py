@@ -48,6 +48,13 @@ class Decision:
         name: Its name; its number where actions have no names, empty for a continuous one.
         scores: Dimension `action`: Q-values, logits or the mean action.
         state: Of a recurrent policy, its state after this step, by hook name; else empty.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> decision = scene.decide(rlm.load("zoo:highway-dqn-mlp"))
+        >>> decision.name == str(decision.scores.idxmax().item())
+        True
     """
 
     action: Any
