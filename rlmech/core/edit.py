@@ -174,6 +174,11 @@ class Edit:
         observations: Where the value is that of other observations, until `on` has run a policy on them.
         coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=3))
+        Edit(site=Site('attention_layer.hook_z', head=3), kind='zero', coefficient=1.0, seed=0)
     """
 
     site: Site
