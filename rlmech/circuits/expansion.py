@@ -20,9 +20,10 @@ import xarray as xr
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.circuits.held import HeldRun, hold, reaches
+from rlmech.circuits.held import HeldRun, linear_run
 from rlmech.circuits.labels import Action, action_weights, policy_attrs, score_units
 from rlmech.core.graph import Node
+from rlmech.core.hold import hold
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError
@@ -131,10 +132,8 @@ class _Expansion:
 
     def _before(self, end: Node) -> list[str]:
         """The blocks whose heads reach a node without passing another block's, in the order of the graph."""
-        cut = [node for node in (*self.block_at, *self.patterns) if node is not end]
-        return [
-            path for node, path in self.block_at.items() if node is not end and reaches(self.policy, node, end, cut=cut)
-        ]
+        held = hold(self.policy, norms=True, cut=[node for node in self.block_at if node is not end])
+        return [path for node, path in self.block_at.items() if node is not end and held.reaches(node, end)]
 
     def paths(self) -> list[Path]:
         """All paths of at most `longest` heads, the short ones first."""
@@ -162,7 +161,8 @@ class _Expansion:
         cuts = {node: values[node] for node in self.block_at}
         patterns = {node: values[node] for node in self.patterns}
         runs = {
-            end: hold(self.policy, arrays, end, cuts=cuts, patterns=patterns, curves="tangent") for end in self.before
+            end: linear_run(self.policy, arrays, end, cuts=cuts, patterns=patterns, curves="tangent")
+            for end in self.before
         }
         scores = self.scores.layout.show(values[self.scores.node])
         shares = _Shares(total=scores @ weights.to(scores).T)

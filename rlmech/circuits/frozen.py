@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rlmech.core.graph import Node
-from rlmech.core.operations.reading import behaviour, boundaries_of, nodes_in, record_of, rows_first
+from rlmech.core.hold import hold
+from rlmech.core.operations.reading import boundaries_of, nodes_in, record_of, rows_first
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, EngineError
@@ -112,7 +113,11 @@ class Frozen:
             hooks[mixed] = lambda value, node=mixed: held.setdefault(node, value)
             hooks[mix] = lambda value, p=pattern, v=mixed: _apply_mix(value, held[p], held[v])
         program = self.policy.graph_engine.program(returned=wanted, given=self.given, hooked=tuple(hooks))
-        return dict(zip(wanted, program(arrays, given, tuple(hooks.values())), strict=True))
+        values = dict(zip(wanted, program(arrays, given, tuple(hooks.values())), strict=True))
+        for source in self.sources:
+            if source.added is source.node and source.node in values:  # an end that is a constant, and a leaf
+                values[source.node] = values[source.node].detach().requires_grad_()
+        return values
 
 
 def freeze(
@@ -136,48 +141,44 @@ def freeze(
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
         AttentionError: A softmax is on the way that belongs to no verified attention block.
     """
-    graph = policy.graph_engine.graph
-    every = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
-    patterns = [pattern for pattern in every if pattern not in given]
-    replaced = {*patterns, *given}
-    order = graph.computed_order(ends, replaced=replaced, cut=replaced)
-    read = {*ends, *(source for node in order for source in graph.sources_of(node, replaced=replaced))}
+    graph, held = policy.graph_engine.graph, hold(policy, cut=given)
     namer = _Namer(policy)
-    varying: set[Node] = set(given)
+    varying = {*given, *(graph.inputs if vary == "all" else ())}
     gates: list[Gate] = []
     bent: list[Gate] = []
     sources: list[Source] = []
-    for node in order:
-        if node.op == "input" and vary == "all":
-            varying.add(node)
-        definition = graph.definition_of(node, replaced=replaced)
-        if definition is not None:
-            if definition in varying:
-                varying.add(node)
-            continue
-        acts = behaviour(node, varying)
-        if acts == "fixed":
-            continue
-        if acts == "unknown" or acts == "product" or (acts == "curve" and curves == "refused"):
+    passing = ("affine", "gate", "curve") if curves == "tangent" else ("affine", "gate")
+    for node, acts in held.moving(ends, tuple(varying)):
+        if acts not in passing or not _is_told(node):
             raise _bent(policy, node, namer.place(node))
         if acts != "affine":
             (gates if acts == "gate" else bent).append(Gate(node=node, name=namer.gate(node)))
         if node.dtype is None or node.dtype.is_floating_point:
             varying.add(node)
-            sources.extend(_sources(node, varying, namer))
-        elif record_of(node).role != "comparison" and node.op != "getitem":
-            raise _bent(policy, node, namer.place(node))
+            if graph.definition_of(node, replaced=held.fixed) is None:
+                sources.extend(_sources(node, varying, namer))
+    if vary == "all":  # what does not vary, as behind switches alone, is an offset as a whole
+        constant = [end for end in ends if end not in varying]
+        sources.extend(Source(name=namer.place(end), node=end, added=end) for end in constant)
+    order = held.order(ends)
+    read = {*ends, *(source for node in order for source in held.sources(node))}
     return Frozen(
         policy=policy,
         ends=tuple(ends),
         given=tuple(given),
-        patterns=tuple(pattern for pattern in patterns if pattern in read),
+        patterns=tuple(pattern for pattern in held.patterns if pattern in read),
         varying=frozenset(varying),
         gates=tuple(gates),
         curves=tuple(bent),
         sources=tuple(sources),
-        mixes=tuple(node for node in order if node in varying - set(given) and _is_mix(node, patterns, varying)),
+        mixes=tuple(node for node in order if _is_mix(node, held.patterns, varying)),
     )
+
+
+def _is_told(node: Node) -> bool:
+    """Whether what a node decides is told by gates: numbers are, and comparisons; other whole numbers jump unseen."""
+    real = node.dtype is None or node.dtype.is_floating_point
+    return real or record_of(node).role == "comparison" or node.op == "getitem"
 
 
 class _Mix(torch.autograd.Function):
@@ -232,7 +233,7 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
     call: Any = node.call
     if source.added is not None:
         bias = values[source.added].detach()
-        is_convolution = record_of(node).moves == "convolution"
+        is_convolution = record_of(node).moves == "convolution" and source.added is not node
         return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
     if (
         record_of(node).gating is not None or record_of(node).curve

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.acting import choose_actions
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
 from rlmech.results import storable
@@ -85,6 +87,18 @@ def compare_recordings(
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
         RecordingError: The recordings have no seed in common, hold parts of episodes, or are imported.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> runs = {
+        ...     name: rlm.record(policy, env, seeds=range(4), edits=edits, progress=False)
+        ...     for name, edits in {"baseline": [], "no hidden layer": [rlm.zero_ablation("1.hook_out")]}.items()
+        ... }
+        >>> dict(rlm.episodes.compare_recordings(runs).sizes)
+        {'condition': 2, 'seed': 4}
     """
     _check(recordings)
     for name, recording in recordings.items():
@@ -146,6 +160,16 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     Returns:
         Texts: means of the baseline, differences of the others as `-0.52 [-0.83, -0.21]`, with a star where Holm's
         corrected p-value is below 0.05; agreement, and the share of episodes that ever differ.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> rlm.episodes.comparison_table(result).index.to_list()
+        ['baseline', 'no hidden layer']
     """
     rows: dict[str, dict[str, str]] = {}
     told = _compared(result)
@@ -181,6 +205,16 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
 
     Raises:
         MetricError: No such variable, a width that is none, or fewer than four seeds.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> int(rlm.episodes.seeds_needed(result, half_width=5.0).sel(condition="baseline"))
+        2
     """
     if f"delta_{variable}" not in result or half_width <= 0:
         known = _compared(result)
@@ -358,8 +392,20 @@ def _agrees(recording: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, " 
     """Whether a policy would do in each recorded state what was done there."""
     if recording.manifest["policy"].get("fingerprint") == policy.fingerprint:
         return ~recording.steps["action_changed"].to_numpy()
-    actions = [policy.predict(part.observations, deterministic=True)[0] for part in recording.parts()]
+    if policy.is_recurrent:
+        actions = [_in_order(recording.episode(seed), policy) for seed in recording.episodes["seed"]]
+    else:
+        actions = [policy.predict(part.observations, deterministic=True)[0] for part in recording.parts()]
     return (np.concatenate(actions) == recording.actions).reshape(len(recording.actions), -1).all(1)
+
+
+def _in_order(episode: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, "step ..."]:
+    """What a policy with a memory would do along an episode, having seen what was seen there."""
+    seen = episode.observations
+    sequence = {key: value[None] for key, value in seen.items()} if isinstance(seen, dict) else seen[None]
+    with torch.no_grad():
+        scores, _ = policy.run_sequence(sequence, names=())
+    return choose_actions(scores[0], policy.output_kind, policy.action_space, deterministic=True)
 
 
 def _attrs(

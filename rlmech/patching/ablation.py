@@ -60,7 +60,7 @@ def ablation_sweep(
 
     Args:
         policy: The policy.
-        obs: Observations, one row per run.
+        obs: Observations, one row per run; of a recurrent policy also sequences, whose last step is measured.
         sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is ablated together.
         kind: `zero`, `mean` (over the reference), `resample` (a random reference row for each run) or `optimal` (the
             constant that changes the scores least, trained on the reference).
@@ -82,9 +82,18 @@ def ablation_sweep(
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
         EngineError: The network couples the rows of a batch.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(16, 4), sites=policy.sites("1.hook_out", over="neuron"))
+        >>> dict(result.sizes), result["effect"].attrs["units"]
+        ({'site': 8, 'pair': 16}, 'return')
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
+    policy = policy.over_time(obs)
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -188,6 +197,15 @@ def steering_sweep(
 
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.patching import steering_sweep
+        >>> given = {"site": "1.hook_out", "vector": torch.ones(8), "coefficients": [0.0, 1.0, 2.0]}
+        >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
+        {'site': 3, 'pair': 16}
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)

@@ -112,6 +112,12 @@ class Simulator(Protocol):
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> simulator = rlm.simulators.simulator_of(rlm.make_env("CartPole-v1"))
+        >>> [outcome.name for outcome in simulator.outcomes]
+        []
     """
 
     name: str
