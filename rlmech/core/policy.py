@@ -32,7 +32,7 @@ from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
-from rlmech.core.observation import Observation, ObservationFormat
+from rlmech.core.observation import Observation, ObservationFormat, image_keys
 from rlmech.core.outputs import Selector, find_outputs
 from rlmech.core.parity import (
     BATCHES,
@@ -44,7 +44,7 @@ from rlmech.core.parity import (
     prove_parity,
 )
 from rlmech.core.points import OutputKind, Point
-from rlmech.errors import EngineError, ParityError
+from rlmech.errors import ConfigError, EngineError, ParityError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class HookedPolicy(nn.Module):
         self._told_kind: OutputKind | None = output_kind
         self._scores, self._value = scores, value
         self._choice: int | None = None
-        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space, self._told_space = observation_space, action_space
         self._root = root
-        self._format = ObservationFormat(example_obs)
+        self._format = ObservationFormat(example_obs, images=image_keys(observation_space))
         self._prepare()
 
     def _prepare(self) -> None:
@@ -123,13 +123,16 @@ class HookedPolicy(nn.Module):
                 scores=self._scores,
                 value=self._value,
                 kind=self._told_kind,
-                action_space=self.action_space,
+                action_space=self._told_space,
                 choice=self._choice,
             )
             self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
             self._scored_root = ".".join(filter(None, (scored.root, self._root)))
             self.output_kind: OutputKind = scored.kind or "q_values"
             self.choices = scored.choices if self._choice is None else None
+            self.action_space: Space[Any] | None = self._told_space
+            if scored.choices is not None and self._choice is not None:
+                self.action_space = scored.choices.space(self._choice)
             if scored.names:
                 self.spec = replace(self.spec, choices=scored.names)
             self._engine = self._proven_engine()
@@ -366,6 +369,38 @@ class HookedPolicy(nn.Module):
         """Hash of the network's names, shapes and present weights: the same weights give the same fingerprint."""
         return fingerprint(self.module)
 
+    def choice(self, choice: int | str) -> HookedPolicy:
+        """One of several choices alone: the same module under the same names, with scores `[batch action]`.
+
+        Every analysis takes it; what drives needs all choices, and is given the policy itself.
+
+        Args:
+            choice: Its name (`spec.choices`) or number.
+
+        Raises:
+            ConfigError: The policy makes one choice only.
+            SiteError: There is no such choice.
+
+        Example:
+            >>> import gymnasium as gym, torch, rlmech as rlm
+            >>> space = gym.spaces.MultiDiscrete([3, 2])
+            >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 5), torch.rand(1, 4), action_space=space)
+            >>> policy(torch.rand(1, 4)).shape, policy.choice(1)(torch.rand(1, 4)).shape
+            (torch.Size([1, 2, 3]), torch.Size([1, 2]))
+        """
+        choices = self.choices
+        if choices is None:
+            raise ConfigError(
+                "The policy makes one choice only.",
+                given=f"choice({choice!r})",
+                expected="a policy of several choices, whose scores are [batch choice action]",
+                fix="use the policy itself",
+            )
+        number = choices.index(choice, self.spec.choices)
+        one: HookedPolicy = HookedPolicy.__new__(HookedPolicy)
+        one.__setstate__(self.__getstate__() | {"_choice": number})
+        return one
+
     def point(self, name: str) -> HookPoint:
         """The hook point of a name.
 
@@ -373,6 +408,11 @@ class HookedPolicy(nn.Module):
             SiteError: There is none, with the nearest names.
         """
         return self.hook_dict[name]
+
+    @property
+    def images(self) -> frozenset[str]:
+        """Keys of observations that are images, channels first: they may come with their channels last too."""
+        return self._format.images
 
     def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
         """An observation batch as the checked tensors that the graph reads; an analysis begins with it.
@@ -445,7 +485,7 @@ class HookedPolicy(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        keep = ("spec", "observation_space", "action_space", "_root", "_format")
+        keep = ("spec", "observation_space", "_told_space", "_root", "_format")
         keep += ("_told_kind", "_scores", "_value", "_choice")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
         return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}

@@ -29,6 +29,7 @@ from rlmech.episodes.when import Moment, When
 from rlmech.episodes.workers import Backend, Result, one_thread, simulate_here, simulate_in_processes
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar, remark
+from rlmech.simulators.action_masks import with_masks
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import check_fit, spec_of
 
@@ -141,6 +142,7 @@ def record_conditions(
         A recording for each condition, and what it took: `sharing`, `n_simulated` environment steps.
     """
     simulator_of(env)  # raises where it is no environment
+    env = with_masks(env, policy.observation_space)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
         drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
@@ -288,7 +290,7 @@ def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) 
             expected="render_mode='rgb_array'",
             fix="make_env(..., render_mode='rgb_array'), or record without frames",
         )
-    if getattr(env.action_space, "start", 0) != 0:
+    if np.any(np.asarray(getattr(env.action_space, "start", 0)) != 0):
         raise EnvironmentFitError(
             "The environment counts its actions from elsewhere than 0.",
             given=f"actions in {env.action_space}",

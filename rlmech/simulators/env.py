@@ -12,19 +12,24 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmech.core.choices import Choices
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.training_env import current_id, wrapped
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
-def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gym.Env:
+def make_env(
+    env_id: str | PolicySpec, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None
+) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
     Args:
-        env_id: Gymnasium id, e.g. `intersection-v2`.
+        env_id: Gymnasium id, e.g. `intersection-v2`; or a policy's spec, for the environment that it was trained in:
+            its configuration, its keywords and, where they are installed libraries' own, its wrappers.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
 
@@ -40,6 +45,19 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
         >>> env.observation_space.shape
         (5, 5)
     """
+    kwargs: dict[str, Any] = {}
+    wrappers: tuple[str, ...] = ()
+    if isinstance(env_id, PolicySpec):
+        spec = env_id
+        if spec.env_id is None:
+            raise ConfigError(
+                "The policy does not say which environment it was trained in.",
+                given="a spec without env_id",
+                expected="the spec of a policy whose run lies beside it, or that was saved with one",
+                fix="name it: make_env('CartPole-v1')",
+            )
+        env_id, kwargs, wrappers = current_id(spec.env_id), dict(spec.env_kwargs), spec.env_wrappers
+        config = spec.env_config | dict(config or {}) or None
     if env_id not in gym.registry:
         import highway_env
 
@@ -54,11 +72,12 @@ def make_env(env_id: str, *, config: Mapping[str, Any] | None = None, render_mod
             expected="a registered id, e.g. 'intersection-v2'",
             fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
         ) from None
-    kwargs: dict[str, Any] = {} if config is None else {"config": dict(config)}
+    if config is not None:
+        kwargs["config"] = dict(config)
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
-        return gym.make(env_id, **kwargs)
+        return wrapped(gym.make(env_id, **kwargs), wrappers)
     except TypeError as error:
         if config is None or "config" not in str(error):
             raise
@@ -91,12 +110,12 @@ def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
         EnvironmentFitError: The observations or the actions do not fit.
     """
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
-    if wanted is not None and observed != wanted:
+    if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
         raise EnvironmentFitError(
             "The environment's observations do not fit the policy.",
             given=f"{_name(env)} observes {observed}",
             expected=f"{wanted}",
-            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+            fix=_training(policy),
         )
     n_given, n_wanted = _n_actions(env.action_space), _n_scored(policy)
     if n_given != n_wanted:
@@ -104,8 +123,30 @@ def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
             "The environment's actions do not fit the policy.",
             given=f"{_name(env)} takes {env.action_space}",
             expected=f"{n_wanted} actions",
-            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+            fix=_training(policy),
         )
+
+
+def _training(policy: HookedPolicy) -> str:
+    """What to do about an environment that does not fit, with what is known of the one of the training."""
+    spec = policy.spec
+    if spec.env_wrappers or spec.env_kwargs:
+        steps = [*(f"{key}={value!r}" for key, value in spec.env_kwargs.items()), *spec.env_wrappers]
+        return (
+            f"it was trained in {spec.env_id or 'its environment'} with {', '.join(steps)}: rlm.make_env(policy.spec)"
+        )
+    if spec.env_id is not None or spec.env_config:
+        return "make the environment of the policy's training: rlm.make_env(policy.spec)"
+    return "make the environment as it was in training, with its wrappers and configuration"
+
+
+def _turned_round(policy: HookedPolicy, observed: Any, wanted: Any) -> bool:
+    """Whether they differ only in where images have their channels, which the policy takes either way."""
+    given = observed if isinstance(observed, dict) else {"": observed}
+    own = wanted if isinstance(wanted, dict) else {"": wanted}
+    return given.keys() == own.keys() and all(
+        given[key] == own[key] or (key in policy.images and given[key] == (*own[key][1:], own[key][0])) for key in own
+    )
 
 
 def _name(env: gym.Env) -> str:
@@ -125,10 +166,16 @@ def _observed_by(policy: HookedPolicy) -> Any:
     return policy.hook_dict["hook_obs"].shape[1:] if "hook_obs" in policy.hook_dict else None
 
 
-def _n_scored(policy: HookedPolicy) -> int | None:
+def _n_scored(policy: HookedPolicy) -> Any:
+    """Number of actions; of several choices, of each."""
+    if policy.choices is not None:
+        return list(policy.choices.sizes)
     return policy.hook_dict[f"hook_{policy.output_kind}"].shape[-1]
 
 
-def _n_actions(space: spaces.Space) -> int:
-    """Number of discrete actions, or components of a continuous one."""
+def _n_actions(space: spaces.Space) -> Any:
+    """Number of discrete actions, of each choice, or components of a continuous one."""
+    choices = Choices.of_space(space)
+    if choices is not None:
+        return list(choices.sizes)
     return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (0,)))

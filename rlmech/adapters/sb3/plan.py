@@ -129,7 +129,7 @@ class SB3Plan:
                     *((_no_schedule,) if algorithm.has_extractor else ()),
                     net_arch=heads,
                     activation_fn=getattr(nn, self.activation_fn),
-                    optimizer_class=_NoOptimizer,
+                    **({"optimizer_class": _NoOptimizer} if algorithm.has_extractor else {}),
                     **(with_extractor if algorithm.has_extractor else {}),
                     **self.options,
                 )
