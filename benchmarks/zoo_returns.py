@@ -1,7 +1,7 @@
 """Published agents of the RL Zoo drive as they did when they were trained: returns against their evaluation curves.
 
-Each agent is opened with what lies beside its zip, its environment is made from what its run says (`rlm.make_env` of its
-spec), and it is recorded over some seeds. The truth is the run's `evaluations.npz`: the range of its last five
+Each agent is opened with what lies beside its zip, its environment is made from what its run says (`rlm.make_env` of
+its spec), and it is recorded over some seeds. The truth is the run's `evaluations.npz`: the range of its last five
 evaluations, each with twice its standard error.
 
     python -m benchmarks.zoo_returns FOLDER [--seeds 100] [--only cartpole]

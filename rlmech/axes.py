@@ -19,6 +19,7 @@ Axis = Literal[
     "height",
     "width",
     "action",
+    "gate",
     "choice",
     "episode",
     "pair",

@@ -43,6 +43,10 @@ class ObservationError(RlmechError, ValueError):
     """An observation of the wrong structure, shape, dtype or value."""
 
 
+class StateError(RlmechError, ValueError):
+    """A recurrent state of the wrong structure or shape, or one for a policy that has none."""
+
+
 class ParityError(RlmechError, RuntimeError):
     """The hooked policy does not compute what the original module computes."""
 

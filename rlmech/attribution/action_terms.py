@@ -31,10 +31,11 @@ from rlmech.circuits.frozen import Frozen, Source, freeze, offsets
 from rlmech.circuits.labels import score_units
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.graph import Node
+from rlmech.core.masked import is_masked, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
-from rlmech.errors import AttentionError, ShapeError
+from rlmech.errors import AttentionError, MetricError, ShapeError
 from rlmech.results import storable
 
 ROWS_AT_ONCE = 256
@@ -68,7 +69,7 @@ def attribute_actions(
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
         AttentionError: Heads or entities are mixed on the way, so that no term belongs to one of them.
-        MetricError: No such action.
+        MetricError: No such action, or a gap between two actions that are both masked with -inf.
 
     Source:
         Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "Path expansion"; ReLU gates as in
@@ -92,11 +93,26 @@ def attribute_actions(
     for start in range(0, max(1, len(arrays[0])), ROWS_AT_ONCE):
         variables = as_variables([value[start : start + ROWS_AT_ONCE] for value in arrays], policy)
         parts.append(_terms(plan, scores_at, variables, rows))
-    return _result(policy, plan, rows, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    _refuse_undefined(terms["total"])
+    return _result(policy, plan, rows, terms)
+
+
+def _refuse_undefined(total: Tensor) -> None:
+    rows = total.isnan().any(-1).nonzero()[:, 0]
+    if len(rows):
+        raise MetricError(
+            "There is no gap between two actions that are both masked.",
+            given=f"scores of -inf for both in {len(rows)} of {len(total)} rows, the first one {int(rows[0])}",
+            expected="an action that may be taken in each row",
+            fix="leave these rows out, or explain each action by itself: attribute_actions(policy, obs)",
+        )
 
 
 def centre_actions(result: xr.Dataset) -> xr.Dataset:
     """Take off each term's mean over the actions: raw action values are mostly the value of the state.
+
+    The mean is over the actions that are not masked in that row; where all are, nothing is taken off.
 
     Args:
         result: Of `attribute_actions`, for all actions.
@@ -115,9 +131,10 @@ def centre_actions(result: xr.Dataset) -> xr.Dataset:
             expected="all actions: attribute_actions without better and worse",
             fix="leave out better and worse; a gap needs no centring",
         )
+    shown = ~xr.DataArray(is_masked(torch.from_numpy(result["total"].to_numpy())).numpy(), dims=result["total"].dims)
     with xr.set_options(keep_attrs=True):
         data = {
-            str(name): values - values.mean("action") if "action" in values.dims else values
+            str(name): values - values.where(shown).mean("action").fillna(0) if "action" in values.dims else values
             for name, values in result.data_vars.items()
         }
     return storable(xr.Dataset(data), result.attrs | {"centred": "each term less its mean over actions"})
@@ -217,7 +234,7 @@ def _terms(plan: _Plan, scores_at: Address, variables: Sequence[Tensor], rows: R
             whole = _gradients(held[block.v.node], block.v.layout.restore(mixed), [held[s.node] for s in sources])
             _add(plan, bias, block.before, sources, whole, held)
         biases.append(bias)
-    total = scores.detach() @ rows.weights.T
+    total = weighed(scores.detach(), rows.weights)
     return {"total": total, "bias": torch.stack(biases, 1), **{name: torch.stack(v, 1) for name, v in terms.items()}}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import ObservedArray, Readouts, array, observed_arrays
 from rlmech.core.hook_point import HookPoint
+from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import MissingPackageError, SiteError
@@ -35,13 +36,13 @@ class ReadoutModule(nn.Module):
         """Every readout of a batch."""
         single = self.keys == [""]
         scores = self.module(arrays[0] if single else dict(zip(self.keys, arrays, strict=True)))
-        return (scores[0] if isinstance(scores, tuple) else scores) @ self.weights.T
+        return weighed(scores[0] if isinstance(scores, tuple) else scores, self.weights)
 
 
 def change_of(model: nn.Module, inputs: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
     """The readouts less the baseline's."""
     with torch.no_grad():
-        return model(*inputs) - model(*start)
+        return less(model(*inputs), model(*start))
 
 
 def completeness(summed: Tensor, total: Tensor, unit: str) -> dict[str, xr.DataArray]:

@@ -20,6 +20,7 @@ from rlmech.attribution.regions import FROZEN
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.edit import Site
+from rlmech.core.masked import weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import SiteError
@@ -140,7 +141,7 @@ def slopes_behind(frozen: Frozen, name: str, arrays: Sequence[Tensor], rows: Rea
         torch.autograd.grad(scores, leaf, weight.expand_as(scores), retain_graph=True)[0] for weight in rows.weights
     ]
     shown = torch.stack([address.layout.show(slope) for slope in slopes], dim=1)
-    return address.layout.show(value), shown, scores.detach() @ rows.weights.T
+    return address.layout.show(value), shown, weighed(scores.detach(), rows.weights)
 
 
 def flat(values: Tensor) -> np.ndarray:

@@ -23,6 +23,7 @@ from rlmech.attribution.readouts import Readouts, array, made_by, observed_array
 from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.graph import Node
+from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.operations.reading import record_of
 from rlmech.core.operations.record import Boundary
@@ -101,7 +102,7 @@ def exact_integrated_gradients(
         for collected, part in zip(attributions, parts, strict=True):
             collected.append(part)
     with torch.no_grad():
-        total = (path.scores(arrays) - path.scores(start)) @ rows.weights.T
+        total = weighed(less(path.scores(arrays), path.scores(start)), rows.weights)
     unit, lead = score_units(policy), ("batch", "action")
     summed = -total
     data = {"total": array(total, lead, units=unit), "n_pieces": ("batch", torch.cat(counts).cpu().numpy())}

@@ -18,11 +18,12 @@ from typing import Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rlmech.attribution.direct import ROWS_AT_ONCE, behind, flat, slopes_behind
 from rlmech.attribution.readouts import made_by, readouts
 from rlmech.circuits.labels import score_units
+from rlmech.core.masked import is_masked
 from rlmech.core.names import Names
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -63,7 +64,9 @@ def action_lens(
         `choice[site, batch]`, the number of the best action, `agreement[site]`, the share of `obs` where it is the
         policy's, `r2[site]`, the share of the scores' variance over the held-out reference that the lens explains (can
         be negative); and `policy_scores[batch, action]`. Both methods are fitted on the rest of the reference, so the
-        held-out rows are new to them. The last layer's `mean` lens is the policy itself, where its head is linear.
+        held-out rows are new to them. Masked scores (-inf, -1e8) are left out of fits and of `r2`, and where the policy
+        masks an action of `obs`, so does every lens. The last layer's `mean` lens is the policy itself, where its head
+        is linear.
 
     Raises:
         SiteError: No such point, or for `mean` one without a direct way to the scores.
@@ -90,18 +93,19 @@ def action_lens(
     fitted, kept_out = _split(len(arrays[0]), held_out, seed)
     _, here = policy.run_with_cache(obs, names=chosen)
     scores, there = policy.run_with_cache(reference, names=chosen)
-    truth, own = flat(scores), flat(policy(obs))
+    truth, own_scores = flat(scores), policy(obs)
+    own, shown, masked = flat(own_scores), ~is_masked(scores).cpu().numpy(), is_masked(own_scores).cpu().numpy()
     found: list[np.ndarray] = []
     r2: list[float] = []
     for name in chosen:
         known = flat(there[name])
         if method == "mean":
             part = tuple(value[torch.as_tensor(fitted, device=value.device)] for value in arrays)
-            lens = _mean_lens(policy, name, part, known[fitted], truth[fitted])
+            lens = _mean_lens(policy, name, part, known[fitted], truth[fitted], shown[fitted])
         else:
-            lens = _linear_lens(known[fitted], truth[fitted], ridge)
-        found.append(lens(flat(here[name])))
-        r2.append(_explained(lens(known[kept_out]), truth[kept_out]))
+            lens = _linear_lens(known[fitted], truth[fitted], shown[fitted], ridge)
+        found.append(np.where(masked, own, lens(flat(here[name]))))
+        r2.append(_explained(lens(known[kept_out]), truth[kept_out], shown[kept_out]))
     return _result(policy, chosen, np.stack(found), np.array(r2), own, rows.names, method, fitted, kept_out, seed)
 
 
@@ -109,28 +113,49 @@ def action_lens(
 class _Affine:
     """A lens: an affine map from a layer to the scores."""
 
-    centre: np.ndarray
     slope: np.ndarray
     offset: np.ndarray
 
     def __call__(self, values: _Rows) -> _Scores:
-        return (values - self.centre) @ self.slope + self.offset
+        return values @ self.slope + self.offset
 
 
 def _mean_lens(
-    policy: HookedPolicy, name: str, arrays: Sequence[torch.Tensor], values: _Rows, scores: _Scores
+    policy: HookedPolicy,
+    name: str,
+    arrays: Sequence[torch.Tensor],
+    values: _Rows,
+    scores: _Scores,
+    shown: Bool[np.ndarray, "batch action"],
 ) -> _Affine:
+    """Means over the rows in which an action is not masked."""
     frozen, rows = behind(policy, name), readouts(policy, better=None, worse=None)
-    total = np.zeros((values.shape[1], scores.shape[1]))
+    slope = np.zeros((values.shape[1], scores.shape[1]))
+    share = shown / np.maximum(shown.sum(0), 1)
     for start in range(0, len(values), ROWS_AT_ONCE):
         part = tuple(value[start : start + ROWS_AT_ONCE] for value in arrays)
         _, slopes, _ = slopes_behind(frozen, name, part, rows)
-        total += slopes.flatten(2).double().sum(0).T.cpu().numpy()
-    return _Affine(centre=values.mean(0), slope=total / len(values), offset=scores.mean(0))
+        own = slopes.flatten(2).double().cpu().numpy()
+        slope += np.einsum("ban,ba->na", own, share[start : start + ROWS_AT_ONCE])
+    centre, mean = share.T @ values, (np.where(shown, scores, 0) * share).sum(0)
+    return _Affine(slope=slope, offset=mean - (centre * slope.T).sum(1))
 
 
-def _linear_lens(values: _Rows, scores: _Scores, ridge: float) -> _Affine:
-    """Ridge regression, through the smaller of the two Gram matrices."""
+def _linear_lens(values: _Rows, scores: _Scores, shown: Bool[np.ndarray, "batch action"], ridge: float) -> _Affine:
+    """Ridge regression, each action's on the rows in which it is not masked."""
+    if shown.all():
+        return _ridge(values, scores, ridge)
+    columns = [_ridge(values[rows], scores[rows, a, None], ridge) for a, rows in enumerate(shown.T)]
+    return _Affine(
+        slope=np.concatenate([column.slope for column in columns], 1),
+        offset=np.concatenate([column.offset for column in columns]),
+    )
+
+
+def _ridge(values: _Rows, scores: _Scores, ridge: float) -> _Affine:
+    """Through the smaller of the two Gram matrices; zero where there is no row."""
+    if not len(values):
+        return _Affine(slope=np.zeros((values.shape[1], scores.shape[1])), offset=np.zeros(scores.shape[1]))
     centre, offset = values.mean(0), scores.mean(0)
     x, y = values - centre, scores - offset
     penalty = ridge * float((x**2).sum()) / max(1, x.shape[1])
@@ -138,12 +163,16 @@ def _linear_lens(values: _Rows, scores: _Scores, ridge: float) -> _Affine:
         slope = np.linalg.lstsq(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)[0]
     else:
         slope = x.T @ np.linalg.lstsq(x @ x.T + penalty * np.eye(len(x)), y)[0]
-    return _Affine(centre=centre, slope=slope, offset=offset)
+    return _Affine(slope=slope, offset=offset - centre @ slope)
 
 
-def _explained(found: _Scores, truth: _Scores) -> float:
-    spread = ((truth - truth.mean(0)) ** 2).sum()
-    return float(1 - ((found - truth) ** 2).sum() / spread) if spread > 0 else float("nan")
+def _explained(found: _Scores, truth: _Scores, shown: Bool[np.ndarray, "batch action"]) -> float:
+    """The share of the variance of the scores that are not masked."""
+    truth = np.where(shown, truth, 0)
+    mean = truth.sum(0) / np.maximum(shown.sum(0), 1)
+    spread = (np.where(shown, truth - mean, 0) ** 2).sum()
+    missed = (np.where(shown, found - truth, 0) ** 2).sum()
+    return float(1 - missed / spread) if spread > 0 else float("nan")
 
 
 def _split(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

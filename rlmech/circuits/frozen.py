@@ -209,7 +209,8 @@ def offsets(
     shares: list[Tensor] = []
     for source in sources:
         gradient = gradients[source.node]
-        weighted = rows_first(source.node, gradient * _added(source, values, frozen.varying))
+        share = gradient * _added(source, values, frozen.varying)
+        weighted = rows_first(source.node, share.masked_fill_(gradient == 0, 0))  # a mask of -inf adds nothing there
         shares.append(weighted.flatten(1).sum(1) if weighted.ndim > 1 else weighted)
     return torch.stack(shares, dim=-1)
 

@@ -8,7 +8,7 @@ what attention's rows are made of. Cost: two passes over the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from rlmech.axes import Axis
@@ -48,11 +48,12 @@ class AxisNames:
     Args:
         graph: The graph.
         blocks: Its attention blocks.
+        states: Keys of the inputs that are no observations but parts of a recurrent state.
     """
 
-    def __init__(self, graph: Graph, blocks: Iterable[Found]) -> None:
+    def __init__(self, graph: Graph, blocks: Iterable[Found], *, states: Collection[str] = ()) -> None:
         self.graph = graph
-        self.observations = {node: self._observation(node) for node in graph.inputs}
+        self.observations = {node: self._observation(node) for node in graph.inputs if node.owner not in states}
         self.rows = self._rows(blocks)
 
     def of_observation(self, node: Node) -> tuple[Axis, ...]:
@@ -92,13 +93,15 @@ class AxisNames:
         while stack:
             value, order = stack.pop()
             for reader in users[value]:
-                if reader in seen or reader.shape is None or not reader.args or reader.args[0] is not value:
+                first = reader.args[0] if reader.args else None
+                if reader in seen or reader.shape is None or not (first is value or _holds(first, value)):
                     continue
                 seen.add(reader)
                 if _SPATIAL_RANK.get(reader.op) == rank or (reader.op == "convolution" and rank > 2):
                     names: tuple[Axis, ...] = {3: SIGNAL, 4: IMAGE}.get(rank, ("batch", "channel", *numbered(rank)[2:]))
                     return tuple(names[order.index(axis)] for axis in range(rank))
-                if reader.op in _ROW_WISE | _ARITHMETIC and len(reader.shape) == rank:
+                joined = reader.op == "cat" and _axis(reader) == 1
+                if (joined or reader.op in _ROW_WISE | _ARITHMETIC) and len(reader.shape) == rank:
                     stack.append((reader, order))
                 elif reader.op in {"permute", "transpose"}:
                     stack.append((reader, tuple(order[axis] for axis in _moved(reader, rank))))
@@ -119,7 +122,7 @@ class AxisNames:
 
     def _is_image(self, node: Node) -> bool:
         while node.op not in _SPATIAL:
-            passed = node.op in _ROW_WISE | _ARITHMETIC | {"getitem"}
+            passed = node.op in _ROW_WISE | _ARITHMETIC | {"getitem", "chunk", "split", "split_with_sizes"}
             if not passed or not node.args or not isinstance(node.args[0], Node):
                 return False
             node = node.args[0]
@@ -181,6 +184,11 @@ class AxisNames:
             rows = _is_stack(source) and (joined or (keeps and source.sizes[1] == node.sizes[1]))
             if rows or (node.op == "embedding" and source.shape == node.sizes[:2]):
                 yield source
+
+
+def _holds(first: object, value: Node) -> bool:
+    """Whether the first argument is a list that has a value in it, as `cat` takes them."""
+    return isinstance(first, list | tuple) and any(item is value for item in first)
 
 
 def _is_stack(node: Node) -> bool:

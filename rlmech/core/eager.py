@@ -77,7 +77,9 @@ class EagerEngine:
             found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
             for block in found.values():
                 block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS)
-            points = name_points(recording, module, root=root, blocks=found, output_kind=output_kind)
+            points = name_points(
+                recording, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
+            )
             outputs = {name: point for name, point in points.items() if point.kind == "output"}
             for name, point in points.items():
                 if name not in outputs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from rlmech.axes import AXES
 from rlmech.core.cache import ActivationCache
 from rlmech.core.directions import exchange_along, orthonormal_basis
-from rlmech.core.hook_point import HookPoint
+from rlmech.core.hook_point import HookFunction, HookPoint
 from rlmech.errors import EditError, SiteError, nearest
 
 Choice = int | str | tuple[int | str, ...]
@@ -74,6 +74,27 @@ class Site:
             SiteError: The point has no such axis, position or name.
         """
         return {axis: _positions(point, axis, choice) for axis, choice in self.selection}
+
+    def in_time(self, point: HookPoint) -> tuple[tuple[int, ...] | None, Site]:
+        """The steps that it selects, where the point itself has no axis `step`, and the site without them.
+
+        Raises:
+            SiteError: A step is a name, or counts from the end.
+        """
+        chosen = dict(self.selection)
+        if "step" not in chosen or "step" in point.axes:
+            return None, self
+        given = chosen.pop("step")
+        steps = given if isinstance(given, tuple) else (given,)
+        numbers = tuple(step for step in steps if isinstance(step, int) and step >= 0)
+        if len(numbers) != len(steps):
+            raise SiteError(
+                "A step is a number, counted from the beginning.",
+                given=f"step={given!r}",
+                expected="0 or more",
+                fix="step=0 is the first",
+            )
+        return numbers, _site_of(self.name, tuple(chosen.items()))
 
     def index(self, point: HookPoint) -> Index:
         """An index into the point's tensor that keeps all its axes, for reading and for assignment."""
@@ -147,13 +168,19 @@ class Edit:
     coefficient: float = 1.0
     seed: int = 0
 
-    def bind(self, point: HookPoint) -> Callable[..., Tensor]:
+    def bind(self, point: HookPoint) -> HookFunction:
         """The hook function of this edit on a point; draws go on from call to call.
 
         Raises:
             SiteError: The selection does not fit the point.
             EditError: The value does not fit the selection.
         """
+        steps, site = self.site.in_time(point)
+        if steps is None:
+            return self._bind(point)
+        return AtSteps(steps, replace(self, site=site)._bind(point))
+
+    def _bind(self, point: HookPoint) -> Callable[..., Tensor]:
         index = self.site.index(point)
         match self.kind:
             case "zero":
@@ -165,15 +192,17 @@ class Edit:
                 return self._exchanging(point, index)
             case _:
                 self._check_value(point)
-                return self._replacing(index)
+                return self._replacing(point, index)
 
-    def _replacing(self, index: Index) -> Callable[..., Tensor]:
-        value = self.value
-        assert value is not None  # noqa: S101  # checked by bind
+    def _replacing(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
+        values = self.value
+        assert values is not None  # noqa: S101  # checked by bind
+        in_time = values.ndim == len(point.axes) + 1
         generator = torch.Generator().manual_seed(self.seed)
 
         def replace(tensor: Tensor, hook: HookPoint) -> Tensor:
             n = tensor.shape[0]
+            value = _of_step(values, hook) if in_time else values
             if self.kind == "mean":
                 new = value.expand(n, *value.shape[1:])
             elif self.kind == "resample":
@@ -194,7 +223,7 @@ class Edit:
     def _exchanging(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         assert self.basis is not None  # noqa: S101  # subspace_patch always gives one
         basis = orthonormal_basis(self.basis, shape=self.site.block_shape(point), where=repr(self.site))
-        replace = self._replacing(index)
+        replace = self._replacing(point, index)
 
         def exchange(tensor: Tensor, hook: HookPoint) -> Tensor:
             source = read(replace(tensor.clone(), hook), index)
@@ -227,6 +256,8 @@ class Edit:
     def _check_value(self, point: HookPoint) -> None:
         value = self.value
         shape = () if value is None else tuple(value.shape[1:])
+        if value is not None and value.ndim == len(point.axes) + 1 and "step" not in point.axes:
+            shape = shape[1:]  # of a sequence
         if value is None or shape != tuple(size for size in point.shape[1:]):
             raise EditError(
                 f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy.",
@@ -328,6 +359,46 @@ def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tens
     """
     site = _site(site)
     return Edit(site=site, kind="subspace", value=source[site.name], basis=torch.as_tensor(basis).detach())
+
+
+def _of_step(values: Tensor, hook: HookPoint) -> Tensor:
+    """What a sequence has at the step that this pass is at."""
+    if hook.step is not None and hook.step < values.shape[1]:
+        return values[:, hook.step]
+    raise EditError(
+        f"The values for {hook.name!r} are of a sequence, and there is none at this step.",
+        given=f"values of {values.shape[1]} steps; "
+        + ("a single pass, which is no step" if hook.step is None else f"step {hook.step}"),
+        expected="a pass of policy.run_sequence, or of an episode, at one of those steps",
+        fix="select the step of the values, values[:, step], or a step of the site: Site(name, step=…)",
+    )
+
+
+class AtSteps:
+    """A hook function that acts at some steps of a sequence or an episode.
+
+    Args:
+        steps: They, from 0.
+        function: What acts.
+    """
+
+    def __init__(self, steps: tuple[int, ...], function: Callable[..., Tensor]) -> None:
+        self.steps, self._function = steps, function
+
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor | None:
+        """Act, or leave the value as it is.
+
+        Raises:
+            EditError: The pass is no step of anything.
+        """
+        if hook.step is None:
+            raise EditError(
+                f"An edit of {hook.name!r} acts at a step, and this is a single pass.",
+                given=f"step {', '.join(map(str, self.steps))}",
+                expected="policy.run_sequence(obs), or an episode",
+                fix="run a sequence, or leave the step out of the site",
+            )
+        return self._function(tensor, hook=hook) if hook.step in self.steps else None
 
 
 def _reference(site: Site, reference: object) -> Tensor:

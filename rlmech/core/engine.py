@@ -117,11 +117,17 @@ class GraphEngine:
         self._module, self._example = module, example
         known = None if anew else known_graph(module, example)
         self.is_known = known is not None
-        self.graph: Graph = known or traced_graph(module, example)
+        self.graph: Graph = known or traced_graph(module, example, cells=bool(observation.states))
         mark_folds(self.graph, samples)
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
-        self.points = name_points(self.graph, module, root=root, blocks=found, output_kind=output_kind)
+        self.points = name_points(
+            self.graph, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
+        )
         self.left_out: dict[str, str] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start with no programs but the plain one."""
         self._programs: Recent[tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]], Program] = Recent(PROGRAMS)
         self._readers: Recent[tuple[str, ...], Reader] = Recent(PROGRAMS)
         self._scores = self.points[next(name for name, p in self.points.items() if p.kind == "output")].address

@@ -7,12 +7,14 @@ is read through its owner's dict at call time, so training, `load_state_dict` an
 from __future__ import annotations
 
 import builtins
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
+from rlmech.core.cells import CellsAsOperations, is_mark
 from rlmech.core.operations.aliases import plain_name
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ Size = int
 
 IDENTITIES = {"lift_fresh_copy", "alias", "lift", "detach_", "dropout", "feature_dropout", "alpha_dropout"}
 HARMLESS_MUTATIONS = {"detach_"}
+_exporting = RLock()
+"""Held while a module is exported, which changes state of the process: torch's fast path, `len`, where text goes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -90,6 +95,15 @@ class Alternative:
     definition: Node
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A value that is known by its role rather than by its operation: a state or the gates of a recurrent layer."""
+
+    node: Node
+    scope: str
+    role: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Graph:
     """All values of one forward pass, in an order in which they can be computed.
@@ -100,6 +114,7 @@ class Graph:
         outputs: What the module returns, in order.
         constants: Tensors made inside `forward`.
         alternatives: Second definitions; see `Alternative`.
+        marks: States and gates of recurrent layers, in order.
     """
 
     nodes: list[Node]
@@ -107,6 +122,7 @@ class Graph:
     outputs: tuple[Node, ...]
     constants: dict[str, Tensor]
     alternatives: dict[Node, Alternative] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list[Mark])
 
     def add(self, op: str, call: Callable[..., Any], *args: Any, like: Node, shape: tuple[Size, ...]) -> Node:
         """Append a synthetic node that stands in the scope of `like`."""
@@ -204,36 +220,45 @@ class NotTraceable(Exception):
     """The module cannot be exported; the message says why."""
 
 
-def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
+def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False) -> Graph:
     """Export a module in eval mode into a graph over its own parameters.
 
     Args:
         module: The module; `module(example)` must work.
         example: An observation batch of at least two rows, or a dict of such.
+        cells: Whether single steps of recurrent layers are taken apart, see `cells`.
 
     Raises:
         NotTraceable: The module's control flow depends on data, or it keeps random or batch-coupling state.
     """
-    exported = _export(module, example)
-    if any(_mutates(node) for node in exported.graph.nodes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = exported.run_decompositions({})
-    return _Reader(module, exported, example).read()
+    exported = _export(module, example, cells=cells)
+    try:
+        if any(_mutates(node) for node in exported.graph.nodes):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = exported.run_decompositions({})
+        return _Reader(module, exported, example).read()
+    finally:
+        _let_go(node.meta.get("val") for node in exported.graph.nodes)
 
 
-def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
+def _export(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool) -> ExportedProgram:
     from torch.export import Dim  # with sympy and more, a second of imports that a known graph does without
 
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     shapes = {0: Dim.DYNAMIC} if isinstance(example, Tensor) else {key: {0: Dim.DYNAMIC} for key in example}
     argument = example if isinstance(example, Tensor) else dict(example)
 
     def export() -> ExportedProgram:
-        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul():
+        with warnings.catch_warnings(), _quiet(), _EinsumAsMatmul(), CellsAsOperations() if cells else nullcontext():
             warnings.simplefilter("ignore")
             return torch.export.export(module, (argument,), dynamic_shapes=(shapes,), strict=False)
 
+    with _exporting:
+        return _prepared(export)
+
+
+def _prepared(export: Callable[[], ExportedProgram]) -> ExportedProgram:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -254,9 +279,32 @@ def _quiet() -> Generator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the graph itself is printed, not logged
+            yield
     finally:
         logger.setLevel(level)
+
+
+def _let_go(values: Iterable[object]) -> None:
+    """Take apart what torch keeps of an export, some 80 KB each time.
+
+    Its symbolic sizes, its fake tensors and caches of its own refer to each other in a circle through C++, where
+    Python's collector cannot follow; and its functions remember every set of sizes that they were asked about.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    modes = {id(value.fake_mode): value.fake_mode for value in values if isinstance(value, FakeTensor)}
+    for mode in modes.values():
+        sizes = mode.shape_env
+        if sizes is not None:
+            sizes.fake_tensor_cache.clear()
+            if sizes.tracked_fakes is not None:
+                sizes.tracked_fakes.clear()
+    for method in vars(ShapeEnv).values():
+        forget = getattr(method, "cache_clear", None)
+        if forget is not None:
+            forget()
 
 
 @contextmanager
@@ -380,6 +428,9 @@ class _Reader:
         if name in {"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_assert_tensor_metadata"}:
             return None
         args, kwargs = self._convert(source.args), self._convert(dict(source.kwargs))
+        if is_mark(source.target):
+            self.graph.marks.append(Mark(node=args[0], scope=_scope(source), role=args[1]))
+            return args[0]
         if name in {"dropout", "feature_dropout", "alpha_dropout"} and args[2] and args[1] > 0:
             raise NotTraceable(
                 f"there is dropout alive in eval mode (p={args[1]}) in {_scope(source) or 'the root'}: "

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from rlmech.core.graph import Graph, Node, trace
+from rlmech.core.graph import Graph, Mark, Node, trace
 from rlmech.core.module_record import held_by_modules
 from rlmech.files import moved_into_place
 
@@ -74,13 +74,18 @@ def known_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Gr
         return None
 
 
-def traced_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph:
+def traced_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False) -> Graph:
     """Trace a module, and keep its graph for the next process where the module's code follows from versions.
+
+    Args:
+        module: The module.
+        example: A batch of observations.
+        cells: Whether single steps of recurrent layers are taken apart.
 
     Raises:
         NotTraceable: There is no graph.
     """
-    graph = trace(module, example)
+    graph = trace(module, example, cells=cells)
     if _is_installed(module):
         try:
             text, key = to_json(graph, module, example), graph_key(module, example)
@@ -131,6 +136,7 @@ def to_json(graph: Graph, module: nn.Module, example: Tensor | Mapping[str, Tens
         "nodes": [_node_to_json(node, module) for node in graph.nodes if not node.synthetic],
         "inputs": [node.index for node in graph.inputs],
         "outputs": [node.index for node in graph.outputs],
+        "marks": [[mark.node.index, mark.scope, mark.role] for mark in graph.marks],
         "constants": {name: _tensor_to_json(value) for name, value in graph.constants.items()},
     }
     body = json.dumps(content, sort_keys=True)
@@ -153,6 +159,9 @@ def _read(text: str, key: str, module: nn.Module) -> Graph | None:
             graph.nodes.append(_node_from_json(entry, graph.nodes, module))
         graph.inputs = tuple(graph.nodes[index] for index in content["inputs"])
         graph.outputs = tuple(graph.nodes[index] for index in content["outputs"])
+        graph.marks = [
+            Mark(node=graph.nodes[i], scope=str(scope), role=str(role)) for i, scope, role in content["marks"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
     return graph

@@ -30,6 +30,8 @@ Kind = Literal[
     "norm",
     "pool",
     "recurrent",
+    "state",
+    "gate",
     "layer",
     "query",
     "key",
@@ -51,6 +53,18 @@ _NOTHING: Attached = {}
 _attached: ContextVar[Mapping[int, Attached]] = ContextVar("rlmech hooks", default={})  # noqa: B039  # never mutated
 """What each registry, by number, has attached in this context: numbers alone, so that it keeps nothing alive."""
 _numbers = itertools.count()
+_step: ContextVar[int | None] = ContextVar("rlmech step", default=None)
+"""The step that a sequence or an episode is at, in this context."""
+
+
+@contextmanager
+def at_step(step: int) -> Generator[None]:
+    """Tell hooks which step of a sequence or an episode the passes inside are."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
 
 
 class HookHandle:
@@ -119,6 +133,10 @@ class HookRegistry:
     def is_idle(self) -> bool:
         """Whether nothing is attached anywhere in this context."""
         return not self._handles or not self.active()
+
+    def functions(self) -> list[tuple[str, HookFunction]]:
+        """Names and functions of all that is attached in this context."""
+        return [(name, handle.function) for direction, name in self._here() for handle in self._at(direction, name)]
 
     def clear(self, name: str) -> None:
         """Detach everything that this context attached to a point."""
@@ -211,6 +229,11 @@ class HookPoint(nn.Module):
         self.name, self.axes, self.shape, self.kind = name, axes, shape, kind
         self.labels: dict[str, tuple[str, ...]] = dict(labels or {})
         self._registry = registry
+
+    @property
+    def step(self) -> int | None:
+        """The step that the sequence or episode is at, from 0, while a hook runs in one; else None."""
+        return _step.get()
 
     def add_hook(self, fn: HookFunction, dir: Direction = "fwd") -> HookHandle:
         """Attach a function until its handle, or `remove_hooks`, takes it away; it acts in this thread or task only.

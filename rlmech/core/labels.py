@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmech.core.cells import GATES
 from rlmech.core.engine import Engine
 from rlmech.core.hook_point import HookRegistry
 from rlmech.core.observation import ObservationFormat
@@ -22,6 +23,8 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
     labels: dict[str, Labels] = {name: {} for name in engine.points}
     for name, point in engine.points.items():
         last = point.address.layout.canonical_shape[-1]
+        if "gate" in point.axes:
+            labels[name]["gate"] = GATES[point.address.layout.canonical_shape[point.axes.index("gate")]]
         if "action" in point.axes and spec.actions and last == len(spec.actions):
             labels[name]["action"] = spec.actions
         if "choice" in point.axes and point.address.layout.canonical_shape[1] == len(spec.choices):
@@ -29,7 +32,7 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
         if point.kind == "observation" and last == len(spec.features):
             labels[name]["feature"] = tuple(feature.name for feature in spec.features)
     shape = observation.shapes.get("")
-    if shape is not None and len(shape) == 2 and len(spec.entities) == shape[0]:
+    if shape is not None and not observation.is_sequence and len(shape) == 2 and len(spec.entities) == shape[0]:
         moved = _moved_rows(engine, observation, n_entities=shape[0], presence=spec.presence_index)
         for name, rows in moved.items():
             owners = [_single(row) for row in rows]
@@ -58,14 +61,15 @@ def _moved_rows(
 ) -> dict[str, Tensor]:
     """For each point with an entity axis: `[row, moved entity]`, True where the row changes."""
     names = tuple(name for name, point in engine.points.items() if "entity" in point.axes[1:2])
-    base = observation.samples(1)[0]
+    base, *others = observation.samples(1)
     scenes = base.repeat(n_entities + 1, 1, 1)
     features = [i for i in range(base.shape[-1]) if i != presence]
     for entity in range(n_entities):
         for feature in features:
             scenes[entity + 1, entity, feature] += 0.37
     with torch.no_grad():
-        _, values = engine.run((scenes,), names, HookRegistry(), {})
+        rest = (other.expand(len(scenes), *other.shape[1:]) for other in others)  # the state
+        _, values = engine.run((scenes, *rest), names, HookRegistry(), {})
     return {name: (value[1:] != value[:1]).flatten(2).any(-1).T for name, value in values.items()}
 
 

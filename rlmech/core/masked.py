@@ -7,7 +7,7 @@ two equal infinities do not differ. Cost: a comparison per element.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 LOWEST_SCORE = -1e7
@@ -39,6 +39,32 @@ def open_actions(scores: Tensor) -> Bool[Tensor, ...]:
     """
     shown = ~is_masked(scores)
     return shown | ~shown.any(-1, keepdim=True)
+
+
+def weighed(
+    scores: Float[Tensor, "... action"], weights: Float[Tensor, "readout action"]
+) -> Float[Tensor, "... readout"]:
+    """Sums of scores by some weights; a score of weight 0 is left out, also where it is infinite.
+
+    Example:
+        >>> import torch
+        >>> weighed(torch.tensor([[1.0, 2.0, -torch.inf]]), torch.tensor([[-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        tensor([[1., -inf]])
+    """
+    if bool(scores.isfinite().all()):
+        return scores @ weights.T
+    return (scores[..., None, :] * weights).masked_fill(weights == 0, 0).sum(-1)
+
+
+def less(given: Tensor, start: Tensor) -> Tensor:
+    """Differences; 0 where both are the same infinity: a score that is masked in both runs does not change.
+
+    Example:
+        >>> import torch
+        >>> less(torch.tensor([3.0, -torch.inf]), torch.tensor([1.0, -torch.inf]))
+        tensor([2., 0.])
+    """
+    return torch.where(given == start, torch.zeros_like(given), given - start)
 
 
 def agree(given: Tensor, expected: Tensor, *, tolerance: float, smallest_scale: float) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from rlmech.errors import ObservationError
+from rlmech.errors import ObservationError, StateError
 
 Observation = np.ndarray | Tensor | Mapping[str, Any]
 SMALL = 2048
@@ -26,6 +26,10 @@ class ObservationFormat:
         example: A batch of observations: an array or tensor, or a dict of them.
         images: Keys of images, channels first; those that come with the channels last are turned round, as
             Stable-Baselines3 does.
+
+    Attributes:
+        states: Names of the arrays that are parts of a recurrent state, the last ones.
+        n_steps: Steps of a sequence, where an observation is one; else None.
     """
 
     def __init__(self, example: Observation, *, images: Collection[str] = ()) -> None:
@@ -39,6 +43,8 @@ class ObservationFormat:
                 "give several arrays as a dict, by the names that forward has for them; stack the rows of a single one",
             )
         self.is_dict = isinstance(example, Mapping)
+        self.states: tuple[str, ...] = ()
+        self.n_steps: int | None = None
         arrays = {str(key): value for key, value in example.items()} if isinstance(example, Mapping) else {"": example}
         if not arrays:
             raise self._misfit("an empty dict", "at least one array")
@@ -82,10 +88,53 @@ class ObservationFormat:
             return tensors
         return (self._coerce_one("", obs, module),)
 
+    def state(self, given: Any, module: nn.Module, *, n_rows: int) -> dict[str, Tensor]:
+        """The state of a policy without memory: none.
+
+        Raises:
+            StateError: One is given.
+        """
+        if given:
+            raise StateError(
+                "The policy has no state.",
+                given=f"a state of {len(given)} parts",
+                expected="None: it decides by the observation alone",
+                fix="leave the state out; a recurrent module is wrapped as HookedPolicy(module, obs, state=...)",
+            )
+        return {}
+
+    def with_state(self, obs: Observation, state: Mapping[str, Any] | None, module: nn.Module) -> Observation:
+        """The observations themselves.
+
+        Raises:
+            StateError: A state is given.
+        """
+        self.state(state, module, n_rows=0)
+        return obs
+
+    def restarted(self, obs: Observation, starts: Any) -> Observation:
+        """The observations themselves, of a policy that remembers nothing."""
+        return obs
+
     def retype(self, dtype: torch.dtype) -> None:
         """Take floats of another precision from now on."""
         self.dtypes = {key: dtype if old.is_floating_point else old for key, old in self.dtypes.items()}
         self.example = {key: value.to(self.dtypes[key]) for key, value in self.example.items()}
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether an observation is one of several steps."""
+        return self.n_steps is not None
+
+    @property
+    def observed(self) -> dict[str, torch.Size]:
+        """Shapes of the observation's own arrays, without a recurrent state's parts."""
+        return {key: shape for key, shape in self.shapes.items() if key not in self.states}
+
+    @property
+    def takes_dict(self) -> bool:
+        """Whether the observation itself is a dict."""
+        return tuple(self.observed) != ("",)
 
     def argument(self, arrays: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
         """The arrays as the module takes them: one, or a dict."""

@@ -55,6 +55,7 @@ def prove_parity(module: nn.Module, engine: Engine, observation: ObservationForm
             _compare(engine.forward(arrays), module, observation, arrays, f"at batch {n}")
             scores, values = engine.run(arrays, tuple(engine.points), HookRegistry(), dict[str, HookPoint]())
             _compare(scores, module, observation, arrays, f"at batch {n}, every activation read")
+            _compare_states(values, module, observation, arrays, n)
             _leave_out_misfits(engine, values, n)
         arrays = on_device(_with_empty_rows(observation), module)
         if arrays:
@@ -124,6 +125,24 @@ def _compare(
         expected=f"the same scores to {TOLERANCE:g} of their scale, shape {list(expected.shape)}",
         fix="report this module: until it is understood, nothing computed from the hooked policy could be trusted",
     )
+
+
+def _compare_states(
+    values: dict[str, Tensor], module: nn.Module, observation: ObservationFormat, arrays: tuple[Tensor, ...], n: int
+) -> None:
+    """Compare the state after a step with the module's own."""
+    if not observation.states or observation.is_sequence:
+        return
+    outputs = module(dict(zip(observation.shapes, arrays, strict=True)))
+    for name, expected in zip(observation.states, outputs[-len(observation.states) :], strict=True):
+        found = difference(values[name], expected) if name in values else "nothing: the eager engine cannot see it"
+        if found is not None:
+            raise ParityError(
+                f"The hooked policy does not give the module's state {name!r}.",
+                given=f"{found} at batch {n}",
+                expected=f"the same to {TOLERANCE:g} of its scale",
+                fix="report this module: a state that is not the module's own would be carried on wrongly",
+            )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ attention, `hook_obs` and the output heads. A module called again is `<path>@1`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import nn
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.axis_names import AxisNames
+from rlmech.core.cells import LAYERS
 from rlmech.core.graph import Graph, Node, depends_on_input
 from rlmech.core.hook_point import Kind
 from rlmech.core.layout import Layout
@@ -51,6 +53,8 @@ SCORES_NAME: dict[OutputKind, str] = {
     "mean_action": "hook_mean_action",
 }
 MOST_AXES = 6
+STEPPED = "network"
+"""Name of a recurrent module in the step that is traced."""
 NORMALIZATION = "normalization"
 """Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
 
@@ -66,10 +70,25 @@ class Point:
 
 
 def name_points(
-    graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found], output_kind: OutputKind
+    graph: Graph,
+    module: nn.Module,
+    *,
+    root: str,
+    blocks: dict[str, Found],
+    output_kind: OutputKind,
+    states: Sequence[str] = (),
 ) -> dict[str, Point]:
-    """All hook points of a graph, in the order in which they are computed, the outputs last."""
-    return _Namer(graph, module, root=root, blocks=blocks).name(output_kind)
+    """All hook points of a graph, in the order in which they are computed, the outputs last.
+
+    Args:
+        graph: The graph.
+        module: What it was traced from.
+        root: Module path that falls away.
+        blocks: Attention blocks by path.
+        output_kind: What the scores are.
+        states: Names of the recurrent state's parts: keys of the last inputs, and in their order the last outputs.
+    """
+    return _Namer(graph, module, root=root, blocks=blocks, states=states).name(output_kind)
 
 
 def strip_root(path: str, root: str) -> str:
@@ -78,9 +97,12 @@ def strip_root(path: str, root: str) -> str:
 
 
 class _Namer:
-    def __init__(self, graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found]) -> None:
+    def __init__(
+        self, graph: Graph, module: nn.Module, *, root: str, blocks: dict[str, Found], states: Sequence[str]
+    ) -> None:
         self.graph, self.module, self.root, self.blocks = graph, module, root, blocks
-        self.axis_names = AxisNames(graph, blocks.values())
+        self.after = dict(zip(states, graph.outputs[len(graph.outputs) - len(states) :], strict=True))
+        self.axis_names = AxisNames(graph, blocks.values(), states=states)
         self.recurrent = any(known(node.op).kind == "recurrent" for node in graph.nodes)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.points: dict[str, Point] = {}
@@ -89,7 +111,8 @@ class _Namer:
         blocks = self.blocks
         in_attention = {node for block in blocks.values() for node in (block.softmax, block.pattern.node)}
         by_node: dict[Node, list[Point]] = {}
-        for point in (*self._observation(), *self._layers(in_attention), *self._attention(blocks)):
+        found = (*self._observation(), *self._layers(in_attention), *self._attention(blocks), *self._cells())
+        for point in (*found, *self._states({point.name for point in found})):
             by_node.setdefault(point.address.node, []).append(point)
         for node in self.graph.nodes:
             for point in by_node.get(node, ()):
@@ -101,6 +124,8 @@ class _Namer:
     def _observation(self) -> list[Point]:
         points: list[Point] = []
         for node in self.graph.inputs:
+            if node.owner in self.after:
+                continue
             normalized = self._normalized(node.owner)
             end = f".{node.owner}" if node.owner else ""
             name = f"hook_obs_raw{end}" if normalized else f"hook_obs{end}"
@@ -126,14 +151,23 @@ class _Namer:
     def _normalized(self, key: str) -> Node | None:
         """What the policy's own layer of statistics makes of an observation."""
         scope = f"{NORMALIZATION}.{key}" if key else NORMALIZATION
-        return next((node for node in reversed(self.graph.nodes) if node.scope == scope and node.shape), None)
+        found = (node for node in reversed(self.graph.nodes) if self._scope(node) == scope and node.shape)
+        return next(found, None)
+
+    def _is_normalization(self, node: Node) -> bool:
+        return self._scope(node).split(".")[0] == NORMALIZATION
+
+    def _scope(self, node: Node) -> str:
+        """Where a node stands in the user's module."""
+        return strip_root(node.scope, STEPPED) if self.after else node.scope
 
     def _layers(self, in_attention: set[Node]) -> list[Point]:
         """What leaf modules put out, and every other operation that has a kind, as the k-th of its module."""
         ends = self._leaf_ends()
         points: list[Point] = []
+        cells = {mark.scope for mark in self.graph.marks if isinstance(self._module(mark.scope), LAYERS)}
         for node in self.graph.nodes:
-            if node.scope.split(".")[0] == NORMALIZATION:
+            if self._is_normalization(node) or (node.scope in cells and ends.get(node.scope) is not node):
                 continue
             kind = known(node.op).kind
             ends_leaf = ends.get(node.scope) is node
@@ -168,6 +202,7 @@ class _Namer:
             if before is not None and known(before.op).kind == "recurrent":
                 continue
             ends[node.scope] = node
+        ends |= {mark.scope: mark.node for mark in self.graph.marks if mark.role.endswith("h")}  # of the last layer
         return {scope: node for scope, node in ends.items() if self._is_leaf(scope)}
 
     def _first_output(self, node: Node) -> Node | None:
@@ -201,8 +236,33 @@ class _Namer:
                 )
         return points
 
+    def _cells(self) -> list[Point]:
+        """States and gates of torch's own recurrent layers."""
+        points: list[Point] = []
+        for mark in self.graph.marks:
+            layer, _, role = mark.role.rpartition(".")
+            path = strip_root(mark.scope, self.root)
+            name = ".".join(part for part in (path, layer, f"hook_{role}") if part)
+            address = Address(node=mark.node, layout=Layout.of(mark.node))
+            axes: tuple[Axis, ...] = ("batch", "gate", "neuron") if role == "gates" else ("batch", "neuron")
+            points.append(Point(name=name, kind="gate" if role == "gates" else "state", axes=axes, address=address))
+        return points
+
+    def _states(self, known: set[str]) -> list[Point]:
+        """The state as it comes in, `<name>_pre`, and as it goes out where no layer of torch's has that name."""
+        points: list[Point] = []
+        inputs = {node.owner: node for node in self.graph.inputs}
+        for name, after in self.after.items():
+            axes = self._axes(after, Layout.of(after))
+            ends = {f"{name}_pre": inputs[name]} | ({} if name in known else {name: after})
+            for end, node in ends.items():
+                points.append(
+                    Point(name=end, kind="state", axes=axes, address=Address(node=node, layout=Layout.of(node)))
+                )
+        return points
+
     def _outputs(self, output_kind: OutputKind) -> list[Point]:
-        scores, *rest = self.graph.outputs
+        scores, *rest = self.graph.outputs[: len(self.graph.outputs) - len(self.after)]
         shape = scores.shape or ()
         if len(shape) < 2 or shape[0] != -1 or len(shape) > 3:
             raise ConfigError(

@@ -7,7 +7,7 @@ bit or within 1e-5 of the output's scale. Cost: a second to wrap; a forward pass
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, ObservationFormat, image_keys
-from rlmech.core.outputs import Selector, find_outputs
+from rlmech.core.outputs import Scored, Selector, find_outputs
 from rlmech.core.parity import (
     BATCHES,
     difference,
@@ -44,13 +44,21 @@ from rlmech.core.parity import (
     prove_parity,
 )
 from rlmech.core.points import OutputKind, Point
-from rlmech.errors import ConfigError, EngineError, ParityError
+from rlmech.core.recent import Recent
+from rlmech.core.sequences import run_sequence
+from rlmech.core.state import State, StateForm
+from rlmech.core.stateful import Sequence as Sequential
+from rlmech.core.stateful import StatefulFormat, scored_step, state_form
+from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
+from rlmech.errors import ConfigError, EngineError, ParityError, StateError
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space
     from torch.export import ExportedProgram
 
+SEQUENCES = 8
+"""Lengths of sequences that a policy keeps unrolled, the last used ones."""
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -71,6 +79,8 @@ class HookedPolicy(nn.Module):
         scores: Which output is the scores: a key, an index, a path (`"1.logits"`, or `"actor"` for a part of the module
             that takes the observation), or a function of what the module returns; a list of these for several choices.
         value: Which output is the state value, likewise.
+        state: Of a recurrent module, `module(obs, state)`, which returns (scores, state) or (scores, value, state): a
+            function of the number of rows that gives the state at the beginning, or that state for the example.
 
     Raises:
         ConfigError: The module cannot be opened, or which of its outputs the scores are cannot be told.
@@ -100,6 +110,7 @@ class HookedPolicy(nn.Module):
         action_space: Space[Any] | None = None,
         scores: Selector | Sequence[Selector] | None = None,
         value: Selector | None = None,
+        state: Any = None,
     ) -> None:
         super().__init__()
         self.module: nn.Module = unwrapped(module)
@@ -109,23 +120,20 @@ class HookedPolicy(nn.Module):
         self._choice: int | None = None
         self.observation_space, self._told_space = observation_space, action_space
         self._root = root
+        self._form: StateForm | None = None
+        self._length: tuple[int, int] | None = None
         self._format = ObservationFormat(example_obs, images=image_keys(observation_space))
+        if state is not None:
+            self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()
 
     def _prepare(self) -> None:
         self._registry = HookRegistry()
+        self._sequences: Recent[tuple[int, int], HookedPolicy] = Recent(SEQUENCES)
         self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
         with evaluating(self.module):
             before = ModuleRecord(self.module)
-            scored = find_outputs(
-                self.module,
-                lambda n: self._format.argument(on_device(self._format.samples(n), self.module)),
-                scores=self._scores,
-                value=self._value,
-                kind=self._told_kind,
-                action_space=self._told_space,
-                choice=self._choice,
-            )
+            scored = self._find_outputs()
             self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
             self._scored_root = ".".join(filter(None, (scored.root, self._root)))
             self.output_kind: OutputKind = scored.kind or "q_values"
@@ -155,6 +163,21 @@ class HookedPolicy(nn.Module):
         network, left_out = type(self.module).__name__, self._engine.left_out
         self._names = NameChooser(network, list(self.hook_dict), left_out=left_out)
 
+    def _find_outputs(self) -> Scored:
+        if self._form is not None:
+            return scored_step(
+                self.module, self._form, self._length, kind=self._told_kind, selected=(self._scores, self._value)
+            )
+        return find_outputs(
+            self.module,
+            lambda n: self._format.argument(on_device(self._format.samples(n), self.module)),
+            scores=self._scores,
+            value=self._value,
+            kind=self._told_kind,
+            action_space=self._told_space,
+            choice=self._choice,
+        )
+
     def _proven_engine(self) -> Engine:
         engine = self._make_engine()
         try:
@@ -169,6 +192,8 @@ class HookedPolicy(nn.Module):
     def _make_engine(self, *, anew: bool = False) -> Engine:
         arguments = {"root": self._scored_root, "output_kind": self.output_kind}
         try:
+            if isinstance(self.scored_module, Sequential):
+                return UnrolledEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
             return GraphEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
         except NotTraceable as error:
             return EagerEngine(self.scored_module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
@@ -234,6 +259,125 @@ class HookedPolicy(nn.Module):
             cache.defer(name, self.graph_engine.deferred(name, cache))
         return scores, cache
 
+    def initial_state(self, batch: int = 1) -> State:
+        """The state at an episode's beginning, by hook name, a row for each of the batch; empty without memory."""
+        return self._format.state(None, self.module, n_rows=batch)
+
+    def with_state(self, obs: Observation, state: Mapping[str, Any] | None = None) -> Observation:
+        """Observations met in a state, as one observation: what any analysis takes to ask about that moment.
+
+        Raises:
+            StateError: The state is not the policy's, or it has none.
+        """
+        return self._format.with_state(obs, state, self.module)
+
+    def step(
+        self, obs: Observation, state: Mapping[str, Any] | None = None, *, episode_start: Any = None
+    ) -> tuple[Float[Tensor, "batch action"], State]:
+        """Action scores, and the state after this step: a pure function of observations and state.
+
+        Args:
+            obs: A batch of observations.
+            state: What the last step returned, by hook name; None for that of an episode's beginning.
+            episode_start: `[batch]`, true where an episode begins: there the state is forgotten first.
+
+        Raises:
+            StateError: The state is not the policy's, or it has none.
+
+        Example:
+            >>> import torch, rlmech as rlm
+            >>> class Agent(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.cell, self.head = torch.nn.GRUCell(4, 8), torch.nn.Linear(8, 2)
+            ...     def forward(self, obs, state):
+            ...         state = self.cell(obs, state)
+            ...         return self.head(state), state
+            >>> policy = rlm.HookedPolicy(Agent(), torch.rand(2, 4), state=lambda n: torch.zeros(n, 8))
+            >>> scores, state = policy.step(torch.rand(3, 4))
+            >>> scores, state = policy.step(torch.rand(3, 4), state)
+            >>> {name: value.shape for name, value in state.items()}
+            {'cell.hook_h': torch.Size([3, 8])}
+        """
+        given = self.with_state(obs, state)
+        if episode_start is not None:
+            given = self._format.restarted(given, episode_start)
+        scores, cache = self.run_with_cache(given, self.state_names)
+        return scores, {name: cache[name] for name in self.state_names}
+
+    def run_sequence(
+        self,
+        obs: Observation,
+        state: Mapping[str, Any] | None = None,
+        *,
+        names: Names = None,
+        episode_start: Any = None,
+    ) -> tuple[Float[Tensor, "batch step action"], ActivationCache]:
+        """Step after step, the state carried along; the cache has the axis `step` after the batch.
+
+        Edits and hooks act at each step; `Site(name, step=t)` selects one, and `hook.step` tells a function which it
+        is. The state after step t is what the cache holds there, `cache[name][:, t]` for each of `state_names`.
+
+        Args:
+            obs: `[batch step ...]`.
+            state: The state before the first step; None for that of an episode's beginning.
+            names: Which activations: as in `run_with_cache`.
+            episode_start: `[batch step]`, true where an episode begins: there the state is forgotten first.
+
+        Raises:
+            ObservationError: It is no sequence, or it ends before a step that an edit selects.
+            StateError: The state is not the policy's, or it has none.
+        """
+        return run_sequence(
+            self,
+            self._format,
+            obs,
+            state,
+            names=self._names(names),
+            attached=self._registry.functions(),
+            episode_start=episode_start,
+        )
+
+    def unrolled(self, n_steps: int, *, read: int | None = None) -> HookedPolicy:
+        """This policy over a few steps, as a policy whose observations are sequences `[batch step ...]`.
+
+        Every analysis works on it: what a state at step t, or an observation there, does to the scores at step `read`.
+        Its hook points are `step_3.lstm.hook_h`...; sites may say `Site("lstm.hook_h", step=3)`.
+
+        Args:
+            n_steps: Steps of a sequence.
+            read: The step whose scores it gives, from 0; None for the last.
+
+        Raises:
+            StateError: The policy has no state, or there is no such step.
+            EngineError: It runs on the eager engine.
+
+        Example:
+            >>> import torch, rlmech as rlm
+            >>> counter = rlm.testbed.counting_cell()
+            >>> twice = counter.policy.unrolled(2)
+            >>> twice(counter.clean[:, :2]).shape, twice.sites("hook_h", over=("step",))
+            (torch.Size([8, 2]), [Site('hook_h', step=0), Site('hook_h', step=1)])
+        """
+        read = n_steps - 1 if read is None else read
+        if not (self.is_recurrent and 0 <= read < n_steps):
+            raise StateError(
+                "There is nothing to unroll." if not self.is_recurrent else "There is no such step to read.",
+                given=f"a policy without a state, {n_steps} steps" if not self.is_recurrent else f"read={read}",
+                expected="a recurrent policy" if not self.is_recurrent else f"0 to {n_steps - 1}, of {n_steps} steps",
+                fix="wrap a recurrent module with state=..." if not self.is_recurrent else "read=None reads the last",
+            )
+        form = self._format
+        assert self.graph_engine and isinstance(form, StatefulFormat)  # noqa: S101, PT018  # it is recurrent
+
+        def make() -> HookedPolicy:
+            made = HookedPolicy.__new__(HookedPolicy)
+            own = {"_length": (n_steps, read), "_format": form.sequences(n_steps)}
+            made.__setstate__({**self.__getstate__(), **own})
+            return made
+
+        return self._sequences.get((n_steps, read), make)
+
     def run_with_hooks(
         self, obs: Observation, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> Float[Tensor, "batch *choice action"]:
@@ -284,6 +428,7 @@ class HookedPolicy(nn.Module):
             SiteError, EditError: An edit does not fit this policy; nothing is attached then.
             HookError: On leaving without an exception: an edit was never reached.
         """
+        edits = [replace(edit, site=located(edit.site, self.hook_dict)) for edit in edits]
         bound = [(edit.site.name, edit.bind(self.point(edit.site.name))) for edit in edits]
         with self.hooks(fwd_hooks=bound):
             yield self
@@ -300,20 +445,21 @@ class HookedPolicy(nn.Module):
 
         Args:
             obs: One observation or a batch.
-            state: Passed through; recurrent state is not kept.
-            episode_start: Ignored.
+            state: Of a recurrent policy, what the last call returned: its parts in the order of `state_names`.
+            episode_start: `[batch]`, true where an episode begins: there the state is forgotten first.
             deterministic: The best action; else logits are sampled, and Q-values still give the best action.
 
         Returns:
             Actions `[batch]` (`[batch action]` if continuous, clipped to the space), without the batch axis for a
-            single observation; and `state`.
+            single observation; and the state after this step, None of a policy without memory.
         """
         single = self._format.is_single(obs)
         batch = {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, Mapping) else np.asarray(obs)[None]
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
-            scores = self(batch if single else obs)
+            parts = None if state is None else dict(zip(self.state_names, state, strict=False))
+            scores, after = self.step(batch if single else obs, parts, episode_start=episode_start)
         actions = choose_actions(scores, self.output_kind, self.action_space, deterministic=deterministic)
-        return (actions[0] if single else actions), state
+        return (actions[0] if single else actions), tuple(part.cpu().numpy() for part in after.values()) or None
 
     # ---- looking
 
@@ -331,13 +477,49 @@ class HookedPolicy(nn.Module):
             4
         """
         sites: list[Site] = []
-        over = (over,) if isinstance(over, str) else over
+        over = (over,) if isinstance(over, str) else tuple(over)
+        if "step" in over and self._format.is_sequence:
+            return list(self._in_time(names, over))
         for name in self._names(names):
             point = self.hook_dict[name]
             ranges = [point.labels.get(axis) or range(point.size(axis)) for axis in over]
             for choice in itertools.product(*ranges):
                 sites.append(Site(name, **dict(zip(over, choice, strict=True))))
         return sites
+
+    def _in_time(self, names: Names, over: Sequence[str]) -> Iterator[Site]:
+        """Sites of a sequence by the names that they have in each of its steps."""
+        inner = dict.fromkeys(name for number, name in map(in_step, self.hook_dict) if number is not None)
+        whole = [name for name, point in self.hook_dict.items() if "step" in point.axes]
+        choose = NameChooser(type(self.module).__name__, [*whole, *inner], left_out=self._engine.left_out)
+        for name in choose(names):
+            steps = (
+                [k for k, own in map(in_step, self.hook_dict) if own == name and k is not None]
+                if name in inner
+                else None
+            )
+            point = self.hook_dict[name if steps is None else at_step(name, steps[0])]
+            ranges = [
+                steps if axis == "step" and steps is not None else point.labels.get(axis) or range(point.size(axis))
+                for axis in over
+            ]
+            for choice in itertools.product(*ranges):
+                yield Site(name, **dict(zip(over, choice, strict=True)))
+
+    @property
+    def n_steps(self) -> int | None:
+        """Steps of the sequences that it takes, of an unrolled policy; None where observations are single ones."""
+        return self._format.n_steps
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a step depends on a state that the last one left."""
+        return bool(self._format.states) and not self._format.is_sequence
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Hook points that make up the state, in order; none for a policy without memory."""
+        return self._format.states
 
     @property
     def attention(self) -> AttentionBlocks:
@@ -486,7 +668,7 @@ class HookedPolicy(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         keep = ("spec", "observation_space", "_told_space", "_root", "_format")
-        keep += ("_told_kind", "_scores", "_value", "_choice")
+        keep += ("_told_kind", "_scores", "_value", "_choice", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
         return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
 

@@ -95,7 +95,7 @@ class Runner:
     def run(self, number: int, seed: int) -> dict[str, Episodes]:
         """The episode of one seed for every driver."""
         try:
-            with torch.no_grad(), self.simulator.accelerate(self.world.env):
+            with torch.no_grad():
                 if self.sharing.startswith("no"):
                     return self._apart(number, seed)
                 return self._checked(number, seed) if self.sharing == "unknown" else self._together(number, seed)

@@ -129,9 +129,12 @@ def action_is(action: int) -> When:
 
 def gap_below(gap: float) -> When:
     """When the unedited policy's best two actions are closer in score than a gap."""
-    return When(
-        lambda moment: bool(np.diff(np.sort(moment.scores)[-2:])[0] < gap), f"the best two actions within {gap:g}"
-    )
+
+    def close(moment: Moment) -> bool:
+        two = np.sort(moment.scores)[-2:].tolist()
+        return len(two) == 2 and two[1] - two[0] < gap  # where both are masked with -inf, NaN: no
+
+    return When(close, f"the best two actions within {gap:g}")
 
 
 def when_of(given: When | Callable[[Moment], bool] | int | Iterable[int] | None) -> When | None:

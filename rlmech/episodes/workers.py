@@ -19,6 +19,7 @@ import torch
 
 from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
+from rlmech.simulators.choice import simulator_of
 
 if TYPE_CHECKING:
     from rlmech.episodes.driving import Driver
@@ -113,7 +114,8 @@ def _packed(env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool) -> byt
             fix="give what acts as edits=..., or set workers=1",
         )
     try:
-        job = cloudpickle.dumps((env.spec, getattr(env.unwrapped, "config", None), dict(drivers), frames))
+        config = getattr(env.unwrapped, "config", None)
+        job = cloudpickle.dumps((env.spec, config, bool(simulator_of(env).acceleration(env)), dict(drivers), frames))
         gym.make(cloudpickle.loads(job)[0]).close()
     except Exception as error:
         raise ConfigError(
@@ -218,9 +220,11 @@ def _runner(job: bytes) -> Runner:
     key = hashlib.sha256(job).hexdigest()
     if key not in _READY:
         _READY.clear()
-        made, config, drivers, frames = cloudpickle.loads(job)
+        made, config, accelerated, drivers, frames = cloudpickle.loads(job)
         env: Any = gym.make(made)
         if config is not None and hasattr(env.unwrapped, "configure"):  # highway-env's
             env.unwrapped.configure(dict(config))
+        if accelerated:
+            simulator_of(env).accelerate(env)
         _READY[key] = Runner(env, drivers, frames=frames)
     return _READY[key]

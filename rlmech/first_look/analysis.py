@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.edit import Site
+from rlmech.core.masked import is_masked
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import Recording, record
 from rlmech.errors import ObservationError
@@ -206,10 +207,17 @@ def take_away(policy: HookedPolicy, recording: Recording) -> Pairs:
 
 
 def _lead(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The reference's best action's score less its second's."""
-    order = reference.argsort(-1)
-    rows = np.arange(len(scores))
-    return scores[rows, order[:, -1]] - scores[rows, order[:, -2]]
+    """The reference's best action's score less its second's; 0 where one of them is masked in either."""
+    order, rows = reference.argsort(-1), np.arange(len(scores))
+    best, second = (scores[rows, order[:, -place]] for place in (1, 2))
+    shown = np.stack(
+        [
+            ~is_masked(torch.as_tensor(each)).numpy()[rows, order[:, -place]]
+            for each in (scores, reference)
+            for place in (1, 2)
+        ]
+    ).all(0)
+    return np.where(shown, best, 0) - np.where(shown, second, 0)
 
 
 def _has_entities(policy: HookedPolicy) -> bool:

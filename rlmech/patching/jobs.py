@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import xarray as xr
 
 from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
@@ -28,14 +28,12 @@ def names_of(groups: Sequence[Job]) -> list[str]:
 
 def activations_of(policy: HookedPolicy, obs: Observation, groups: Sequence[Job]) -> Source:
     """The activations of a run at all points of some jobs."""
-    with torch.no_grad():
-        return policy.run_with_cache(obs, names_of(groups))[1]
+    return run_distinct(policy, obs, names_of(groups))[1]
 
 
 def edited_activations(policy: HookedPolicy, obs: Observation, edits: dict[str, Edit]) -> Source:
     """What some edits make of the base run's activations."""
-    with torch.no_grad():
-        _, cache = policy.run_with_cache(obs, list(edits))
+    _, cache = run_distinct(policy, obs, list(edits))
     bound = {name: edit.bind(policy.point(name)) for name, edit in edits.items()}
     return {name: replace(cache[name].clone(), hook=policy.point(name)) for name, replace in bound.items()}
 

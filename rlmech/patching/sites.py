@@ -12,6 +12,7 @@ from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
+from rlmech.core.unrolled import in_step, located
 from rlmech.errors import SiteError
 from rlmech.metrics.measure import Metric, MetricFunction, as_metric
 
@@ -19,7 +20,9 @@ Sites = str | Site | Sequence[Site | str]
 Groups = str | Site | Sequence[Site | str | Sequence[Site]]
 """Sites, and groups of sites that are replaced together."""
 
-_fitting: WeakKeyDictionary[HookedPolicy, set[Site]] = WeakKeyDictionary()
+FITTING = 1 << 14
+"""Sites of a policy that are known to fit it, the last used ones."""
+_fitting: WeakKeyDictionary[HookedPolicy, Recent[Site, bool]] = WeakKeyDictionary()
 Coordinates = dict[str, tuple[str, np.ndarray]]
 COORDINATES = 16
 """Sets of jobs whose coordinates a policy keeps, the last used ones."""
@@ -51,12 +54,16 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
             expected="at least one site",
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
-    fitting = _fitting.setdefault(policy, set())
+    chosen = [located(site, policy.hook_dict) for site in chosen]
+    fitting = _fitting.setdefault(policy, Recent(FITTING))
     for site in chosen:
-        if site not in fitting:
-            site.positions(policy.point(site.name))  # raises where it does not fit
-            fitting.add(site)
+        fitting.get(site, lambda site=site: _fits(policy, site))
     return chosen
+
+
+def _fits(policy: HookedPolicy, site: Site) -> bool:
+    site.positions(policy.point(site.name))  # raises where it does not fit
+    return True
 
 
 def choose_groups(
@@ -141,9 +148,19 @@ def _shown(column: Coordinates, name: str) -> list[str]:
 
 def site_coordinates(policy: HookedPolicy, sites: Sequence[Site]) -> Coordinates:
     """Coordinates along `site`: `hook`, and one for each axis that some site selects on, -1 or empty elsewhere."""
-    coordinates = {"hook": ("site", np.array([site.name for site in sites], dtype=str))}
+    placed = [in_step(site.name) if policy.n_steps else (None, site.name) for site in sites]
+    coordinates = {"hook": ("site", np.array([name for _, name in placed], dtype=str))}
+    if any(step is not None for step, _ in placed):
+        coordinates["step"] = ("site", np.array([-1 if step is None else step for step, _ in placed]))
     axes = dict.fromkeys(axis for site in sites for axis, _ in site.selection)
     for axis in axes:
+        if axis in coordinates:  # the step of some, by name, and of others along an axis
+            numbers = [
+                _written(policy.point(s.name), s, axis) if k is None else k
+                for s, (k, _) in zip(sites, placed, strict=True)
+            ]
+            coordinates[axis] = ("site", np.array(numbers))
+            continue
         values = [_written(policy.point(site.name), site, axis) for site in sites]
         if all(isinstance(value, int) for value in values):
             coordinates[axis] = ("site", np.array(values))

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 
+from rlmech.core.masked import is_masked
 from rlmech.errors import RecordingError
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
@@ -23,7 +25,8 @@ def q_values(
 ) -> go.Figure:
     """Draw the action scores along one episode.
 
-    A marker stands on the action that was taken; a vertical line where it differs from the step before.
+    A marker stands on the action that was taken; a vertical line where it differs from the step before. Where an
+    action is masked its line is broken.
 
     Args:
         recording: Any recording.
@@ -39,7 +42,7 @@ def q_values(
     """
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
-    scores = np.asarray(recording.scores)[rows]
+    scores = _without_masks(np.asarray(recording.scores)[rows])
     taken = np.asarray(recording.actions)[rows].astype(int)
     names = action_names(recording, scores.shape[1])
     few = len(steps) <= FEW_STEPS
@@ -90,7 +93,7 @@ def q_values(
 
 
 def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str = "Q-value") -> SvgFigure:
-    """Draw one state's action scores as bars, the taken action in full colour.
+    """Draw one state's action scores as bars, the taken action in full colour; a masked action has none.
 
     Args:
         values: Scores `[action]`.
@@ -98,7 +101,8 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
         taken: Position of the action taken.
         label: What the scores are.
     """
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    shown = _without_masks(values)
+    low, high = (float(end(shown, initial=0.0, where=~np.isnan(shown))) for end in (np.min, np.max))
     span, left, right, top = (high - low) or 1.0, 8.0, 58.0, 34.0
     width = 330.0
     reach = width - left - right
@@ -108,7 +112,7 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
 
     parts = text(label, x=left, y=16, font_size=12, fill=MUTED)
     for action, name in enumerate(names):
-        y, value = top + action * 44, float(values[action])
+        y, value, masked = top + action * 44, float(np.nan_to_num(shown[action])), bool(np.isnan(shown[action]))
         chosen = action == taken
         parts += text(
             f"{name}{'  ◀ taken' if chosen else ''}",
@@ -122,13 +126,15 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
             "rect",
             x=min(at(0.0), at(value)),
             y=y + 14,
-            width=max(abs(at(value) - at(0.0)), 1.0),
+            width=0.0 if masked else max(abs(at(value) - at(0.0)), 1.0),
             height=13,
             rx=2,
             fill=action_colour(action),
             fill_opacity=1.0 if chosen else 0.45,
         )
-        parts += text(_written(value), x=max(at(value), at(0.0)) + 6, y=y + 25, font_size=12, fill=INK)
+        parts += text(
+            "masked" if masked else _written(value), x=max(at(value), at(0.0)) + 6, y=y + 25, font_size=12, fill=INK
+        )
     bottom = top + len(names) * 44
     parts += tag("line", x1=at(0.0), y1=top + 10, x2=at(0.0), y2=bottom - 10, stroke=RULE, stroke_width=1)
     return SvgFigure(
@@ -144,6 +150,11 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
             aria_label=f"{label} of each action",
         )
     )
+
+
+def _without_masks(scores: np.ndarray) -> np.ndarray:
+    """Scores with NaN, which is drawn as nothing, where an action is masked."""
+    return np.where(is_masked(torch.as_tensor(scores)).numpy(), np.nan, scores)
 
 
 def action_names(recording: Recording, n_actions: int) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from rlmech.core.edit import Site
+from rlmech.core.masked import is_masked
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.editable import Named
@@ -224,7 +225,9 @@ def _measured(
     if plan.measure == "action":
         return actions, actions
     better, worse = (plan.names.index(name) for name in plan.measure)
-    return (scores[:, better] - scores[:, worse]).astype(float), actions
+    pair = scores[:, [better, worse]].astype(float)
+    pair[is_masked(torch.from_numpy(pair)).numpy()] = np.nan  # there is no gap to an action that may not be taken
+    return pair[:, 0] - pair[:, 1], actions
 
 
 def _read(policy: HookedPolicy, looks: Sequence[Look], site: Site, toward: int | None) -> Float[np.ndarray, pair]:

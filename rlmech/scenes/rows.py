@@ -17,6 +17,7 @@ from jaxtyping import Float32
 
 from rlmech.errors import SceneError
 from rlmech.scenes.stage import EGO, Stage
+from rlmech.simulators.highway import traffic
 
 Rows = Mapping[int, int]
 """Observation row by vehicle number; -1 is no row."""
@@ -24,11 +25,7 @@ Rows = Mapping[int, int]
 
 def has_rows(stage: Stage) -> bool:
     """Whether the rows of an observation are the ego and its neighbours."""
-    if not stage.has_road:
-        return False
-    from highway_env.envs.common.observation import ExitObservation, KinematicObservation
-
-    return type(stage.base.observation_type).observe in (KinematicObservation.observe, ExitObservation.observe)
+    return stage.has_road and traffic.has_rows(type(stage.base.observation_type))
 
 
 def n_rows(stage: Stage) -> int:

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from rlmech.core.choices import Choices
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.simulators.training_env import current_id, wrapped
 from rlmech.spec import PolicySpec
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def make_env(
-    env_id: str | PolicySpec, *, config: Mapping[str, Any] | None = None, render_mode: str | None = None
+    env_id: str | PolicySpec,
+    *,
+    config: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    accelerated: bool = True,
 ) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
@@ -32,6 +37,8 @@ def make_env(
             its configuration, its keywords and, where they are installed libraries' own, its wrappers.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
+        accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
+            own code runs, and `rlm.simulators.acceleration` says why.
 
     Returns:
         The environment; `spec_of` tells what its numbers mean.
@@ -77,7 +84,7 @@ def make_env(
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
-        return wrapped(gym.make(env_id, **kwargs), wrappers)
+        env = wrapped(gym.make(env_id, **kwargs), wrappers)
     except TypeError as error:
         if config is None or "config" not in str(error):
             raise
@@ -87,6 +94,28 @@ def make_env(
             expected="config=None: configurations are highway-env's",
             fix="leave config out",
         ) from None
+    if accelerated:
+        _accelerate(env)
+    return env
+
+
+def acceleration(env: gym.Env) -> Acceleration:
+    """What is accelerated of an environment, as it is now, and why not the rest.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.simulators.acceleration(rlm.make_env("CartPole-v1"))
+        Acceleration(frames=False, observations=False, why='nothing is known that would be faster than CartPoleEnv')
+    """
+    return simulator_of(env).acceleration(env)
+
+
+def _accelerate(env: gym.Env) -> None:
+    simulator = simulator_of(env)
+    simulator.accelerate(env)
+    found = simulator.acceleration(env)
+    if simulator.can_accelerate and not found:
+        remark_once(f"{_name(env)} runs in its own code, which is many times slower: {found.why}.")
 
 
 def spec_of(env: gym.Env) -> PolicySpec:

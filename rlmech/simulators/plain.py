@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium as gym
 
+from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -17,6 +17,7 @@ class Plain:
     """The simulator of an environment that no other knows; see `rlmech.simulators.Simulator`."""
 
     name = "plain"
+    can_accelerate = False
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()
 
@@ -40,9 +41,13 @@ class Plain:
         """Nothing."""
         return []
 
-    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
+    def accelerate(self, env: gym.Env) -> None:
         """Nothing is known that would be faster."""
-        return nullcontext()
+
+    def acceleration(self, env: gym.Env) -> Acceleration:
+        """None."""
+        why = f"nothing is known that would be faster than {type(env.unwrapped).__name__}"
+        return Acceleration(frames=False, observations=False, why=why)
 
     def remade(self, env: gym.Env, made: gym.Env) -> None:
         """Nothing beside the Gymnasium spec is known to configure it."""

@@ -6,13 +6,13 @@ To add one: a package here with a class that meets the protocol, and a line in `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
 from rlmech.errors import ConfigError
+from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
@@ -82,9 +82,11 @@ class Simulator(Protocol):
         name: In a manifest.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
+        can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
     """
 
     name: str
+    can_accelerate: bool
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
 
@@ -112,6 +114,10 @@ class Simulator(Protocol):
         """Give an environment made anew from the same Gymnasium spec the configuration of a live one."""
         ...
 
-    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
-        """While it is entered, resets and steps may be computed faster: bit for bit the same, of copies too."""
+    def accelerate(self, env: gym.Env) -> None:
+        """Have it compute faster from now on, copies too, where the same bits come of it; else leave it as it is."""
+        ...
+
+    def acceleration(self, env: gym.Env) -> Acceleration:
+        """What is accelerated of it, as it is now, and why not the rest."""
         ...

@@ -2,6 +2,7 @@
 
 Each function returns a `KnownPolicy`: a float64 policy, pairs of observations, the equations of all units, the edges of
 the circuit, and effects derived by hand. `brute_force` evaluates the equations with any edges fed from another run.
+Those that remember are `KnownMemory`: pairs of sequences, and what each state and observation does to the last step.
 """
 
 from rlmech.testbed.braking import brake
@@ -9,6 +10,7 @@ from rlmech.testbed.cancelling import cancellation
 from rlmech.testbed.filters import matched_filter
 from rlmech.testbed.gates import and_gate, backup, or_gate
 from rlmech.testbed.known import Edge, Equation, KnownPolicy
+from rlmech.testbed.memory import KnownMemory, counting_cell, cue_lstm, delay_line, forgetting_cell
 from rlmech.testbed.nearest import nearest_vehicle
 from rlmech.testbed.oracle import brute_force, brute_force_paths, paths_between, unit_values
 from rlmech.testbed.random_circuits import random_circuit
@@ -17,6 +19,7 @@ from rlmech.testbed.scoring import edge_auroc
 __all__ = [
     "Edge",
     "Equation",
+    "KnownMemory",
     "KnownPolicy",
     "and_gate",
     "backup",
@@ -24,7 +27,11 @@ __all__ = [
     "brute_force",
     "brute_force_paths",
     "cancellation",
+    "counting_cell",
+    "cue_lstm",
+    "delay_line",
     "edge_auroc",
+    "forgetting_cell",
     "matched_filter",
     "nearest_vehicle",
     "or_gate",

@@ -1,4 +1,4 @@
-"""What stands beside a zip of the RL Zoo goes into the spec, and `make_env` of the spec makes the environment of the run."""
+"""What stands beside a zip of the RL Zoo goes into the spec, and `make_env` of the spec makes the run's environment."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ ROWS = [
         "Stable-Baselines3 DQN, PPO, A2C, SAC, TD3, DDPG; sb3-contrib's TRPO, ARS, QR-DQN, TQC, CrossQ, MaskablePPO",
         '`rlm.load("x.zip")`, `HookedPolicy.from_sb3(model)`',
         "Mlp, Cnn and MultiInput policies; VecNormalize's statistics as the first layer (`vecnormalize=`, or beside the "
-        "zip); what RL Zoo's `config.yml` says of the environment goes into the spec; a custom extractor's class is asked "
-        'for by name (`features_extractor_class="module:Class"`)',
+        "zip); what RL Zoo's `config.yml` says of the environment goes into the spec; the class of a "
+        'custom extractor is asked for by name (`features_extractor_class="module:Class"`)',
         {
             "DQN": sb3(DQN, THREE, **SMALL_BUFFER),
             "PPO": sb3(PPO, THREE, **SMALL),
@@ -210,8 +210,8 @@ ROWS = [
     Row(
         "any `nn.Module`, exported program, parallel or compiled module",
         "`HookedPolicy(module, obs, scores=..., value=...)`",
-        "which output is the scores is told, known or asked for, never guessed; several inputs as a dict by their names; "
-        "without a graph (control flow that depends on data) the eager engine offers the same names",
+        "which output is the scores is told, known or asked for, never guessed; several inputs are a dict by their "
+        "names; without a graph (control flow that depends on data) the eager engine offers the same names",
         {
             "module": live(lambda: stack(3)),
             "exported program": live(exported),

@@ -148,7 +148,7 @@ def test_a_worker_builds_its_policy_once(cartpole: rlm.HookedPolicy, monkeypatch
             super().__init__(*args, **kwargs)
 
     monkeypatch.setattr(workers, "Runner", Counted)
-    job = cloudpickle.dumps((make_env("CartPole-v1").spec, None, {"": Driver(policy=cartpole)}, False))
+    job = cloudpickle.dumps((make_env("CartPole-v1").spec, None, False, {"": Driver(policy=cartpole)}, False))
     for task in range(3):
         workers._work(job, task, [(task, task)])
     assert len(made) == 1

@@ -31,6 +31,7 @@ from rlmech.errors import SiteError
 from rlmech.metrics.score_metrics import BoundMetric, Outputs
 from rlmech.patching.sweeps.delta import DeltaPlan, NoDeltaError
 from rlmech.patching.sweeps.delta_steps import Runs
+from rlmech.patching.sweeps.distinct import distinct_rows, run_distinct
 from rlmech.patching.sweeps.independence import check_rows, refuse_train_mode
 from rlmech.patching.sweeps.journal import Journal
 from rlmech.patching.sweeps.suffix import Replaced, SuffixPlan
@@ -72,10 +73,9 @@ class Swept:
 
 
 def outputs_of(policy: HookedPolicy, obs: Observation) -> Outputs:
-    """Scores, and the state value where the policy has that head, of a batch."""
+    """Scores, and the state value where the policy has that head, of a batch; equal observations have equal ones."""
     names = [name for name in ("hook_value",) if name in policy.hook_dict]
-    with torch.no_grad():
-        scores, cache = policy.run_with_cache(obs, names or [])
+    scores, cache = run_distinct(policy, obs, names)
     return Outputs(scores=scores, value=cache["hook_value"] if names else None)
 
 
@@ -146,6 +146,7 @@ class _Sweep:
         self.policy, self.engine, self.arrays = policy, policy.graph_engine, arrays
         self.sources, self.metric, self.jobs, self.source_of = sources, metric, jobs, source_of
         self.n_pairs, self.device = arrays[0].shape[0], arrays[0].device
+        self.distinct = distinct_rows(arrays)
         names = [name for name, point in policy.points.items() if point.kind == "output"]
         self.ends = [policy.points[name].address for name in names]
         self.groups = self._planned()
@@ -239,9 +240,13 @@ class _Sweep:
         return self._values(wanted)
 
     def _values(self, wanted: set[Node]) -> dict[Node, Tensor]:
-        nodes = tuple(sorted(wanted, key=lambda node: node.index))
-        values = self.engine.program(returned=nodes)(self.arrays, (), ())
-        return {node: Layout.of(node).show(value) for node, value in zip(nodes, values, strict=True)}
+        nodes, distinct = tuple(sorted(wanted, key=lambda node: node.index)), self.distinct
+        arrays = self.arrays if distinct is None else tuple(array[distinct.first] for array in self.arrays)
+        values = self.engine.program(returned=nodes)(arrays, (), ())
+        shown = {node: Layout.of(node).show(value) for node, value in zip(nodes, values, strict=True)}
+        if distinct is None:
+            return shown
+        return {node: distinct.repeat(value) if node.has_batch else value for node, value in shown.items()}
 
     def _replaced(self, group: _Group) -> list[Replaced]:
         replaced = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.highway.measures import VEHICLE_COLUMNS, scene_summary
 from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
 from rlmech.simulators.protocol import Column, Outcome
@@ -27,6 +27,7 @@ class Highway:
     """The simulator of highway-env's environments; see `rlmech.simulators.Simulator`."""
 
     name = "highway"
+    can_accelerate = True
     entity_columns: Mapping[str, Column] = VEHICLE_COLUMNS
     outcomes: Sequence[Outcome] = (
         Outcome(name="crashed", kind="share", unit=RATE, meaning="the episode ended in a crash"),
@@ -58,9 +59,17 @@ class Highway:
         """The road's lanes."""
         return lanes_of(env)
 
-    def accelerate(self, env: gym.Env) -> AbstractContextManager[None]:
-        """Nothing is faster than highway-env's own code so far."""
-        return nullcontext()
+    def accelerate(self, env: gym.Env) -> None:
+        """Move its traffic and make its observations in compiled code; see `rlmech.simulators.highway.fast`."""
+        from rlmech.simulators.highway import fast  # imports highway-env, which not everybody has use for
+
+        fast.accelerate(env)
+
+    def acceleration(self, env: gym.Env) -> Acceleration:
+        """Whether it does."""
+        from rlmech.simulators.highway import fast
+
+        return fast.acceleration(env)
 
     def remade(self, env: gym.Env, made: gym.Env) -> None:
         """Configure it alike: `env.unwrapped.configure(...)` may have been called since it was made."""

@@ -108,7 +108,7 @@ class HighwayWorld(World):
         road = base.road
         if not road:
             return original()
-        rowed = _has_rows(type(kind))
+        rowed = has_rows(type(kind))
         shuffled = rowed and kind.order == "shuffled"
         generator = copy.deepcopy(base.np_random) if shuffled else None
         with _noting_neighbours(road) as neighbours, _noting_clips(kind, rowed=rowed) as clipped:
@@ -214,11 +214,11 @@ def _noting_clips(kind: Any, *, rowed: bool) -> Generator[np.ndarray]:
 
 
 @cache
-def _has_rows(kind: type) -> bool:
+def has_rows(kind: type) -> bool:
     """Whether the observation's rows are the ego and its neighbours, built as highway-env builds them."""
     from highway_env.envs.common.observation import ExitObservation, KinematicObservation
 
-    return kind.observe in (KinematicObservation.observe, ExitObservation.observe)
+    return getattr(kind, "repeats", kind).observe in (KinematicObservation.observe, ExitObservation.observe)
 
 
 def _observed(kind: Any, neighbours: list[Any]) -> list[Any]:
