@@ -273,7 +273,7 @@ class HookedPolicy(nn.Module):
 
     def step(
         self, obs: Observation, state: Mapping[str, Any] | None = None, *, episode_start: Any = None
-    ) -> tuple[Float[Tensor, "batch action"], State]:
+    ) -> tuple[Float[Tensor, "batch *choice action"], State]:
         """Action scores, and the state after this step: a pure function of observations and state.
 
         Args:

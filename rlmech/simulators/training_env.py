@@ -20,6 +20,7 @@ from rlmech.errors import ConfigError
 RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
     "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
+    "Hopper-v3": "Hopper-v4",
 }
 """An id that Gymnasium has no longer -> the one under which published agents return what they did."""
 LIBRARIES = ("sb3_contrib.common.wrappers.", "stable_baselines3.common.atari_wrappers.", "gymnasium.wrappers.")

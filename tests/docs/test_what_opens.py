@@ -122,8 +122,8 @@ ROWS = [
     Row(
         "Stable-Baselines3 DQN, PPO, A2C, SAC, TD3, DDPG; sb3-contrib's TRPO, ARS, QR-DQN, TQC, CrossQ, MaskablePPO",
         '`rlm.load("x.zip")`, `HookedPolicy.from_sb3(model)`',
-        "Mlp, Cnn and MultiInput policies; VecNormalize's statistics as the first layer (`vecnormalize=`, or beside the "
-        "zip); what RL Zoo's `config.yml` says of the environment goes into the spec; the class of a "
+        "Mlp, Cnn and MultiInput policies; VecNormalize's statistics as the first layer (`vecnormalize=`, or beside "
+        "the zip); what RL Zoo's `config.yml` says of the environment goes into the spec; the class of a "
         'custom extractor is asked for by name (`features_extractor_class="module:Class"`)',
         {
             "DQN": sb3(DQN, THREE, **SMALL_BUFFER),

@@ -277,7 +277,7 @@ def model_config(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
             expected="{'type': ..., ...}",
             fix="give the agent's configuration file",
         )
-    if "type" in model or (config and OLD_DUELING in tensors):
+    if "type" in model:
         plain_heads = {"value": None, "advantage": None} if OLD_DUELING in tensors else {}
         return completed({**model, **plain_heads})
     partial = merged(inferred(tensors, name=name), model)

@@ -77,14 +77,14 @@ def open_checkpoint(
     tensors = _state_dict(values, name=path.name)
     run = find_metadata(path) if config is None else read_config(config)
     given, of_run = (None, None) if run is None else split_run(run)
+    env_config = of_run if env is None and env_config is None else env_config
+    model = sized(model_config(given, tensors, name=path.name), tensors)
     if run is None:
         warnings.warn(
             f"{path.name}: no configuration was given or found beside it, so ReLU is assumed; give the "
             "agent's configuration, load(path, config='agent.json'), to be sure",
             stacklevel=3,
         )
-    env_config = of_run if env is None and env_config is None else env_config
-    model = sized(model_config(given, tensors, name=path.name), tensors)
     spec = read_spec(env, env_config)
     plan = RlAgentsPlan(
         model=model,
