@@ -14,6 +14,13 @@ class RlmechError(Exception):
         given: What the caller gave.
         expected: What would have been right.
         fix: How to mend it.
+
+    Example:
+        >>> error = RlmechError("The door is shut.", given="a push", expected="a pull", fix="pull")
+        >>> print(error)
+        The door is shut.
+          given: a push   expected: a pull
+          fix: pull
     """
 
     def __init__(self, problem: str, *, given: object, expected: object, fix: str) -> None:
@@ -103,8 +110,20 @@ class SceneError(RlmechError, ValueError):
     """A scene that cannot be captured, an edit that does not fit it, or an observation that it does not have."""
 
 
+class CopyError(RlmechError, RuntimeError):
+    """An environment that cannot be copied in the middle of an episode, or whose copy goes on differently."""
+
+
 class WorkerError(RlmechError, RuntimeError):
     """Workers that died again and again."""
+
+
+class ArgumentError(RlmechError, TypeError):
+    """A call with an argument that the function does not have, one too many by place, or one left out."""
+
+
+class UnknownNameError(RlmechError, AttributeError):
+    """A name that an object or a package does not have."""
 
 
 class MissingPackageError(RlmechError, ImportError):
@@ -114,8 +133,28 @@ class MissingPackageError(RlmechError, ImportError):
 def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     """The names most like a given one, the best first.
 
+    Of hook names the last part counts most, and their common `hook_` not at all: that is what people remember.
+
     Example:
-        >>> nearest("hook_patern", ["hook_pattern", "hook_z"])
-        ['hook_pattern', 'hook_z']
+        >>> nearest("hook_patern", ["attention_layer.hook_pattern", "hook_q_values", "hook_obs"])
+        ['attention_layer.hook_pattern']
     """
-    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.5)
+    rated = sorted(((-_likeness(name, known), place, known) for place, known in enumerate(names)))
+    return [known for rating, _, known in rated[:n] if -rating >= _ALIKE]
+
+
+_ALIKE = 0.5
+_LAST_PART = 0.75
+"""Weight of a hook name's last part; the rest is the whole name's."""
+
+
+def _likeness(given: str, known: str) -> float:
+    whole = _ratio(given, known)
+    if "hook_" not in known:
+        return whole
+    ends = (name.rpartition(".")[2].removeprefix("hook_") for name in (given, known))
+    return _LAST_PART * _ratio(*ends) + (1 - _LAST_PART) * whole
+
+
+def _ratio(given: str, known: str) -> float:
+    return difflib.SequenceMatcher(None, given.lower(), known.lower()).ratio()

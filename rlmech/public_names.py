@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from rlmech.habits import OF_PACKAGE, unknown_name
+
 PUBLIC: dict[str, str] = {
     "ActivationCache": "rlmech.core.cache",
     "Condition": "rlmech.episodes.driving",
@@ -28,6 +30,7 @@ PUBLIC: dict[str, str] = {
     "attribute_actions": "rlmech.attribution",
     "attribution_patching": "rlmech.attribution",
     "compare_rollouts": "rlmech.episodes.compare",
+    "erase": "rlmech.core.edit",
     "load": "rlmech.adapters.load",
     "make_env": "rlmech.simulators.env",
     "mean_ablation": "rlmech.core.edit",
@@ -50,6 +53,7 @@ MODULES: tuple[str, ...] = (
     "metrics",
     "patching",
     "plot",
+    "probes",
     "scenes",
     "simulators",
     "testbed",
@@ -74,8 +78,10 @@ def lazy(
             value = getattr(import_module(names[name]), name)
         elif name in modules:
             value = import_module(f"{package}.{name}")
-        else:
+        elif name.startswith("_"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        else:
+            raise unknown_name(package, name, listed(), OF_PACKAGE, elsewhere=_elsewhere(package))
         vars(sys.modules[package])[name] = value
         return value
 
@@ -83,6 +89,12 @@ def lazy(
         return sorted({*vars(sys.modules[package]), *names, *modules})
 
     return get, listed
+
+
+def _elsewhere(package: str) -> dict[str, str]:
+    """Public names of all modules -> their address, for who asks for one in the wrong place."""
+    found = {name: f"rlm.{module}.{name}" for module in MODULES for name in import_module(f"rlmech.{module}").__all__}
+    return found | {name: f"rlm.{name}" for name in PUBLIC if package != "rlmech"}
 
 
 def stub() -> str:

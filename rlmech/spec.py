@@ -7,6 +7,7 @@ imports an environment; `spec_from_config` reads the configuration that highway-
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rlmech.errors import ConfigError, SiteError, nearest
+from rlmech.errors import ConfigError, MetricError, SiteError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class FeatureSpec:
         unit: Its physical unit, e.g. `m`; empty for a dimensionless one.
         low: Physical value that the network sees as -1; None where it sees the physical value itself.
         high: Physical value that the network sees as +1; None likewise.
+
+    Example:
+        >>> speed = FeatureSpec(name="vx", unit="m/s", low=-20.0, high=20.0)
+        >>> speed.label
+        'vx [m/s]'
     """
 
     name: str
@@ -135,6 +141,36 @@ class PolicySpec:
             given=repr(name),
             expected=f"one of {list(names)}" if names else f"a number: the policy's spec names no {axis}",
             fix=f"did you mean {close[0]!r}?" if close else "policy.spec lists the names",
+        )
+
+    def action_number(self, action: int | str, *, n_actions: int) -> int:
+        """The number of an action that is given by name or number.
+
+        Args:
+            action: Its name or number.
+            n_actions: How many actions there are, also where the spec names none.
+
+        Raises:
+            MetricError: There is no such action.
+
+        Example:
+            >>> PolicySpec(actions=("SLOWER", "IDLE", "FASTER")).action_number("FASTER", n_actions=3)
+            2
+        """
+        if isinstance(action, str) and action in self.actions:
+            return self.actions.index(action)
+        number = operator.index(action) if hasattr(action, "__index__") and not isinstance(action, bool | str) else -1
+        if 0 <= number < n_actions:
+            return number
+        close = nearest(action, self.actions, n=1) if isinstance(action, str) else []
+        numbers = f"a number from 0 to {n_actions - 1}"
+        raise MetricError(
+            f"There is no action {action!r}.",
+            given=repr(action),
+            expected=f"one of {', '.join(map(repr, self.actions))}, or {numbers}" if self.actions else numbers,
+            fix=f"did you mean {close[0]!r}?"
+            if close
+            else "policy.spec.actions lists their names, in the order of the scores",
         )
 
     @property

@@ -21,6 +21,7 @@ from rlmech.adapters.environment import check_spaces, read_spec
 from rlmech.adapters.rl_agents.config import read_config
 from rlmech.adapters.safe import read_safetensors, read_weights
 from rlmech.adapters.weights import open_weights
+from rlmech.arguments import explain_misuse
 from rlmech.core.outputs import Selector
 from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
@@ -58,6 +59,7 @@ class Untold(TypedDict, total=False):
     action_space: spaces.Space[Any] | None
 
 
+@explain_misuse
 def load(
     path: str | Path,
     *,

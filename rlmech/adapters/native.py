@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlmech.adapters import rl_agents
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
+from rlmech.arguments import explain_misuse
 from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
@@ -30,6 +31,7 @@ FORMAT = 1
 FILE_NAME = "policy.safetensors"
 
 
+@explain_misuse
 def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     """Write a policy as one safetensors file that `load` opens again.
 
@@ -44,6 +46,14 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
 
     Raises:
         CheckpointError: The policy's architecture is of a class of its own, or the file cannot be written.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import MultiLayerPerceptron
+        >>> policy = rlm.HookedPolicy(MultiLayerPerceptron(4, (8,), d_out=2), torch.rand(2, 4))
+        >>> path = rlm.save_policy(policy, "policy.safetensors")
+        >>> rlm.load(path).fingerprint == policy.fingerprint
+        True
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path

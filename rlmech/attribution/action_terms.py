@@ -16,6 +16,7 @@ import xarray as xr
 from einops import einsum, rearrange
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import (
     ObservedArray,
     Readouts,
@@ -44,6 +45,7 @@ ROWS_AT_ONCE = 256
 Terms = dict[str, Tensor]
 
 
+@explain_misuse
 def attribute_actions(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:
@@ -109,6 +111,7 @@ def _refuse_undefined(total: Tensor) -> None:
         )
 
 
+@explain_misuse
 def centre_actions(result: xr.Dataset) -> xr.Dataset:
     """Take off each term's mean over the actions: raw action values are mostly the value of the state.
 
@@ -122,6 +125,15 @@ def centre_actions(result: xr.Dataset) -> xr.Dataset:
 
     Raises:
         ShapeError: There is one action only, or none.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> from rlmech.attribution import centre_actions
+        >>> centred = centre_actions(rlm.attribute_actions(policy, torch.rand(4, 15, 7)))
+        >>> bool(abs(centred.total.mean("action")).max() < 1e-5)
+        True
     """
     n_actions = result.sizes.get("action", 0)
     if n_actions < 2:

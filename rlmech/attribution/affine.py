@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.on_access import Later
 from rlmech.attribution.readouts import array, as_variables, made_by, observed_arrays, readouts, scores_of
 from rlmech.attribution.regions import FROZEN, POSITION, gate_reads, margins_of, name_type, region_ids, region_names
@@ -28,6 +29,7 @@ ROWS_AT_ONCE = 512
 """Rows of a chunk."""
 
 
+@explain_misuse
 def local_affine(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
     """The exact affine map of each observation's own linear region: scores = J x + c.
 

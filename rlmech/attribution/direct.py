@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, readouts, scores_of
 from rlmech.attribution.regions import FROZEN
 from rlmech.circuits.frozen import Frozen, freeze
@@ -30,6 +31,7 @@ ROWS_AT_ONCE = 512
 """Rows of a chunk."""
 
 
+@explain_misuse
 def direct_action_attribution(
     policy: HookedPolicy,
     obs: Observation,

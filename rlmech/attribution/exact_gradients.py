@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import Frozen, Gate, freeze
@@ -39,6 +40,7 @@ _PARTS, _REFINEMENTS = 8, 2
 """With attention: equal parts to begin with, and how often the crossings of gates behind it are located anew."""
 
 
+@explain_misuse
 def exact_integrated_gradients(
     policy: HookedPolicy,
     obs: Observation,

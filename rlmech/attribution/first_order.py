@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.certificate import certify
 from rlmech.attribution.repairs import (
     dropout_magnitude,
@@ -54,6 +55,7 @@ from rlmech.statistics import Clusters
 Repair = Literal["softmax", "dropout"]
 
 
+@explain_misuse
 def attribution_patching(
     policy: HookedPolicy,
     *,

@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from jaxtyping import Bool, Float
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.direct import ROWS_AT_ONCE, behind, flat, slopes_behind
 from rlmech.attribution.readouts import made_by, readouts
 from rlmech.circuits.labels import score_units
@@ -36,6 +37,7 @@ _Rows = Float[np.ndarray, "batch number"]
 _Scores = Float[np.ndarray, "batch action"]
 
 
+@explain_misuse
 def action_lens(
     policy: HookedPolicy,
     obs: Observation,

@@ -15,6 +15,7 @@ import xarray as xr
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.feature_space import States, as_states
 from rlmech.circuits.gated import gated_maps
@@ -29,6 +30,7 @@ _ROWS_AT_ONCE = 8192
 _SIGN = "score with the changed pattern less the score: negative where what is taken away was raising the score"
 
 
+@explain_misuse
 def pattern_effects(
     policy: HookedPolicy,
     obs: Observation,
@@ -82,6 +84,7 @@ def pattern_effects(
     return storable(xr.Dataset(data, coords=coords), attrs)
 
 
+@explain_misuse
 def key_feature_effects(
     policy: HookedPolicy,
     obs: States,
@@ -109,6 +112,14 @@ def key_feature_effects(
         AttentionError: No such block, entities mix before it, or a key bends between its gates.
         ObservationError: The observation is no table of entities.
         EngineError: The policy runs on the eager engine.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> from rlmech.attribution import key_feature_effects
+        >>> dict(key_feature_effects(policy, torch.rand(2, 15, 7)).effect.sizes)
+        {'batch': 2, 'action': 3, 'entity': 15, 'feature': 7}
     """
     states = as_states(policy, obs)
     run = _Run.of(policy, states, block)

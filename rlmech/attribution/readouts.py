@@ -84,37 +84,20 @@ def readouts(policy: HookedPolicy, *, better: int | str | None, worse: int | str
     unit = torch.eye(n_actions, dtype=like.dtype, device=like.device)
     if better is None and worse is None:
         return Readouts(weights=unit, names=names if len(names) == n_actions else tuple(range(n_actions)))
-    if better is None or better == worse:
+    first, second = (
+        None if action is None else policy.spec.action_number(action, n_actions=n_actions) for action in (better, worse)
+    )
+    if first is None or first == second:
         raise MetricError(
             "An action gap is between two actions.",
             given=f"better={better!r}, worse={worse!r}",
             expected="better, and another action as worse or none",
             fix="better='FASTER', worse='SLOWER'",
         )
-    first = action_index(policy, better, n_actions)
-    if worse is None:
+    if second is None:
         return Readouts(weights=unit[first : first + 1], names=(str(better),))
-    row = unit[first] - unit[action_index(policy, worse, n_actions)]
+    row = unit[first] - unit[second]
     return Readouts(weights=row[None], names=(f"{better} - {worse}",))
-
-
-def action_index(policy: HookedPolicy, action: int | str, n_actions: int) -> int:
-    """The number of an action.
-
-    Raises:
-        MetricError: There is no such action.
-    """
-    names = policy.spec.names("action")
-    if isinstance(action, str) and action in names:
-        return names.index(action)
-    if isinstance(action, int) and 0 <= action < n_actions:
-        return action
-    raise MetricError(
-        f"There is no action {action!r}.",
-        given=repr(action),
-        expected=f"one of {list(names)}" if names else f"a number from 0 to {n_actions - 1}",
-        fix="policy.spec.actions lists their names, in the order of the scores",
-    )
 
 
 def scores_of(policy: HookedPolicy) -> Address:

@@ -20,6 +20,7 @@ import xarray as xr
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.core.graph import Node
@@ -34,6 +35,7 @@ POSITION = np.dtype("<U64")
 """A position along the axes of a hook point, as text; eight axes of a million neurons fit."""
 
 
+@explain_misuse
 def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
     """How far each observation can move before a gate turns, and which gate that is.
 

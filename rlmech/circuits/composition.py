@@ -20,6 +20,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.feature_space import visible_keys
 from rlmech.circuits.held import bends_of, hold, reaches
 from rlmech.circuits.labels import policy_attrs
@@ -47,6 +48,7 @@ _TOLERANCE = 1e-4
 _CHECK_SEED = 0
 
 
+@explain_misuse
 def composition_scores(
     policy: HookedPolicy, *, obs: Observation | None = None, n_controls: int = 200, seed: int = 0
 ) -> xr.Dataset:

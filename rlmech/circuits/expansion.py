@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.held import HeldRun, hold, reaches
 from rlmech.circuits.labels import Action, action_weights, policy_attrs, score_units
 from rlmech.core.graph import Node
@@ -31,6 +32,7 @@ Path = tuple[Head, ...]
 _STATES_AT_ONCE = 512
 
 
+@explain_misuse
 def path_expansion(
     policy: HookedPolicy,
     obs: Observation,

@@ -17,6 +17,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
 from rlmech.circuits.labels import Action, action_weights, choose_block, labelled, provenance, score_units
 from rlmech.circuits.over_states import as_dataset, averaged
@@ -35,6 +36,7 @@ Terms = tuple[Float[Tensor, "term action"], Sequence[Action]]
 """Rows of weights on the scores, and their names."""
 
 
+@explain_misuse
 def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> xr.DataArray:
     """Each state's own bilinear form from the query's and the key's features to the score, exact.
 
@@ -50,11 +52,19 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
     Raises:
         AttentionError: No such block, entities mix before it, or an embedding is not piecewise linear.
         ObservationError: The observation is no table of entities.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.qk_forms(policy, torch.rand(2, 15, 7)).dims
+        ('batch', 'head', 'query', 'entity', 'feature_query', 'feature_key')
     """
     found = choose_block(policy, block)
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
 
+@explain_misuse
 def ov_forms(
     policy: HookedPolicy,
     obs: States,
@@ -84,6 +94,13 @@ def ov_forms(
         AttentionError: No such block, entities mix before it, or something on the way is not piecewise linear.
         ConfigError: A gap of which one action is missing or unknown, or that `to="d_model"` has no use for.
         ObservationError: The observation is no table of entities.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.ov_forms(policy, torch.rand(2, 15, 7)).dims
+        ('batch', 'head', 'query', 'entity', 'feature', 'action')
     """
     found = choose_block(policy, block)
     obs = as_states(policy, obs)

@@ -27,6 +27,13 @@ def choose_block(policy: HookedPolicy, path: str | None) -> AttentionBlock:
     Raises:
         AttentionError: No such block, none at all, or several and none named.
     """
+    if path is not None and not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            "A block is named by its module path.",
+            given=f"a {type(path).__name__}",
+            expected=f"one of {list(policy.attention)}, or none",
+            fix="observations go by name: obs=...",
+        )
     if path is not None:
         return policy.attention[path]
     paths = list(policy.attention)
@@ -88,7 +95,8 @@ def action_weights(
         A row of weights on the scores for each, and their names.
 
     Raises:
-        ConfigError: Only one of the two is given, they are the same, or the policy has no such action.
+        ConfigError: Only one of the two is given, or they are the same.
+        MetricError: The policy has no such action.
     """
     point = next(point for point in policy.hook_dict.values() if point.kind == "output")
     if point.axes != ("batch", "action"):
@@ -103,28 +111,17 @@ def action_weights(
     every = torch.eye(n_actions, dtype=torch.float64)
     if better is None and worse is None:
         return every, names
-    if better is None or worse is None or better == worse:
+    places = [
+        policy.spec.action_number(action, n_actions=n_actions) for action in (better, worse) if action is not None
+    ]
+    if len(set(places)) < 2:
         raise ConfigError(
             "An action gap is between two actions.",
             given=f"better={better!r}, worse={worse!r}",
             expected="two of " + ", ".join(map(repr, names)),
             fix="give both, or neither for each action's own score",
         )
-    places = [_place(policy, action, names) for action in (better, worse)]
     return (every[places[0]] - every[places[1]])[None], [f"{names[places[0]]} - {names[places[1]]}"]
-
-
-def _place(policy: HookedPolicy, action: Action, names: Sequence[Action]) -> int:
-    if action in names:
-        return names.index(action)
-    if isinstance(action, int) and 0 <= action < len(names):
-        return action
-    raise ConfigError(
-        f"{type(policy.module).__name__} has no action {action!r}.",
-        given=repr(action),
-        expected="one of " + ", ".join(map(repr, names)) + ", or its number",
-        fix="policy.spec.actions lists them",
-    )
 
 
 def _names(policy: HookedPolicy, axis: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from einops import einsum
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ungated_ov, ungated_qk
 from rlmech.circuits.labels import Action, choose_block, labelled, provenance
@@ -26,6 +27,7 @@ from rlmech.results import storable
 Space = Literal["model", "feature"]
 
 
+@explain_misuse
 def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_Q W_K^T per head, with the scale in it, factored; query side left, key side right, biases left out.
 
@@ -52,6 +54,7 @@ def qk_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
     return FactoredMatrix(found.scale * found.W_Q.detach(), found.W_K.detach().transpose(-1, -2))
 
 
+@explain_misuse
 def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatrix:
     """W_V W_O per head, factored; what is attended to left, output right, biases left out.
 
@@ -64,11 +67,19 @@ def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
 
     Raises:
         AttentionError: No such block, or several and none named.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.ov_factored(policy).shape
+        torch.Size([4, 64, 64])
     """
     found = choose_block(policy, block)
     return FactoredMatrix(found.W_V.detach(), found.W_O.detach())
 
 
+@explain_misuse
 def qk_circuit(
     policy: HookedPolicy,
     block: str | None = None,
@@ -120,6 +131,7 @@ def qk_circuit(
     return mean_qk(policy, obs, block=found) if gated else ungated_qk(policy, block=found)
 
 
+@explain_misuse
 def ov_circuit(
     policy: HookedPolicy,
     block: str | None = None,

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import States
 from rlmech.circuits.labels import choose_block
@@ -27,6 +28,7 @@ _SIZES = slice(3, 5)  # those of STATISTICS that grow with the weights
 _SIDES = {"qk": ("query", "key"), "ov": ("in", "out")}
 
 
+@explain_misuse
 def circuit_statistics(
     policy: HookedPolicy,
     block: str | None = None,

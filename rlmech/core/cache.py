@@ -5,9 +5,11 @@ Tensors are the values as they were when the pass ended; one that somebody chang
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from rlmech.axes import Axis
 from rlmech.errors import CacheError, SiteError, nearest
 from rlmech.files import DamagedError, read_sealed, write_sealed
+from rlmech.habits import OF_CACHE, unknown_name
 
 FORMAT = "rlmech.cache/2"
 
@@ -48,8 +51,8 @@ class ActivationCache(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         try:
             value = self._values[name]
-        except KeyError:
-            raise self._missing(name) from None
+        except (KeyError, TypeError):
+            return self[self._only(name)]
         if value is None:
             self._values[name] = value = self._deferred.pop(name)()
             self._versions[name] = _version(value)
@@ -70,6 +73,11 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise unknown_name("ActivationCache", name, vars(ActivationCache), OF_CACHE)
 
     def __repr__(self) -> str:
         return f"ActivationCache of {len(self)} activations, batch {self.batch_size}: {', '.join(self)}"
@@ -108,13 +116,25 @@ class ActivationCache(Mapping[str, Tensor]):
             )
         return self._with({name: self[name][rows] for name in self})
 
-    def stack(self, names: Iterable[str] | None = None) -> Tensor:
+    def stack(self, names: str | Iterable[str] | None = None) -> Tensor:
         """Activations of one shape, stacked along a new first axis, `site`.
 
+        Args:
+            names: Names or globs; None for all.
+
         Raises:
+            SiteError: A name matches nothing.
             CacheError: Their shapes differ.
+
+        Example:
+            >>> import torch, rlmech as rlm
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> _, cache = rlm.HookedPolicy(net, torch.rand(3, 4)).run_with_cache(torch.rand(8, 4))
+            >>> cache.stack(["0.hook_out", "1.hook_out"]).shape
+            torch.Size([2, 8, 3])
         """
-        names = list(self) if names is None else list(names)
+        patterns = ["*"] if names is None else [names] if isinstance(names, str) else list(names)
+        names = [name for pattern in patterns for name in self._matching(pattern)]
         shapes = {name: tuple(self[name].shape) for name in names}
         if not names or len(set(shapes.values())) > 1:
             raise CacheError(
@@ -184,13 +204,34 @@ class ActivationCache(Mapping[str, Tensor]):
     def _with(self, values: Mapping[str, Tensor]) -> ActivationCache:
         return ActivationCache(values, axes=self._axes)
 
-    def _missing(self, name: str) -> SiteError:
-        close = nearest(name, self._values)
+    def _matching(self, pattern: str) -> list[str]:
+        found = [pattern] if pattern in self._values else fnmatch.filter(self._values, pattern)
+        if not found:
+            raise self._missing(pattern)
+        return found
+
+    def _only(self, name: object) -> str:
+        """The one name that a glob matches."""
+        found = fnmatch.filter(self._values, name) if isinstance(name, str) else []
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise self._missing(name)
+        raise SiteError(
+            f"{name!r} matches {len(found)} activations.",
+            given=repr(name),
+            expected=f"one of {', '.join(map(repr, found[:6]))}{'...' if len(found) > 6 else ''}",
+            fix=f"cache[{found[0]!r}], or cache.stack({name!r}) for all of them",
+        )
+
+    def _missing(self, name: object) -> SiteError:
+        wanted = name[0] if isinstance(name, tuple) and name else name  # ("pattern", 0), as in TransformerLens
+        close = nearest(str(wanted), self._values)
         return SiteError(
             f"The cache holds no {name!r}.",
             given=repr(name),
             expected=f"one of {len(self)} names" + (f", e.g. {close[0]!r}" if close else ""),
-            fix=f"did you mean {close[0]!r}?" if close else f"ask for it: run_with_cache(obs, names={name!r})",
+            fix=f"did you mean {close[0]!r}?" if close else f"ask for it: run_with_cache(obs, names={str(wanted)!r})",
         )
 
 

@@ -8,21 +8,26 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.axes import AXES
 from rlmech.core.cache import ActivationCache
 from rlmech.core.directions import exchange_along, orthonormal_basis
 from rlmech.core.hook_point import HookFunction, HookPoint
+from rlmech.core.observation import Observation
 from rlmech.errors import EditError, SiteError, nearest
 
 Choice = int | str | tuple[int | str, ...]
 Index = tuple[Any, ...]
-EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace"]
+Reference = Observation | Mapping[str, Tensor]
+"""Observations, or a cache of a run on them."""
+EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase"]
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=True)
@@ -148,25 +153,54 @@ def write(value: Tensor, index: Index, new: Tensor | float) -> Tensor:
     return value
 
 
+class CachingPolicy(Protocol):
+    """What an edit asks of a policy to learn its value."""
+
+    def run_with_cache(self, obs: Observation, names: str) -> tuple[Tensor, ActivationCache]:
+        """Scores and activations of a batch of observations."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Edit:
     """What to do at a site; made by `zero_ablation`, `patch`, `subspace_patch`, `steer` and the others.
 
     Attributes:
         site: Where.
-        kind: What: `zero`, `mean`, `resample`, `patch`, `steer` or `subspace`.
+        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace` or `erase`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
-        basis: Directions that span the subspace to patch, each of the selected shape.
+        basis: Directions that span the subspace to patch, each of the selected shape; of an erasure the readout's
+            normal, the direction that is taken out, and the mean.
+        observations: Where the value is that of other observations, until `on` has run a policy on them.
         coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=3))
+        Edit(site=Site('attention_layer.hook_z', head=3), kind='zero', coefficient=1.0, seed=0)
     """
 
     site: Site
     kind: EditKind
     value: Shaped[Tensor, ...] | None = field(default=None, repr=False)
     basis: Shaped[Tensor, ...] | None = field(default=None, repr=False)
+    observations: Observation | None = field(default=None, repr=False)
     coefficient: float = 1.0
     seed: int = 0
+
+    def on(self, policy: CachingPolicy) -> Edit:
+        """The edit with its value, where that is of observations: what the unedited policy computes on them.
+
+        Args:
+            policy: The policy that the edit will act in.
+        """
+        if self.observations is None:
+            return self
+        with torch.no_grad():
+            _, cache = policy.run_with_cache(self.observations, self.site.name)
+        value = _of_rows(self.site, self.kind, cache[self.site.name])
+        return replace(self, value=value, observations=None)
 
     def bind(self, point: HookPoint) -> HookFunction:
         """The hook function of this edit on a point; draws go on from call to call.
@@ -187,6 +221,8 @@ class Edit:
                 return lambda tensor, hook: write(tensor, index, 0)
             case "steer":
                 return self._steering(point, index)
+            case "erase":
+                return self._erasing(point, index)
             case "subspace":
                 self._check_value(point)
                 return self._exchanging(point, index)
@@ -231,6 +267,26 @@ class Edit:
 
         return exchange
 
+    def _erasing(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
+        assert self.basis is not None  # noqa: S101  # erase always gives one
+        wanted, given = self.site.block_shape(point), tuple(self.basis.shape[1:])
+        if given not in (wanted, wanted[-1:]):
+            raise EditError(
+                f"The readout to erase does not fit {self.site}.",
+                given=f"a normal of shape {list(given)}",
+                expected=f"shape {list(wanted)}, or {list(wanted[-1:])} for every position",
+                fix="erase a readout that was fitted at this site",
+            )
+        normal, along, mean = self.basis.flatten(1)
+
+        def erase(tensor: Tensor, hook: HookPoint) -> Tensor:
+            value = read(tensor, index)
+            rows = value.reshape(-1, len(normal))
+            beyond = (rows - mean.to(rows)) @ normal.to(rows)
+            return write(tensor, index, (rows - beyond[:, None] * along.to(rows)).reshape(value.shape))
+
+        return erase
+
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         vector, wanted = self.value, self.site.block_shape(point)
         assert vector is not None  # noqa: S101  # steer always gives one
@@ -255,6 +311,13 @@ class Edit:
 
     def _check_value(self, point: HookPoint) -> None:
         value = self.value
+        if self.observations is not None:
+            raise EditError(
+                f"The {self.kind} value at {point.name!r} is of observations that no policy has run on yet.",
+                given="an edit that holds observations",
+                expected="an edit that holds activations",
+                fix="edit.on(policy); policy.edited and record do that by themselves",
+            )
         shape = () if value is None else tuple(value.shape[1:])
         if value is not None and value.ndim == len(point.axes) + 1 and "step" not in point.axes:
             shape = shape[1:]  # of a sequence
@@ -267,60 +330,111 @@ class Edit:
             )
 
 
+def check_edits(edits: Iterable[object]) -> None:
+    """Refuse what is no edit.
+
+    Raises:
+        EditError: One of them is none.
+    """
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise EditError(
+                "That is no edit.",
+                given=f"{edit!r:.80}",
+                expected="an Edit, or several",
+                fix="rlm.zero_ablation(site); functions go into policy.hooks(fwd_hooks=[(name, fn)])",
+            )
+
+
+@explain_misuse
 def zero_ablation(site: Site | str) -> Edit:
     """Set the site to zero.
 
     Zero is off-distribution for most activations: prefer mean or resample ablation, and do not take one for another.
+
+    Args:
+        site: Where.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> with policy.edited(rlm.zero_ablation(rlm.Site("hook_q_values", action=0))):
+        ...     bool((policy(torch.rand(3, 4))[:, 0] == 0).all())
+        True
     """
     return Edit(site=_site(site), kind="zero")
 
 
-def mean_ablation(site: Site | str, *, reference: Mapping[str, Tensor]) -> Edit:
-    """Set the site to its mean over a reference batch.
+@explain_misuse
+def mean_ablation(site: Site | str, *, reference: Reference) -> Edit:
+    """Set the site to its mean over reference states.
 
     Args:
         site: Where.
-        reference: A cache of reference observations that holds the site's hook point.
+        reference: Observations, or a cache of them that holds the site's hook point.
 
     Raises:
         SiteError: The reference lacks the hook point.
-        EditError: The point holds truth values, which have no mean.
+        EditError: The point holds truth values, which have no mean; or the reference is neither.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> edit = rlm.mean_ablation("hook_obs", reference=torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1]]))
+        >>> with policy.edited(edit):
+        ...     policy.run_with_cache(torch.rand(1, 4))[1]["hook_obs"]
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
-    site = _site(site)
-    value = _reference(site, reference)
-    if not value.is_floating_point():
-        raise EditError(
-            f"There is no mean of {site.name!r}.",
-            given=f"dtype {value.dtype}",
-            expected="a floating-point activation",
-            fix="use resample_ablation or patch, which put values in that occur",
-        )
-    return Edit(site=site, kind="mean", value=_rows(site, value).mean(0, keepdim=True))
+    return _put("mean", site, reference)
 
 
-def resample_ablation(site: Site | str, *, reference: Mapping[str, Tensor], seed: int = 0) -> Edit:
-    """Set the site, row by row, to its value in a random row of a reference batch.
+@explain_misuse
+def resample_ablation(site: Site | str, *, reference: Reference, seed: int = 0) -> Edit:
+    """Set the site, row by row, to its value in a random reference state.
 
     Args:
         site: Where.
-        reference: A cache of reference observations that holds the site's hook point.
+        reference: Observations, or a cache of them that holds the site's hook point.
         seed: Seed of the draws, which go on from call to call within one `policy.edited`.
+
+    Raises:
+        SiteError: The reference lacks the hook point.
+        EditError: The reference is neither observations nor a cache.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> with policy.edited(rlm.resample_ablation("hook_obs", reference=torch.ones(3, 4))):
+        ...     policy.run_with_cache(torch.rand(1, 4))[1]["hook_obs"]
+        tensor([[1., 1., 1., 1.]])
     """
-    site = _site(site)
-    return Edit(site=site, kind="resample", value=_rows(site, _reference(site, reference)), seed=seed)
+    return _put("resample", site, reference, seed=seed)
 
 
-def patch(site: Site | str, *, source: Mapping[str, Tensor]) -> Edit:
+@explain_misuse
+def patch(site: Site | str, *, source: Reference) -> Edit:
     """Set the site to its value in another run, row by row.
 
     Args:
         site: Where.
-        source: A cache of the other run, with as many rows as the batch that will be patched.
+        source: The other run, with as many rows as the batch that will be patched: observations, or a cache of them.
+
+    Raises:
+        SiteError: The source lacks the hook point.
+        EditError: The source is neither observations nor a cache.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> clean, corrupt = torch.rand(2, 3, 4)
+        >>> with policy.edited(rlm.patch("hook_obs", source=clean)):
+        ...     print(bool((policy(corrupt) == policy.module(clean)).all()))
+        True
     """
-    site = _site(site)
-    return Edit(site=site, kind="patch", value=source[site.name])
+    return _put("patch", site, source)
 
 
+@explain_misuse
 def steer(site: Site | str, vector: Tensor, coefficient: float = 1.0) -> Edit:
     """Add a vector, times a coefficient, to the site.
 
@@ -329,11 +443,19 @@ def steer(site: Site | str, vector: Tensor, coefficient: float = 1.0) -> Edit:
         vector: Of the selected shape, without the batch and without axes at a single position; or one of the
             point's last axis, which is added at every selected position.
         coefficient: Factor of the vector.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> with policy.edited(rlm.steer("hook_obs", torch.tensor([1.0, 0, 0, 0]), 2.0)):
+        ...     policy.run_with_cache(torch.zeros(1, 4))[1]["hook_obs"]
+        tensor([[2., 0., 0., 0.]])
     """
     return Edit(site=_site(site), kind="steer", value=torch.as_tensor(vector).detach(), coefficient=coefficient)
 
 
-def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tensor]) -> Edit:
+@explain_misuse
+def subspace_patch(site: Site | str, basis: Tensor, *, source: Reference) -> Edit:
     """Set the site's component in a linear subspace to that of another run, row by row, and keep the rest.
 
     Exact: a full basis gives `patch`, an empty one changes nothing.
@@ -342,7 +464,7 @@ def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tens
         site: Where.
         basis: A direction of the selected shape (without the batch and without axes at a single position), or several
             along a first axis. They need not be orthogonal; those that depend on others add nothing.
-        source: A cache of the other run, with as many rows as the batch that will be patched.
+        source: The other run, with as many rows as the batch that will be patched: observations, or a cache of them.
 
     Source:
         Geiger et al. 2024, *Finding Alignments Between Interpretable Causal Variables and Distributed Neural
@@ -357,8 +479,40 @@ def subspace_patch(site: Site | str, basis: Tensor, *, source: Mapping[str, Tens
         ...     policy.run_with_cache(torch.tensor([[2.0, 0, 0, 0]]))[1]["hook_obs"]
         tensor([[2., 1., 0., 0.]])
     """
+    return _put("subspace", site, source, basis=torch.as_tensor(basis).detach())
+
+
+def _put(kind: EditKind, site: Site | str, run: Any, **more: Any) -> Edit:
+    """An edit that puts in what a run has at the site: of observations, once a policy is there to compute it."""
     site = _site(site)
-    return Edit(site=site, kind="subspace", value=source[site.name], basis=torch.as_tensor(basis).detach())
+    if isinstance(run, ActivationCache) or (isinstance(run, Mapping) and site.name in run):
+        return Edit(site=site, kind=kind, value=_of_rows(site, kind, run[site.name]), **more)
+    if isinstance(run, Mapping | Tensor | np.ndarray | list):
+        return Edit(site=site, kind=kind, observations=np.asarray(run) if isinstance(run, list) else run, **more)
+    raise EditError(
+        f"The {kind} edit at {site} takes its value from observations, or from a cache of them.",
+        given=f"a {type(run).__name__}",
+        expected="observations, one row each, or a cache",
+        fix=f"policy.run_with_cache(obs, {site.name!r})[1]",
+    )
+
+
+def _of_rows(site: Site, kind: EditKind, rows: Tensor) -> Tensor:
+    """What an edit puts in, from the site's activation in a run."""
+    rows = rows.detach()
+    if kind in ("patch", "subspace"):
+        return rows
+    rows = _rows(site, rows)
+    if kind == "resample":
+        return rows
+    if not rows.is_floating_point():
+        raise EditError(
+            f"There is no mean of {site.name!r}.",
+            given=f"dtype {rows.dtype}",
+            expected="a floating-point activation",
+            fix="use resample_ablation or patch, which put values in that occur",
+        )
+    return rows.mean(0, keepdim=True)
 
 
 def _of_step(values: Tensor, hook: HookPoint) -> Tensor:
@@ -399,19 +553,6 @@ class AtSteps:
                 fix="run a sequence, or leave the step out of the site",
             )
         return self._function(tensor, hook=hook) if hook.step in self.steps else None
-
-
-def _reference(site: Site, reference: object) -> Tensor:
-    """The site's activation in a reference cache."""
-    if isinstance(reference, ActivationCache) or (isinstance(reference, Mapping) and site.name in reference):
-        return reference[site.name].detach()
-    shape = getattr(reference, "shape", None)
-    raise EditError(
-        f"The reference of {site} is not a cache: an edit holds activations, and runs no policy.",
-        given=type(reference).__name__ + ("" if shape is None else f" of shape {list(shape)}"),
-        expected="a cache of reference observations",
-        fix=f"reference=policy.run_with_cache(obs, {site.name!r})[1]",
-    )
 
 
 def _rows(site: Site, value: Tensor) -> Tensor:
@@ -495,3 +636,37 @@ def _position(point: HookPoint, axis: str, item: int | str) -> int:
             fix=f"choose one of its {size}",
         )
     return item % size
+
+
+def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | None = None) -> Edit:
+    """Take out of the site what a linear readout reads: for every input it then reads what it reads of the mean.
+
+        value - along (normal . (value - mean)) / (normal . along)
+
+    With `along` = covariance times normal (`Probe.pattern`) it is the smallest change that leaves nothing of the
+    readout, nor of anything that a linear readout could find in its place (LEACE); with None it is the orthogonal one.
+
+    Args:
+        site: Where.
+        normal: The readout's slope, of the selected shape; or of the point's last axis, for every position.
+        mean: Mean value of the site, of the same shape.
+        along: Direction that the value is moved along.
+
+    Raises:
+        EditError: The direction does not change what is read, or the shapes differ.
+
+    Source:
+        Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, arXiv 2306.03819, for one readout.
+    """
+    normal, mean = torch.as_tensor(normal).detach().double(), torch.as_tensor(mean).detach().double()
+    along = normal if along is None else torch.as_tensor(along).detach().double()
+    overlap = float((normal * along).sum()) if normal.shape == along.shape == mean.shape else 0.0
+    if overlap == 0:
+        raise EditError(
+            "There is nothing to erase along that direction.",
+            given=f"a normal of shape {list(normal.shape)}, a direction of {list(along.shape)}, a mean of "
+            f"{list(mean.shape)}, and an overlap of {overlap:g}",
+            expected="three tensors of one shape, and a direction that changes what is read",
+            fix="along=probe.pattern(), or leave it out",
+        )
+    return Edit(site=_site(site), kind="erase", basis=torch.stack([normal, along / overlap, mean]))

@@ -8,6 +8,7 @@ context (`contextvars`) that attached them: threads and tasks that share a polic
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,7 +182,12 @@ class HookRegistry:
         handle.fired += 1
         given = value.clone()
         with self.suspended():
-            returned = handle.function(given, hook=point)
+            try:
+                returned = handle.function(given, hook=point)
+            except TypeError as error:
+                if _takes_hook(handle.function):
+                    raise
+                raise _wrong_signature(handle.function, point) from error
         result = given if returned is None else returned
         check_replacement(point, value, result)
         return result
@@ -213,6 +219,15 @@ class HookPoint(nn.Module):
         shape: Sizes, None for the batch.
         kind: What stands there.
         labels: Names along an axis, where they are known, e.g. `{"entity": ("ego", "vehicle_1")}`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> policy.hook_dict["1.hook_out"]
+        HookPoint(1.hook_out [batch neuron=8])
+        >>> policy.hook_dict["1.hook_out"].size("neuron")
+        8
     """
 
     def __init__(
@@ -289,6 +304,25 @@ def check_replacement(point: HookPoint, value: Tensor, result: Any) -> None:
         given=_describe(result),
         expected=f"{_describe(value)}, axes {' '.join(point.axes)}, or None",
         fix="return a tensor of the same shape, dtype and device; nothing is broadcast",
+    )
+
+
+def _takes_hook(function: HookFunction) -> bool:
+    try:
+        inspect.signature(function).bind(None, hook=None)
+    except TypeError:
+        return False
+    except ValueError:  # built into C, and says nothing
+        return True
+    return True
+
+
+def _wrong_signature(function: HookFunction, point: HookPoint) -> HookError:
+    return HookError(
+        f"A hook on {point.name!r} does not take what it is called with.",
+        given=f"{getattr(function, '__name__', 'a function')}{inspect.signature(function)}",
+        expected="fn(tensor, hook), which returns a tensor or None",
+        fix="lambda tensor, hook: tensor * 0",
     )
 
 

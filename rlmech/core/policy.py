@@ -17,13 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rlmech.arguments import explain_misuse
 from rlmech.axes import Axis
 from rlmech.core.acting import choose_actions
 from rlmech.core.attention import AttentionBlocks
+from rlmech.core.automatic_sites import automatic_sites
 from rlmech.core.cache import ActivationCache
 from rlmech.core.eager import EagerEngine
-from rlmech.core.edit import Edit, Site
+from rlmech.core.edit import Edit, Site, check_edits
 from rlmech.core.engine import Engine, EngineName, GraphEngine
+from rlmech.core.example import format_of
 from rlmech.core.graph import NotTraceable
 from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
@@ -32,7 +35,7 @@ from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
-from rlmech.core.observation import Observation, ObservationFormat, image_keys
+from rlmech.core.observation import Observation, image_keys
 from rlmech.core.outputs import Scored, Selector, find_outputs
 from rlmech.core.parity import (
     BATCHES,
@@ -51,6 +54,7 @@ from rlmech.core.stateful import Sequence as Sequential
 from rlmech.core.stateful import StatefulFormat, scored_step, state_form
 from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
 from rlmech.errors import ConfigError, EngineError, ParityError, StateError
+from rlmech.habits import OF_POLICY, unknown_name
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -122,7 +126,7 @@ class HookedPolicy(nn.Module):
         self._root = root
         self._form: StateForm | None = None
         self._length: tuple[int, int] | None = None
-        self._format = ObservationFormat(example_obs, images=image_keys(observation_space))
+        self._format = format_of(example_obs, self.module, images=image_keys(observation_space))
         if state is not None:
             self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()
@@ -228,6 +232,7 @@ class HookedPolicy(nn.Module):
 
     forward = __call__
 
+    @explain_misuse
     def run_with_cache(
         self, obs: Observation, names: Names = None
     ) -> tuple[Float[Tensor, "batch *choice action"], ActivationCache]:
@@ -378,6 +383,7 @@ class HookedPolicy(nn.Module):
 
         return self._sequences.get((n_steps, read), make)
 
+    @explain_misuse
     def run_with_hooks(
         self, obs: Observation, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> Float[Tensor, "batch *choice action"]:
@@ -399,6 +405,7 @@ class HookedPolicy(nn.Module):
         check_fired([handle for handle in handles if handle not in backward])
         return scores
 
+    @explain_misuse
     @contextmanager
     def hooks(self, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Generator[HookedPolicy]:
         """Attach functions for as long as the `with` lasts; whatever happens inside, they are gone afterwards.
@@ -420,19 +427,27 @@ class HookedPolicy(nn.Module):
                 handle.remove()
         check_fired(handles)
 
+    @explain_misuse
     @contextmanager
-    def edited(self, edits: Iterable[Edit]) -> Generator[HookedPolicy]:
+    def edited(self, edits: Edit | Iterable[Edit]) -> Generator[HookedPolicy]:
         """Apply edits, in order, to every forward pass inside the `with`.
+
+        Args:
+            edits: One, or several. Those that hold reference observations run the policy on them first, unedited.
 
         Raises:
             SiteError, EditError: An edit does not fit this policy; nothing is attached then.
             HookError: On leaving without an exception: an edit was never reached.
         """
-        edits = [replace(edit, site=located(edit.site, self.hook_dict)) for edit in edits]
-        bound = [(edit.site.name, edit.bind(self.point(edit.site.name))) for edit in edits]
+        several = [edits] if isinstance(edits, Edit) else list(edits)
+        check_edits(several)
+        with self._registry.suspended():  # references are of the policy as it is
+            known = [replace(edit, site=located(edit.site, self.hook_dict)).on(self) for edit in several]
+        bound = [(edit.site.name, edit.bind(self.point(edit.site.name))) for edit in known]
         with self.hooks(fwd_hooks=bound):
             yield self
 
+    @explain_misuse
     def predict(
         self,
         obs: Observation,
@@ -463,11 +478,13 @@ class HookedPolicy(nn.Module):
 
     # ---- looking
 
+    @explain_misuse
     def sites(self, names: Names = None, *, over: str | Sequence[str] = ()) -> list[Site]:
         """Expand hook names into sites, one for each position along some axes.
 
         Args:
-            names: As in `run_with_cache`.
+            names: As in `run_with_cache`; or `auto`, where there is no such name: heads and entities where there is
+                attention, else every hidden neuron.
             over: Axis or axes to run through; points without them are an error.
 
         Example:
@@ -476,6 +493,8 @@ class HookedPolicy(nn.Module):
             >>> len(policy.sites("*.hook_z", over=("head",)))
             4
         """
+        if isinstance(names, str) and names == "auto":
+            return automatic_sites(self)
         sites: list[Site] = []
         over = (over,) if isinstance(over, str) else tuple(over)
         if "step" in over and self._format.is_sequence:
@@ -679,6 +698,17 @@ class HookedPolicy(nn.Module):
             setattr(self, name, value)
         with offered(graph):
             self._prepare()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "module" not in self.__dict__.get("_modules", {}):
+                raise
+        if name in dict(self.module.named_children()):
+            inner = f"policy.module.{name} is the network's own"
+            raise unknown_name("HookedPolicy", name, vars(HookedPolicy), {name: inner})
+        raise unknown_name("HookedPolicy", name, vars(HookedPolicy), OF_POLICY)
 
     # ---- inside
 

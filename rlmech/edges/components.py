@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.dependence import push_dependence
 from rlmech.core.edit import Site
 from rlmech.core.graph import Graph, Node
@@ -186,6 +187,7 @@ def unit_name(point: HookPoint, site: Site) -> str:
     return " ".join(parts)
 
 
+@explain_misuse
 def component_graph(policy: HookedPolicy, *, units: Sequence[Site]) -> ComponentGraph:
     """Find the edges between units of a policy.
 

@@ -19,6 +19,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.circuit import Circuit, circuit_runs
@@ -44,6 +45,7 @@ Found = tuple[Bool[np.ndarray, " edge"], Float[np.ndarray, " edge"], Float[np.nd
 """(kept, score, signed effect)."""
 
 
+@explain_misuse
 def discover_circuit(
     policy: HookedPolicy,
     *,

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.graph import Graph, Node
 from rlmech.core.observation import Observation
@@ -35,6 +36,7 @@ ROWS_AT_ONCE = 1024
 """Pairs run at once: past the second-level cache a larger stack loses on a CPU."""
 
 
+@explain_misuse
 def path_patching(
     policy: HookedPolicy,
     *,

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.components import ComponentGraph
@@ -32,6 +33,7 @@ from rlmech.statistics import Clusters, bootstrap_mean
 _ROWS_AT_ONCE = 1024
 
 
+@explain_misuse
 def edge_attribution(
     policy: HookedPolicy,
     *,

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.circuit import Circuit
@@ -31,6 +32,7 @@ from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
+@explain_misuse
 def causal_scrubbing(
     policy: HookedPolicy,
     *,

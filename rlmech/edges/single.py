@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.components import ComponentGraph, Edge
@@ -25,6 +26,7 @@ from rlmech.statistics import Clusters
 _ROWS_AT_ONCE = 4096
 
 
+@explain_misuse
 def edge_patching(
     policy: HookedPolicy,
     *,

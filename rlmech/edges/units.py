@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from rlmech.arguments import explain_misuse
 from rlmech.axes import Axis
 from rlmech.core.edit import Site
 from rlmech.core.graph import Node
@@ -23,6 +24,7 @@ Over = Literal["layer", "neuron"]
 _OBSERVATION: tuple[Axis, ...] = ("entity", "channel", "feature")
 
 
+@explain_misuse
 def choose_units(policy: HookedPolicy, *, units: Units = "auto", over: Over = "layer") -> ComponentGraph:
     """The component graph over a policy's units.
 

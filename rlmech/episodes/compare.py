@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, steer
 from rlmech.episodes.comparison import BASELINE, compare_recordings
 from rlmech.episodes.controls import Control, with_controls
@@ -27,14 +28,17 @@ from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
 from rlmech.results import storable
+from rlmech.simulators.env import environment
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
+    from rlmech.simulators.protocol import Outcome
 
 
+@explain_misuse
 def compare_rollouts(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     conditions: Mapping[str, Any],
     seeds: Iterable[int],
@@ -42,6 +46,7 @@ def compare_rollouts(
     controls: Sequence[Control] = (),
     n_controls: int = 3,
     names: Names = (),
+    outcomes: Sequence[Outcome] = (),
     workers: int = 1,
     backend: Backend = "processes",
     path: str | Path | None = None,
@@ -54,7 +59,7 @@ def compare_rollouts(
 
     Args:
         policy: The baseline's policy, which drives all conditions that name no other.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one, as for `rlm.record`.
         conditions: By name: edits, a `Condition` (edits, when, another policy), or another policy.
         seeds: Seeds of the episodes, the same for all.
         when: When the edits of conditions that do not say so act; None for always.
@@ -62,6 +67,8 @@ def compare_rollouts(
             `random_direction` (a random direction instead, as long as what the edits change there), besides.
         n_controls: Of each kind, for each condition.
         names: Hook points to record.
+        outcomes: What to compare beside what the environment's simulator tells of an episode, read from `info`: e.g.
+            `rlm.simulators.Outcome(name="is_success", kind="share")`.
         workers: Processes.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
         path: Directory to keep the recordings in, one for each condition; a comparison that was interrupted, or one of
@@ -93,6 +100,7 @@ def compare_rollouts(
         >>> result["return"].dims, bool((result["delta_return"].sel(condition="baseline") == 0).all())
         (('condition', 'seed'), True)
     """
+    env = environment(env, policy=policy)
     when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
     if not chosen or BASELINE in chosen:
@@ -114,6 +122,7 @@ def compare_rollouts(
         seeds=seeds,
         names=names,
         frames=False,
+        outcomes=outcomes,
         workers=workers,
         backend=backend,
         paths=None if path is None else _paths(Path(path), list(everything)),
@@ -136,9 +145,10 @@ def compare_rollouts(
     return storable(result, cost_attrs)
 
 
+@explain_misuse
 def dose_response(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     site: Site | str,
     vector: torch.Tensor,
@@ -150,7 +160,7 @@ def dose_response(
 
     Args:
         policy: The policy.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one.
         site: Where the vector is added.
         vector: Of the site's selected shape: e.g. the weights of a linear probe, or a difference of means.
         coefficients: Factors of the vector; 0 is the baseline and need not be given.
@@ -163,6 +173,16 @@ def dose_response(
     Raises:
         ConfigError: No coefficient but 0, or one twice.
         EditError: The vector does not fit the site.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> given = {"site": "1.hook_out", "vector": torch.ones(8), "coefficients": [0.0, 1.0]}
+        >>> result = rlm.episodes.dose_response(policy, env, **given, seeds=range(4), progress=False)
+        >>> dict(result.sizes)
+        {'condition': 2, 'seed': 4}
     """
     doses = sorted({float(coefficient) for coefficient in coefficients} - {0.0})
     if not doses or len(doses) < len([c for c in coefficients if c != 0]):

@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
 from rlmech.results import storable
@@ -36,24 +37,21 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 BASELINE = "baseline"
-OUTCOMES = {
-    "return": ("return", "sum of the rewards"),
-    "crashed": ("share of episodes", "the episode ended in a crash"),
-    "arrived": ("share of episodes", "the goal was reached"),
-    "length": ("step", "decisions in the episode"),
-    "speed": ("m/s", "mean over the episode"),
+OWN = {
+    "return": {"units": "return", "long_name": "sum of the rewards", "kind": "sum"},
+    "length": {"units": "step", "long_name": "decisions in the episode", "kind": "sum"},
 }
-RATES = ("crashed", "arrived")
 ALONG = {
     "edited": ("share of steps", "steps at which edits were at work"),
     "agreement": ("share of steps", "steps at which the unedited baseline policy would do the same in that very state"),
     "onset": ("step", "first step at which edits were at work; NaN: none"),
     "divergence": ("step", "first step at which another action was taken than in the baseline's episode; NaN: none"),
     "steps_to_change": ("step", "from onset to divergence; NaN: no edit, or no other action"),
-    "steps_to_crash": ("step", "from onset to the crash; NaN: no edit, or no crash"),
 }
+TO_CRASH = ("step", "from onset to the crash; NaN: no edit, or no crash")
 
 
+@explain_misuse
 def compare_recordings(
     recordings: Mapping[str, Recording],
     *,
@@ -75,16 +73,30 @@ def compare_recordings(
         seed: Of the draws.
 
     Returns:
-        Dimensions `condition` and `seed`. Of `return`, `crashed`, `arrived`, `length` and `speed`, as far as the
-        environment tells them: the episodes' values `[condition, seed]`; `mean_return[condition]` with `_low` and
-        `_high`; `delta_return[condition]`, the mean difference from the baseline of the same seed (positive: more than
-        the baseline), with `_low`, `_high`, `_se` (standard error), `_p` (exact test) and `_p_holm` (corrected for the
-        number of conditions). And along the episodes `[condition, seed]`: edited, agreement, onset, divergence,
-        steps_to_change, steps_to_crash. Coordinate `never_active[condition]`: the edits were never at work.
+        Dimensions `condition` and `seed`. Of `return`, `length` and the outcomes recorded (highway-env's environments
+        tell `crashed`, `speed` and, where there is a goal, `arrived`), with those asked for when recording: the
+        episodes' values `[condition, seed]`; `mean_return[condition]` with `_low` and `_high`;
+        `delta_return[condition]`, the mean difference from the baseline of the same seed (positive: more than the
+        baseline), with `_low`, `_high`, `_se` (standard error), `_p` (exact test) and `_p_holm` (corrected for the
+        number of conditions). The attribute `kind` says whether one is a `share`, a rate with a rate's interval. And
+        along the episodes `[condition, seed]`: edited, agreement, onset, divergence, steps_to_change and, where crashes
+        are told, steps_to_crash. Coordinate `never_active[condition]`: the edits were never at work.
 
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
         RecordingError: The recordings have no seed in common, hold parts of episodes, or are imported.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> runs = {
+        ...     name: rlm.record(policy, env, seeds=range(4), edits=edits, progress=False)
+        ...     for name, edits in {"baseline": [], "no hidden layer": [rlm.zero_ablation("1.hook_out")]}.items()
+        ... }
+        >>> dict(rlm.episodes.compare_recordings(runs).sizes)
+        {'condition': 2, 'seed': 4}
     """
     _check(recordings)
     for name, recording in recordings.items():
@@ -100,19 +112,22 @@ def compare_recordings(
         )
     names = [BASELINE, *(name for name in recordings if name != BASELINE)]
     tables = {name: recordings[name].episodes.set_index("seed").loc[seeds] for name in names}
-    told = [name for name in OUTCOMES if all(name in table for table in tables.values())]
+    told = {
+        name: attrs
+        for name, attrs in _outcomes(recordings).items()
+        if all(name in table and not table[name].isna().any() for table in tables.values())
+    }
     data: dict[str, Any] = {}
     controls = np.array([name in control_of for name in names])
-    for outcome in told:
-        unit, meaning = OUTCOMES[outcome]
+    for outcome, attrs in told.items():
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
-        attrs = {"units": unit, "long_name": meaning}
         data[outcome] = (("condition", "seed"), values, attrs)
         options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+        options["share"] = attrs["kind"] == "share"
         found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
     along = [_along(recordings[name], recordings[BASELINE], seeds, policy) for name in names]
-    for name, (unit, meaning) in ALONG.items():
+    for name, (unit, meaning) in (ALONG | ({"steps_to_crash": TO_CRASH} if "crashed" in told else {})).items():
         values = np.stack([table[name].to_numpy(dtype=float) for table in along])
         data[name] = (("condition", "seed"), values, {"units": unit, "long_name": meaning})
     coords = {
@@ -133,6 +148,7 @@ def compare_recordings(
     return storable(xr.Dataset(data, coords=coords), _attrs(recordings, data, confidence, n_resamples, seed))
 
 
+@explain_misuse
 def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     """A comparison as a table to read: a row a condition, each difference with its interval.
 
@@ -142,9 +158,19 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     Returns:
         Texts: means of the baseline, differences of the others as `-0.52 [-0.83, -0.21]`, with a star where Holm's
         corrected p-value is below 0.05; agreement, and the share of episodes that ever differ.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> rlm.episodes.comparison_table(result).index.to_list()
+        ['baseline', 'no hidden layer']
     """
     rows: dict[str, dict[str, str]] = {}
-    told = [name for name in OUTCOMES if name in result]
+    told = _compared(result)
     for name in result["condition"].values.tolist():
         one = result.sel(condition=name)
         if name == BASELINE:
@@ -159,6 +185,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+@explain_misuse
 def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: float) -> xr.DataArray:
     """How many seeds each condition's difference takes to be known as precisely as wanted.
 
@@ -167,7 +194,7 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
 
     Args:
         result: What `compare_rollouts` returned.
-        variable: `return`, `crashed`, `arrived`, `length` or `speed`.
+        variable: `return`, `length` or one of the outcomes.
         half_width: Half the width of the interval wanted, in the variable's unit.
 
     Returns:
@@ -176,9 +203,19 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
 
     Raises:
         MetricError: No such variable, a width that is none, or fewer than four seeds.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> int(rlm.episodes.seeds_needed(result, half_width=5.0).sel(condition="baseline"))
+        2
     """
     if f"delta_{variable}" not in result or half_width <= 0:
-        known = [name for name in OUTCOMES if name in result]
+        known = _compared(result)
         close = nearest(variable, known)
         raise MetricError(
             "There is no such precision.",
@@ -195,7 +232,7 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         )
     differences = (result[variable] - result[variable].sel(condition=BASELINE)).values
     confidence = float(result.attrs["confidence"])
-    scale = 1.0 if variable in RATES else float(np.abs(result[variable].values).max())
+    scale = 1.0 if result[variable].attrs["kind"] == "share" else float(np.abs(result[variable].values).max())
     spread = largest_spread(differences, scale=scale, confidence=confidence)
     spread = np.where(result["condition"].values == BASELINE, 0.0, spread)  # it does not differ from itself
     needed = [n_for_half_width(s, half_width=half_width, confidence=confidence) for s in spread]
@@ -206,6 +243,22 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
         "spread": f"upper {confidence:.0%} end of the standard deviation of {differences.shape[1]} differences",
     }
     return storable(xr.DataArray(needed, dims="condition", coords={"condition": result["condition"].values}), attrs)
+
+
+def _outcomes(recordings: Mapping[str, Recording]) -> dict[str, dict[str, str]]:
+    """What is compared, in order: the return, shares, the length, means; with unit, meaning and kind."""
+    told: dict[str, dict[str, str]] = {}
+    for recording in recordings.values():
+        for one in recording.manifest["outcomes"]:
+            unit = one["unit"] or ("share of episodes" if one["kind"] == "share" else "")
+            told[one["name"]] = {"units": unit, "long_name": one["meaning"] or one["name"], "kind": one["kind"]}
+    shares = {name: attrs for name, attrs in told.items() if attrs["kind"] == "share"}
+    return {"return": OWN["return"], **shares, "length": OWN["length"], **told}
+
+
+def _compared(result: xr.Dataset) -> list[str]:
+    """The variables of a comparison that have differences."""
+    return [str(name) for name in result.data_vars if f"delta_{name}" in result]
 
 
 def _check(recordings: Mapping[str, Recording]) -> None:
@@ -236,18 +289,23 @@ def _check_whole(name: str, recording: Recording) -> None:
 
 
 def _means(
-    outcome: str, values: Float[np.ndarray, "condition seed"], **options: Any
+    outcome: str, values: Float[np.ndarray, "condition seed"], *, share: bool, **options: Any
 ) -> dict[str, Float[np.ndarray, " condition"]]:
-    interval = bootstrap_mean(values, shares="shares" if outcome in RATES else None, **options)
+    interval = bootstrap_mean(values, shares="shares" if share else None, **options)
     name = f"mean_{outcome}"
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _differences(
-    outcome: str, values: Float[np.ndarray, "condition seed"], controls: Bool[np.ndarray, " condition"], **options: Any
+    outcome: str,
+    values: Float[np.ndarray, "condition seed"],
+    controls: Bool[np.ndarray, " condition"],
+    *,
+    share: bool,
+    **options: Any,
 ) -> dict[str, Float[np.ndarray, " condition"]]:
     differences = values - values[:1]
-    kind: Shares | None = "differences" if outcome in RATES else None
+    kind: Shares | None = "differences" if share else None
     interval = bootstrap_mean(differences, scale=float(np.abs(values).max()), shares=kind, **options)
     p = np.array([exact_test(own, seed=options["seed"]) for own in differences])
     p, low, high = _agreed(p, interval)

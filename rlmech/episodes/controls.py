@@ -127,6 +127,7 @@ def _states(policy: HookedPolicy, env: gym.Env, seeds: list[int]) -> Any:
         seeds=seeds[:N_EPISODES],
         names=(),
         frames=False,
+        outcomes=(),
         workers=1,
         backend="processes",
         paths=None,

@@ -37,6 +37,12 @@ class Condition:
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, a function of
             a `Moment`.
         policy: Another policy than the one compared with.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> late = rlm.Condition(edits=[rlm.zero_ablation("1.hook_out")], when=rlm.episodes.when.from_step(5))
+        >>> str(late.when)
+        'from step 5 to the end'
     """
 
     edits: Sequence[Edit | Hook] = ()
@@ -95,6 +101,8 @@ class Driver:
     names: Names = ()
 
     def __post_init__(self) -> None:
+        known = tuple(edit.on(self.policy) if isinstance(edit, Edit) else edit for edit in self.edits)
+        object.__setattr__(self, "edits", known)  # observations as a reference are run on once, not in each episode
         given: tuple[Any, ...] = self.edits
         for edit in given:  # an edit that does not fit is told before the first episode
             if isinstance(edit, Edit):
@@ -159,10 +167,12 @@ class Drive:
     Args:
         driver: The driver.
         seed: The episode's seed.
+        action_names: Names of the environment's actions; the policy's own come first.
     """
 
     driver: Driver
     seed: int
+    action_names: tuple[str, ...] = ()
     _hooks: list[Hook] = field(init=False)
     _previous: Any = None
     _step: int = 0
@@ -204,6 +214,7 @@ class Drive:
             action=unedited.action,
             previous_action=self._previous,
             vehicles=vehicles,
+            action_names=self.driver.policy.spec.actions or self.action_names,
         )
         return when(moment)
 

@@ -10,23 +10,27 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.origin import environment_of, spaces_of
 from rlmech.episodes.recording import Recording
 from rlmech.episodes.shards import FINAL, Episodes, Writer
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
+from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.identity import differences, listed
 from rlmech.spec import PolicySpec
 
 Observations = Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
@@ -48,6 +52,7 @@ class _Episode:
     infos: dict[str, Shaped[np.ndarray, "step ..."]]  # of the decision and of what it led to
 
 
+@explain_misuse
 def to_minari(
     recording: Recording, dataset_id: str, *, root: str | Path | None = None, description: str | None = None
 ) -> Any:
@@ -66,7 +71,8 @@ def to_minari(
 
     Raises:
         MissingPackageError: Minari is not installed.
-        RecordingError: The recording has no episode or parts of some only, or the dataset exists.
+        RecordingError: The recording has no episode or parts of some only, the dataset exists, or the environment that
+            Gymnasium makes of the recording's id, keywords and configuration is not the one recorded.
         ConfigError: The id is not one of Minari's.
 
     Source:
@@ -83,6 +89,7 @@ def to_minari(
     _check_whole(recording)
     folder = _folder(minari, dataset_id, root)
     env = environment_of(recording)
+    _check_same(recording, env)
     observed, acted = spaces_of(recording, env)
     metadata = {
         "dataset_id": dataset_id,
@@ -104,6 +111,7 @@ def to_minari(
     return minari.MinariDataset(storage)
 
 
+@explain_misuse
 def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
     """Make a recording of a Minari dataset, by whomever.
 
@@ -131,11 +139,12 @@ def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
     seeds, numbered = _seeds(opened)
     folder = store.TemporaryFolder() if path is None else None
     path = folder.path / "recording" if folder else Path(path or "")
-    manifests.create(path, _manifest(opened, seeds, numbered=numbered))
+    manifest = _manifest(opened, seeds, numbered=numbered)
+    manifests.create(path, manifest)
     writer = Writer(path)
     try:
         for number, episode in enumerate(_collected(opened, seeds)):
-            writer.add(_episodes(number, episode))
+            writer.add(_episodes(number, episode, manifest["outcomes"]))
         writer.close()
     except BaseException:
         writer.abandon()
@@ -201,6 +210,20 @@ def _check_whole(recording: Recording) -> None:
         )
 
 
+def _check_same(recording: Recording, env: gym.Env | None) -> None:
+    """Check that the environment that a dataset would name is the one that was recorded."""
+    identity: dict[str, str] = recording.manifest["identity"]
+    if env is None or not identity:
+        return
+    if different := differences(identity, simulator_of(env).identity(env)):
+        raise RecordingError(
+            "The recorded environment is not the one that a dataset can name.",
+            given=f"{recording.manifest['env']['id']}, recorded and made anew: they differ in {listed(different)}",
+            expected="an environment that gymnasium.make makes of its id, keywords and configuration alone",
+            fix="register the environment with its wrappers and changes under an id of its own, and record that",
+        )
+
+
 def _folder(minari: Any, dataset_id: str, root: str | Path | None) -> Path:
     try:
         namespace = minari.dataset.minari_dataset.parse_dataset_id(dataset_id)[0]
@@ -249,7 +272,7 @@ def _numbers(infos: Mapping[str, Any], n_steps: int) -> Iterator[tuple[str, Shap
             yield name, array[len(array) - n_steps :]
 
 
-def _episodes(number: int, episode: _Episode) -> Episodes:
+def _episodes(number: int, episode: _Episode, outcomes: Sequence[Mapping[str, Any]]) -> Episodes:
     n_steps, head = len(episode.rewards), {"episode": number, "seed": episode.seed}
     observed = episode.observations if isinstance(episode.observations, dict) else {"": episode.observations}
     arrays: dict[str, np.ndarray] = {store.ACTION: episode.actions}
@@ -263,9 +286,10 @@ def _episodes(number: int, episode: _Episode) -> Episodes:
     columns |= {"reward": episode.rewards, "terminated": episode.terminations, "truncated": episode.truncations}
     columns |= {name: values for name, values in episode.infos.items() if name not in columns}
     summary: dict[str, Any] = {"return": float(episode.rewards.sum()), "length": n_steps}
-    summary |= {name: bool(columns[name][-1]) for name in ("crashed", "arrived") if name in columns}
-    if "speed" in columns:
-        summary["speed"] = float(columns["speed"].mean())
+    for outcome in outcomes:
+        if outcome["name"] in columns:
+            own = columns[outcome["name"]]
+            summary[outcome["name"]] = bool(own[-1]) if outcome["kind"] == "share" else float(own.mean())
     return Episodes(
         episodes=pa.Table.from_pylist([head | summary]),
         steps=pa.table(columns),
@@ -302,7 +326,9 @@ def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> dict[str, An
             "rlmech": ours,
         },
         "spec": ours.get("spec") or PolicySpec(env_id=env_id).to_json(),
-        "env": {"id": env_id, "config": config},
+        "env": {**ours.get("env", {}), "id": env_id, "config": config},
+        "identity": ours.get("identity", {}),
+        "outcomes": ours.get("outcomes", []),
         "seeds": seeds,
         "activations": {},
         "observation_keys": list(space.keys()) if isinstance(space, spaces.Dict) else [],

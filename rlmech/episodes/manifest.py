@@ -10,9 +10,9 @@ from typing import Any
 
 from rlmech.episodes.shards import SHARDS, damaged, unwritable
 from rlmech.errors import RecordingError
-from rlmech.files import moved_into_place
+from rlmech.files import SEAL, DamagedError, read_sealed_json, write_sealed_json
 
-FORMAT = "rlmech.recording/2"
+FORMAT = "rlmech.recording/3"
 MANIFEST = "manifest.json"
 
 
@@ -43,8 +43,7 @@ def create(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Set a recording's manifest: wholly, or not at all."""
-    with moved_into_place(path / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_sealed_json(path / MANIFEST, manifest)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RecordingError: There is none, or it is damaged or of another format.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_sealed_json(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise RecordingError(
             "There is no recording at this path.",
@@ -62,13 +61,27 @@ def read_manifest(path: Path) -> dict[str, Any]:
             expected=f"a directory with a {MANIFEST}",
             fix="check the path; rlm.record(..., path=...) makes one",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (DamagedError, OSError) as error:
+        _check_format(_unsealed(path / MANIFEST))
         raise damaged(path, error) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    _check_format(manifest)
+    return manifest
+
+
+def _check_format(manifest: Mapping[str, Any]) -> None:
+    if manifest.get("format", FORMAT) != FORMAT:
         raise RecordingError(
             "This version of rlmech does not read that recording.",
-            given=f"format {manifest.get('format') if isinstance(manifest, dict) else None!r}",
+            given=f"format {manifest['format']!r}",
             expected=f"format {FORMAT!r}",
             fix="record again, or open it with the version that made it",
         )
-    return manifest
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    """What a manifest of an earlier format, before there were seals, says; nothing where it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and SEAL not in content else {}

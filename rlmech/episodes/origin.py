@@ -1,4 +1,7 @@
-"""The environment that a recording is of, and its spaces, as far as this machine knows it."""
+"""The environment that a recording is of, and its spaces, as far as this machine knows it.
+
+A recording may be anybody's: only registered environments and Gymnasium's own wrappers are made of what it says.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,19 @@ from rlmech.simulators.env import make_env
 
 def environment_of(recording: Recording) -> gym.Env | None:
     """Make the environment that a recording is of; None where its name is unknown or a package of it is missing."""
-    env: dict[str, Any] = recording.manifest["env"]
-    if not env["id"]:
+    told: dict[str, Any] = recording.manifest["env"]
+    if not told["id"]:
         return None
+    keywords = {**told.get("keywords", {})}
+    if told.get("max_episode_steps") is not None:
+        keywords["max_episode_steps"] = told["max_episode_steps"]
     try:
-        return make_env(env["id"], config=env["config"] or None)
+        env = make_env(told["id"], config=told["config"] or None, **keywords)
+        for wrapper in told.get("wrappers", []):
+            module, _, name = str(wrapper["entry_point"]).partition(":")
+            if module.startswith("gymnasium.wrappers.") and wrapper["keywords"] is not None:
+                env = getattr(gym.wrappers, name)(env, **wrapper["keywords"])
+        return env
     except (ConfigError, ImportError, gym.error.Error):
         return None
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,39 +18,43 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.modes import evaluating
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Condition, Driver, Hook, Names
 from rlmech.episodes.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
 from rlmech.episodes.recording import Recording
 from rlmech.episodes.shards import SHARDS, Writer, sole_writer
+from rlmech.episodes.simulation import checked_outcomes
 from rlmech.episodes.when import Moment, When
-from rlmech.episodes.workers import Backend, Result, one_thread, simulate_here, simulate_in_processes
+from rlmech.episodes.workers import Backend, Result, Work, one_thread, simulate_here, simulate_in_processes
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar, remark
-from rlmech.simulators.action_masks import with_masks
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit, spec_of
+from rlmech.simulators.env import check_fit, environment, spec_of
+from rlmech.simulators.identity import differences, listed
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
+    from rlmech.simulators.protocol import Outcome
 
 _TOLD_ELSEWHERE = ("config", "render_mode")
 PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
 
 
+@explain_misuse
 def record(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     *,
     seeds: Iterable[int],
     names: Names = (),
     edits: Sequence[Edit | Hook] = (),
     when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
     frames: bool = False,
+    outcomes: Sequence[Outcome] = (),
     workers: int = 1,
     backend: Backend = "processes",
     path: str | Path | None = None,
@@ -59,13 +64,15 @@ def record(
 
     Args:
         policy: The policy.
-        env: An environment that fits it.
+        env: An environment that fits it, or the id of one, which is made as the policy's own where it has that id.
         seeds: Seeds of the episodes, each once.
         names: Hook points to record: names, globs, a function of the name; None for all, `()` for none.
         edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, or a function
             of a `Moment`.
         frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
+        outcomes: What to tell of each episode beside what the environment's simulator tells, read from `info`: e.g.
+            `rlm.simulators.Outcome(name="is_success", kind="share")`. Columns of `steps` and `episodes`.
         workers: Processes to run in.
         backend: Where they run: `processes` of this machine, or those of a `ray` or `dask` cluster.
         path: Directory to write; of a recording made in the same way, only the seeds that it lacks are run. None for a
@@ -76,9 +83,11 @@ def record(
         The recording of these seeds, on disk at `path`.
 
     Raises:
-        EnvironmentFitError: The environment's spaces do not fit the policy, or it takes no seed.
+        EnvironmentFitError: The environment's spaces do not fit the policy, it takes no seed, or it gives a reward or
+            an observation that is infinite or NaN.
         RecordingError: The path is taken by something else, or could not be written to; finished episodes are kept.
-        ConfigError: No seeds, one twice, frames of an environment that makes none, no worker, or edits that are none.
+        ConfigError: No seeds, one twice, frames of an environment that makes none, no worker, edits that are none, an
+            outcome that the environment does not tell, or an environment that workers would not have as it is.
         SiteError: A name that no hook point has.
         WorkerError: Workers died again and again.
 
@@ -97,6 +106,7 @@ def record(
         seeds=seeds,
         names=names,
         frames=frames,
+        outcomes=outcomes,
         workers=workers,
         backend=backend,
         paths=None if path is None else {"": Path(path)},
@@ -113,12 +123,13 @@ def record(
 
 def record_conditions(
     policy: HookedPolicy,
-    env: gym.Env,
+    env: gym.Env | str,
     conditions: Mapping[str, Condition],
     *,
     seeds: Iterable[int],
     names: Names,
     frames: bool,
+    outcomes: Sequence[Outcome],
     workers: int,
     backend: Backend,
     paths: Mapping[str, Path] | None,
@@ -128,11 +139,12 @@ def record_conditions(
 
     Args:
         policy: The policy of conditions that name none.
-        env: An environment that fits all policies.
+        env: An environment that fits all policies, or the id of one.
         conditions: By name.
         seeds: As for `record`, like the rest.
         names: Hook points to record.
         frames: Whether to keep pictures.
+        outcomes: What to tell of each episode beside what the simulator tells.
         workers: Processes.
         backend: Where they run.
         paths: A directory for each condition; None for temporary ones.
@@ -141,8 +153,8 @@ def record_conditions(
     Returns:
         A recording for each condition, and what it took: `sharing`, `n_simulated` environment steps.
     """
-    simulator_of(env)  # raises where it is no environment
-    env = with_masks(env, policy.observation_space)
+    env = environment(env, policy=policy)
+    outcomes = checked_outcomes(simulator_of(env), outcomes)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
         drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
@@ -150,12 +162,13 @@ def record_conditions(
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
             driver.policy.check_unchanged()
-        manifests = _manifests(drivers, env, seeds, frames=frames)
+        work = Work(drivers=drivers, frames=frames, outcomes=outcomes, identity=simulator_of(env).identity(env))
+        manifests = _manifests(work, env, seeds)
         folder = store.TemporaryFolder() if paths is None else None
         if folder is not None:
             paths = {name: folder.path / str(i) for i, name in enumerate(drivers)}
         logs = {name: _Log(Path(path), manifests[name], while_driving) for name, path in (paths or {}).items()}
-        cost = _simulate(env, drivers, logs, seeds, frames=frames, workers=workers, backend=backend, progress=progress)
+        cost = _simulate(env, work, logs, seeds, workers=workers, backend=backend, progress=progress)
     recordings = {name: Recording.load(log.path).of_seeds(seeds) for name, log in logs.items()}
     if folder is not None:
         recordings = {name: recording.hold(folder) for name, recording in recordings.items()}
@@ -164,11 +177,10 @@ def record_conditions(
 
 def _simulate(
     env: gym.Env,
-    drivers: Mapping[str, Driver],
+    work: Work,
     logs: Mapping[str, _Log],
     seeds: list[int],
     *,
-    frames: bool,
     workers: int,
     backend: Backend,
     progress: bool,
@@ -186,12 +198,11 @@ def _simulate(
                 advance(len(result[0]))
 
             for names, numbered in lacking.items():
-                own = {name: drivers[name] for name in names}
+                own = replace(work, drivers={name: work.drivers[name] for name in names})
                 if workers == 1 and backend == "processes":
-                    simulate_here(env, own, numbered, frames=frames, deliver=deliver)
+                    simulate_here(env, own, numbered, deliver=deliver)
                 else:
-                    given: dict[str, Any] = {"frames": frames, "workers": workers, "backend": backend}
-                    simulate_in_processes(env, own, numbered, deliver=deliver, **given)
+                    simulate_in_processes(env, own, numbered, workers=workers, backend=backend, deliver=deliver)
         for log in logs.values():
             log.writer.close()
     except BaseException:
@@ -255,7 +266,14 @@ def _remove_unbegun(path: Path) -> None:
 
 def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Check that a recording can be gone on with."""
-    keys = [key for key in ours if key not in ("seeds", "lanes") and key in there]
+    if different := differences(there["identity"], ours["identity"]):
+        raise RecordingError(
+            "The recording at this path is of another environment.",
+            given=f"{path}, which differs in {listed(different)} (there, here)",
+            expected="the environment that was recorded, with its keywords, configuration, wrappers and attributes",
+            fix="choose another path, or make the environment as it was",
+        )
+    keys = [key for key in ours if key not in ("seeds", "lanes", "identity") and key in there]
     differ = [key for key in keys if there[key] != ours[key]]
     if differ or None in ours["edits_digest"] or not ours["when_told"]:
         untold = "its edits are functions" if None in ours["edits_digest"] else "its condition is a function"
@@ -297,23 +315,21 @@ def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) 
             expected="a Discrete space that starts at 0, as policies' scores do",
             fix="wrap it in a gymnasium.Wrapper that shifts the actions",
         )
-    if workers < 1 or (workers > 1 and env.spec is None):
+    if workers < 1:
         raise ConfigError(
             "The episodes cannot be given to that many workers.",
-            given=f"workers={workers}, an environment {'without' if env.spec is None else 'with'} a Gymnasium spec",
-            expected="at least one worker; for several, an environment that gymnasium.make can make again",
-            fix="set workers=1, or make the environment with rlm.make_env",
+            given=f"workers={workers}",
+            expected="at least one worker",
+            fix="set workers=1",
         )
     return checked
 
 
-def _manifests(
-    drivers: Mapping[str, Driver], env: gym.Env, seeds: list[int], *, frames: bool
-) -> dict[str, dict[str, Any]]:
+def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str, Any]]:
     """What a reader needs to know of each condition, found out on the first scene."""
-    observation, spec = _first_scene(env, seeds[0]), spec_of(env)
+    observation, spec, simulator = env.reset(seed=seeds[0])[0], spec_of(env), simulator_of(env)
     manifests: dict[str, dict[str, Any]] = {}
-    for name, driver in drivers.items():
+    for name, driver in work.drivers.items():
         with torch.no_grad():
             activations = driver.look(observation, driver.names).activations
         policy = driver.policy
@@ -322,54 +338,32 @@ def _manifests(
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
-            "env": {"id": spec.env_id, "config": spec.env_config},
-            "env_made": _layers(env),
+            "env": {"id": spec.env_id, "config": spec.env_config, **_made(env)},
+            "simulator": simulator.name,
+            "identity": dict(work.identity),
+            "outcomes": [outcome.to_json() for outcome in (*simulator.outcomes, *work.outcomes)],
             "seeds": seeds,
             "activations": {point: ["step", *policy.hook_dict[point].axes[1:]] for point in activations},
             "observation_keys": list(observation) if isinstance(observation, dict) else [],
-            "frames": frames,
-            "lanes": simulator_of(env).map(env),
+            "frames": work.frames,
+            "lanes": simulator.map(env),
         }
         manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests
 
 
-def _layers(env: gym.Env) -> list[dict[str, Any]]:
-    """How an environment was made: its own arguments, and the wrappers around it, as far as they tell theirs."""
-    layers: list[dict[str, Any]] = []
-    while isinstance(env, gym.Wrapper):
-        if not isinstance(env, PassiveEnvChecker | OrderEnforcing):  # which change nothing
-            layers.append({"name": type(env).__qualname__, "given": getattr(env, "_saved_kwargs", {})})
-        env = env.env
-    given = {} if env.spec is None else {k: v for k, v in env.spec.kwargs.items() if k not in _TOLD_ELSEWHERE}
-    return [*layers, {"name": type(env).__qualname__, "given": given}]
+def _made(env: gym.Env) -> dict[str, Any]:
+    """How Gymnasium makes the environment: keywords, length of an episode, wrappers."""
+    if env.spec is None:
+        return {"keywords": {}, "max_episode_steps": None, "wrappers": []}
+    return {
+        "keywords": {key: value for key, value in env.spec.kwargs.items() if key not in _TOLD_ELSEWHERE},
+        "max_episode_steps": env.spec.max_episode_steps,
+        "wrappers": [{"entry_point": one.entry_point, "keywords": one.kwargs} for one in env.spec.additional_wrappers],
+    }
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _first_scene(env: gym.Env, seed: int) -> Any:
-    """The first observation of a seed, which must come again when it is asked for again."""
-    try:
-        observation, again = env.reset(seed=seed)[0], env.reset(seed=seed)[0]
-    except TypeError as error:
-        if "seed" not in str(error):
-            raise
-        observation, again = 0, 1
-    if not _same(observation, again):
-        raise EnvironmentFitError(
-            "The environment does not take a seed.",
-            given=f"reset(seed={seed}) of {type(env.unwrapped).__name__}, whose episodes cannot be repeated",
-            expected="the same first observation whenever it is reset with the same seed",
-            fix="draw everything random in reset and step from self.np_random, after super().reset(seed=seed)",
-        )
-    return observation
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, dict):
-        return all(np.array_equal(ours[key], theirs[key]) for key in ours)
-    return bool(np.array_equal(ours, theirs, equal_nan=np.asarray(ours).dtype.kind == "f"))

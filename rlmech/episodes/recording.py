@@ -22,7 +22,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from jaxtyping import Float, Shaped, UInt8
 
 from rlmech.episodes.filters import Filter, filter_of
@@ -127,7 +126,8 @@ class Recording:
     def episodes(self) -> pd.DataFrame:
         """One row an episode, all of its steps counted: episode, seed, length, return.
 
-        Of highway-env's environments also crashed, mean speed in m/s and, where there is a goal, arrived.
+        Of highway-env's environments also crashed, mean speed in m/s and, where there is a goal, arrived; and the
+        outcomes that were asked for.
         """
         return self._index.drop(columns=["shard", "start"]).reset_index(drop=True)
 
@@ -279,7 +279,7 @@ class Recording:
                 expected="an environment whose simulator tells who is there, such as highway-env's",
                 fix="use the tables 'steps' and 'episodes'",
             )
-        files = [str(shard.path / f"{table}.parquet") for shard in self._used_shards() or self._shards[:1]]
+        files = [str(shard.file(f"{table}.parquet")) for shard in self._used_shards() or self._shards[:1]]
         found = ds.dataset(files, format="parquet", schema=self._schema(table))
         chosen = pc.field("episode").isin(pa.array(self._index["episode"].to_numpy()))
         if self._filter is not None and table == "steps":
@@ -302,9 +302,13 @@ class Recording:
             )
 
     def equals(self, other: Recording) -> bool:
-        """Whether both hold the same manifest, tables and arrays, bit for bit."""
+        """Whether both hold the same tables and arrays, bit for bit, and the same manifest.
+
+        An environment's identity aside, which may tell of more than makes the episodes.
+        """
         tables = ((getattr(one, name) for one in (self, other)) for name in ("episodes", "steps", "vehicles"))
-        if self.manifest != other.manifest or not all(ours.equals(theirs) for ours, theirs in tables):
+        ours, theirs = ({**one.manifest, "identity": None} for one in (self, other))
+        if ours != theirs or not all(ours.equals(theirs) for ours, theirs in tables):
             return False
         names = [OBSERVATION, FINAL, ACTION, *([SCORES] if self.manifest["policy"] else [])]
         names += [FRAMES] if self.manifest["frames"] else []
@@ -326,7 +330,7 @@ class Recording:
 
     def _schema(self, table: str) -> pa.Schema:
         """The columns of a table in all shards: some are there only where something happened that they tell of."""
-        found = [pq.read_schema(shard.path / f"{table}.parquet") for shard in self._shards]
+        found = [shard.schema(table) for shard in self._shards]
         return pa.unify_schemas(found, promote_options="permissive") if found else pa.schema([])
 
     def _used_shards(self) -> list[Shard]:

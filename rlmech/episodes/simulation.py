@@ -21,9 +21,16 @@ from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Decision, Drive, Driver, Look
 from rlmech.episodes.episode import Step, step_of, summary
 from rlmech.episodes.shards import FINAL, Episodes, table_of, vehicle_table
+from rlmech.errors import ConfigError, EnvironmentFitError, RlmechError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.protocol import Outcome, Simulator
 from rlmech.simulators.world import World
+
+_COLUMNS = (
+    *("episode", "seed", "step", "action", "edited", "action_changed", "reward", "terminated", "truncated"),
+    *("return", "length", "shard", "start"),
+)
+"""Columns of a recording's own tables."""
 
 
 @dataclass(slots=True)
@@ -77,6 +84,9 @@ class Runner:
         frames: Whether to keep a picture of every scene decided in; drivers then share nothing.
         outcomes: What to tell of each episode beside what the simulator tells.
 
+    Raises:
+        ConfigError: An outcome has the name of another, or of a column.
+
     Attributes:
         sharing: Why drivers share no simulation, or `yes`; `unknown` until they first part.
         n_simulated: Environment steps that were simulated.
@@ -86,7 +96,9 @@ class Runner:
         self, env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool = False, outcomes: Sequence[Outcome] = ()
     ) -> None:
         self.simulator = simulator_of(env)
-        self.outcomes = (*self.simulator.outcomes, *outcomes)
+        self._asked = checked_outcomes(self.simulator, outcomes)
+        self.outcomes = (*self.simulator.outcomes, *self._asked)
+        self._action_names = self.simulator.spec(env).actions
         self.world, self.drivers, self.frames = self.simulator.world(env), dict(drivers), frames
         self.sharing = "no: frames are drawn" if frames else "unknown"
         self.n_simulated = 0
@@ -116,7 +128,8 @@ class Runner:
         except Exception as error:
             if self.sharing != "copying":
                 raise  # what is raised while copying for another reason is raised again, apart
-            self.sharing = f"no: the environment cannot be copied ({type(error).__name__}: {error})"
+            said = f"{error.problem} {error.given}" if isinstance(error, RlmechError) else f"{error}"
+            self.sharing = f"no: {type(error).__name__}: {said}"
             return self._apart(number, seed)
         if self.sharing == "unknown":  # nobody parted yet
             return shared
@@ -128,8 +141,10 @@ class Runner:
         return shared
 
     def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
-        traces = {name: _Trace(Drive(self.drivers[name], seed), self.simulator, self.outcomes) for name in names}
+        drives = {name: Drive(self.drivers[name], seed, self._action_names) for name in names}
+        traces = {name: _Trace(drive, self.simulator, self.outcomes) for name, drive in drives.items()}
         observation, _ = self.world.reset(seed=seed)
+        _check_finite(observation, "the first observation")
         branches = [_Branch(self.world, _kept(observation), names)]
         while branches:
             branches += self._advance(branches.pop(), traces)
@@ -167,16 +182,82 @@ class Runner:
 
     def _step(self, world: World, observation: Any, names: list[str], traces: Mapping[str, _Trace]) -> _Branch | None:
         action = traces[names[0]].decisions[-1].action
-        after, *told = world.step(action)
-        result: Any = (_kept(after), *told)
+        after, *told, info = world.step(action)
+        result: Any = (_kept(after), *told, info)
         step = step_of(observation, action, result, self.outcomes)
         self.n_simulated += 1
         done = step.terminated or step.truncated
+        place = f"step {len(traces[names[0]].steps)}"
+        _check_finite(step.reward, f"the reward of {place}")
+        _check_finite(step.next_observation, f"the observation after {place}")
+        if done:
+            _check_told(self._asked, [*traces[names[0]].steps, step], info)
         for name in names:
             traces[name].steps.append(step)
             if done:
                 traces[name].scenes.append(world.entities)
         return None if done else _Branch(world, step.next_observation, names)
+
+
+def checked_outcomes(simulator: Simulator, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """What a user wants to be told of episodes.
+
+    Raises:
+        ConfigError: It is no outcome, or has the name of another, or of a column.
+    """
+    taken = {*_COLUMNS, *simulator.step_values([]), *(outcome.name for outcome in simulator.outcomes)}
+    given: Any = [outcomes] if isinstance(outcomes, Outcome | str) else outcomes
+    for outcome in given:
+        called = outcome if isinstance(outcome, str) else "is_success"
+        if not isinstance(outcome, Outcome):
+            raise ConfigError(
+                "That is no outcome.",
+                given=repr(outcome),
+                expected="an Outcome: its name in the steps' info, and its kind",
+                fix=f"rlm.simulators.Outcome(name={called!r}, kind='share')",
+            )
+        if outcome.name in taken:
+            raise ConfigError(
+                f"There is a column {outcome.name!r} already.",
+                given=f"outcomes named {[one.name for one in given if isinstance(one, Outcome)]}",
+                expected="names of their own",
+                fix=f"Outcome(name='own_{outcome.name}', read=lambda info: info.get({outcome.name!r}), ...)",
+            )
+        taken.add(outcome.name)
+    return tuple(given)
+
+
+def _check_told(asked: Sequence[Outcome], steps: Sequence[Step], info: Mapping[str, Any]) -> None:
+    """Check that an environment told what was asked for: a share at the last step, a mean at one step at least."""
+    for outcome in asked:
+        where = steps[-1:] if outcome.kind == "share" else steps
+        if not any(outcome.name in step.outcome for step in where):
+            raise ConfigError(
+                f"The environment does not tell the outcome {outcome.name!r}.",
+                given=f"an info with {sorted(map(str, info)) or 'nothing'} at the episode's last step",
+                expected="a value there" if outcome.kind == "share" else "a value at one step of the episode, or more",
+                fix="check the name, or say what stands for nothing told: "
+                f"read=lambda info: info.get({outcome.name!r}, False)",
+            )
+
+
+def _check_finite(value: Any, what: str) -> None:
+    """Check that an environment gives numbers.
+
+    Raises:
+        EnvironmentFitError: One is infinite or not a number; whatever is made of it would be neither.
+    """
+    for key, part in value.items() if isinstance(value, dict) else (("", value),):
+        array = np.asarray(part)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place = np.argwhere(~np.isfinite(array))[0].tolist()
+            where = "".join([f" of {key!r}" if key else "", f" at {place}" if place else ""])
+            raise EnvironmentFitError(
+                f"The environment gave {'NaN' if np.isnan(array).any() else 'an infinite number'}.",
+                given=f"{array[tuple(place)]}{where} in {what}",
+                expected="finite rewards and observations",
+                fix="mend the environment, or wrap it: gymnasium.wrappers.TransformObservation or TransformReward",
+            )
 
 
 def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]], simulator: Simulator) -> dict[str, Any]:

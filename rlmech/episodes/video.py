@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes.origin import environment_of
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
@@ -23,6 +24,7 @@ Picture = UInt8[np.ndarray, "height width channel"]
 GIF_TICK, WEBP_TICK = 10, 1  # ms; the shortest time that the format can tell
 
 
+@explain_misuse
 def save_video(recording: Recording, path: str | Path, *, seed: int | None = None, fps: float | None = None) -> Path:
     """Save an episode's pictures as a film.
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rlmech.errors import ConfigError
+from rlmech.simulators.env import action_number
 from rlmech.simulators.highway.measures import scene_summary
 
 
@@ -31,6 +32,7 @@ class Moment:
         scores: What the unedited policy thinks of each action.
         action: What the unedited policy would do.
         previous_action: What was done a step ago; None at first.
+        action_names: Names of the actions, in their order; empty where they have none.
         vehicles: Who is on the road, a row of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS` each, the ego
             first; empty for environments without a road.
     """
@@ -42,6 +44,7 @@ class Moment:
     action: Any
     previous_action: Any
     vehicles: list[tuple[Any, ...]]
+    action_names: tuple[str, ...] = ()
 
     @property
     def distance(self) -> float:
@@ -122,9 +125,16 @@ def action_about_to_change() -> When:
     )
 
 
-def action_is(action: int) -> When:
-    """When the unedited policy would take an action, given by its number."""
-    return When(lambda moment: bool(np.array_equal(moment.action, action)), f"the action {action}")
+def action_is(action: int | str) -> When:
+    """When the unedited policy would take an action, given by its number or its name.
+
+    Args:
+        action: e.g. `"SLOWER"`; a name that the environment does not have is told at the first decision.
+    """
+    return When(
+        lambda moment: bool(np.array_equal(moment.action, action_number(action, moment.action_names))),
+        f"the action {action}",
+    )
 
 
 def gap_below(gap: float) -> When:

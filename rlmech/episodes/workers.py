@@ -1,16 +1,20 @@
 """Episodes in many processes: on this machine through joblib, on a cluster through Ray or Dask.
 
 Each task is a few seeds; what it returns goes to the one process that writes, in whatever order tasks finish. Tasks of
-a worker that died are given to another. A worker builds its environment and policy once. Cost: a second or two for the
-start of each process, about a millisecond a task.
+a worker that died are given to another, and workers end when the process that started them does. A worker builds its
+environment and policy once, and checks that it is the environment that was given. Cost: a second or two for the start
+of each process, about a millisecond a task.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
@@ -20,10 +24,12 @@ import torch
 from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
 from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.identity import differences, listed
 
 if TYPE_CHECKING:
     from rlmech.episodes.driving import Driver
     from rlmech.episodes.shards import Episodes
+    from rlmech.simulators.protocol import Outcome
 
 Backend = Literal["processes", "ray", "dask"]
 Numbered = tuple[int, int]  # an episode's number and seed
@@ -31,33 +37,48 @@ Result = tuple[list["dict[str, Episodes]"], str, int]  # episodes by driver, why
 
 MOST_LOSSES = 3
 MOST_SEEDS = 16  # in a task: what a lost worker loses
+PARENT_EVERY = 0.5  # seconds between two looks at whether the process that started a worker is there
 _LOST = {
     *("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "CommClosedError"),
     *("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError", "LocalRayletDiedError"),
 }
 _READY: dict[str, Runner] = {}  # in a worker: the one runner that it keeps
+_WATCHING: set[int] = set()  # in a worker: processes at whose end it ends
 
 
-def simulate_here(
-    env: gym.Env,
-    drivers: Mapping[str, Driver],
-    numbered: list[Numbered],
-    *,
-    frames: bool,
-    deliver: Callable[[Result], None],
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What episodes are made of.
+
+    Attributes:
+        drivers: By name.
+        frames: Whether to keep pictures.
+        outcomes: What to tell of each episode beside what the simulator tells.
+        identity: The environment's, by which a worker knows that its own is the same.
+    """
+
+    drivers: Mapping[str, Driver]
+    frames: bool
+    outcomes: Sequence[Outcome]
+    identity: Mapping[str, str]
+
+    def runner(self, env: gym.Env) -> Runner:
+        """What runs them in an environment."""
+        return Runner(env, self.drivers, frames=self.frames, outcomes=self.outcomes)
+
+
+def simulate_here(env: gym.Env, work: Work, numbered: list[Numbered], *, deliver: Callable[[Result], None]) -> None:
     """Run episodes in this process; arguments as for `simulate_in_processes`."""
-    runner = Runner(env, drivers, frames=frames)
+    runner = work.runner(env)
     for number, seed in numbered:
         deliver(_simulated(runner, [(number, seed)]))
 
 
 def simulate_in_processes(
     env: gym.Env,
-    drivers: Mapping[str, Driver],
+    work: Work,
     numbered: list[Numbered],
     *,
-    frames: bool,
     workers: int,
     backend: Backend,
     deliver: Callable[[Result], None],
@@ -65,10 +86,9 @@ def simulate_in_processes(
     """Run episodes in workers, and hand over what they return as it comes.
 
     Args:
-        env: An environment that Gymnasium can make again.
-        drivers: By name.
+        env: An environment that can be pickled, or made again by Gymnasium, with all that makes its episodes.
+        work: What episodes are made of.
         numbered: Numbers and seeds of the episodes.
-        frames: Whether to keep pictures.
         workers: Processes.
         backend: `processes` of this machine, or those of a `ray` or `dask` cluster.
         deliver: Called in this process with the results of a task.
@@ -78,7 +98,7 @@ def simulate_in_processes(
         WorkerError: Workers died several times without a task finished in between.
         MissingPackageError: The backend is not installed.
     """
-    job = _packed(env, drivers, frames=frames)
+    job = _packed(env, work, parent=os.getpid() if backend == "processes" else None)
     size = max(1, min(MOST_SEEDS, -(-len(numbered) // (workers * 8))))
     waiting = {i: numbered[i : i + size] for i in range(0, len(numbered), size)}
     run = {"processes": _through_joblib, "ray": _through_ray, "dask": _through_joblib}[_known(backend)]
@@ -104,9 +124,9 @@ def simulate_in_processes(
                 ) from error
 
 
-def _packed(env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool) -> bytes:
-    """What a worker needs, after trying that it can be sent and that the environment can be made again from it."""
-    if any(driver.policy.has_hooks for driver in drivers.values()):
+def _packed(env: gym.Env, work: Work, *, parent: int | None) -> bytes:
+    """What a worker needs, after trying that it can be sent and that the environment comes out of it the same."""
+    if any(driver.policy.has_hooks for driver in work.drivers.values()):
         raise ConfigError(
             "The policy's hooks would stay behind: a policy is sent to workers without them.",
             given="a policy with functions attached to its hook points",
@@ -114,19 +134,46 @@ def _packed(env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool) -> byt
             fix="give what acts as edits=..., or set workers=1",
         )
     try:
-        config = getattr(env.unwrapped, "config", None)
-        job = cloudpickle.dumps((env.spec, config, bool(simulator_of(env).acceleration(env)), dict(drivers), frames))
-        gym.make(cloudpickle.loads(job)[0]).close()
+        sent = cloudpickle.dumps(work)
     except Exception as error:
         raise ConfigError(
-            "The environment or the policy cannot be sent to workers.",
+            "The policy, its edits or the outcomes cannot be sent to workers.",
             given=f"{type(error).__name__}: {error}",
-            expected="an environment that gymnasium.make can make again with its wrappers, and edits, conditions and "
-            "policies without open files, locks and the like",
-            fix="set workers=1; a wrapper of your own can be made again when it inherits "
-            "gymnasium.utils.RecordConstructorArgs, too",
+            expected="edits, conditions, outcomes and policies without open files, locks and the like",
+            fix="set workers=1",
         ) from error
-    return job
+    return cloudpickle.dumps((_sent(env, work.identity), sent, parent))
+
+
+def _sent(env: gym.Env, identity: Mapping[str, str]) -> bytes:
+    """An environment as a worker gets it: pickled, or where that loses something, what Gymnasium makes it of."""
+    told: list[str] = []
+    for what, content in (("pickled", env), ("made anew", simulator_of(env).maker(env))):
+        if content is None:
+            continue
+        try:
+            sent = cloudpickle.dumps(content)
+            made = _made(sent)
+            different = differences(identity, simulator_of(made).identity(made))
+        except Exception as error:  # whatever an environment raises when it is pickled, or made
+            told.append(f"{what}: {type(error).__name__}: {error}")
+            continue
+        if not different:
+            return sent
+        told.append(f"{what}, it differs in {listed(different)} (here, there)")
+    raise ConfigError(
+        "The environment cannot be sent to workers as it is.",
+        given="; ".join(told),
+        expected="an environment that pickles with all that makes its episodes, or that gymnasium.make makes again",
+        fix="set workers=1, or give what was changed as keywords to gymnasium.make; a wrapper of your own is made "
+        "again when it inherits gymnasium.utils.RecordConstructorArgs, too",
+    )
+
+
+def _made(sent: bytes) -> gym.Env:
+    """The environment that comes out of what was sent."""
+    content: Any = cloudpickle.loads(sent)
+    return content if isinstance(content, gym.Env) else content()
 
 
 @contextmanager
@@ -220,11 +267,25 @@ def _runner(job: bytes) -> Runner:
     key = hashlib.sha256(job).hexdigest()
     if key not in _READY:
         _READY.clear()
-        made, config, accelerated, drivers, frames = cloudpickle.loads(job)
-        env: Any = gym.make(made)
-        if config is not None and hasattr(env.unwrapped, "configure"):  # highway-env's
-            env.unwrapped.configure(dict(config))
-        if accelerated:
-            simulator_of(env).accelerate(env)
-        _READY[key] = Runner(env, drivers, frames=frames)
+        sent, packed, parent = cloudpickle.loads(job)
+        if parent is not None and parent not in _WATCHING:
+            _WATCHING.add(parent)
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        env, work = _made(sent), cloudpickle.loads(packed)
+        if different := differences(work.identity, simulator_of(env).identity(env)):
+            raise ConfigError(
+                "A worker's environment is not the one that was given.",
+                given=f"a difference in {listed(different)} (here, there)",
+                expected="classes and modules as they are when they are imported, in this process and in the worker",
+                fix="set workers=1, or make the change in the environment itself, or as a keyword of gymnasium.make",
+            )
+        _READY[key] = work.runner(env)
     return _READY[key]
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it has ended, however it did: nobody waits for its episodes."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_EVERY)
+    if os.name == "posix":  # elsewhere another process may stand between the two
+        os._exit(1)

@@ -60,17 +60,7 @@ class MetricContext:
         Raises:
             MetricError: The policy has no such action.
         """
-        n_actions = self.clean.scores.shape[-1]
-        if isinstance(name, str):
-            return self.spec.index("action", name)
-        if 0 <= name < n_actions:
-            return name
-        raise MetricError(
-            f"There is no action {name}.",
-            given=name,
-            expected=f"a number from 0 to {n_actions - 1}, or one of {list(self.spec.actions)}",
-            fix="name one of the policy's actions",
-        )
+        return self.spec.action_number(name, n_actions=self.clean.scores.shape[-1])
 
 
 Reads = Literal["scores", "value", "both"]
@@ -88,6 +78,14 @@ class Metric:
         prepare: Takes the context of all pairs, and gives the function of (outputs, pair of each row) that measures.
         differentiable: Whether a gradient of it says anything; attributions refuse a metric that has none.
         reads: Which outputs it looks at: `sites="auto"` leaves out what none of them depends on.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> spread = rlm.metrics.Metric.of(lambda scores, context: scores.amax(-1) - scores.amin(-1), name="spread")
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=spread).attrs["metric"]
+        'spread'
     """
 
     name: str

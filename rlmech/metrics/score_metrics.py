@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.metrics.measure import (
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@explain_misuse
 def action_gap(
     better: int | str | None = None, worse: int | str | None = None, *, choice: int | str | None = None
 ) -> Metric:
@@ -63,14 +65,23 @@ def action_gap(
 
     Source:
         Wang et al. 2022, *Interpretability in the Wild*, arXiv 2211.00593, section 3 (the logit difference).
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_gap(1, 0))
+        >>> result.attrs["metric"], result["effect"].attrs["units"]
+        ('action_gap(1, 0)', 'return')
     """
+    same = MetricError(
+        "An action gap is between two actions.",
+        given=f"better={better!r}, worse={worse!r}",
+        expected="two actions, or none to have them fixed from the unpatched runs",
+        fix="action_gap('FASTER', 'SLOWER'), or action_gap()",
+    )
     if (better is None) != (worse is None) or (better is not None and better == worse):
-        raise MetricError(
-            "An action gap is between two actions.",
-            given=f"better={better!r}, worse={worse!r}",
-            expected="two actions, or none to have them fixed from the unpatched runs",
-            fix="action_gap('FASTER', 'SLOWER'), or action_gap()",
-        )
+        raise same
 
     name = "action_gap" if better is None else f"action_gap({better}, {worse})"
 
@@ -81,8 +92,10 @@ def action_gap(
         else:
             like = context.clean.scores
             shape, device = like.shape[:1], like.device
-            pro = torch.full(shape, context.action(better), device=device)
-            contra = torch.full(shape, context.action(worse), device=device)
+            first, second = context.action(better), context.action(worse)
+            if first == second:  # one by its name, the other by its number
+                raise same
+            pro, contra = torch.full(shape, first, device=device), torch.full(shape, second, device=device)
 
         def measure(outputs: Outputs, pair: Tensor) -> Tensor:
             first, second = _pick(outputs.scores, pro[pair]), _pick(outputs.scores, contra[pair])
@@ -95,6 +108,7 @@ def action_gap(
     return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
+@explain_misuse
 def action_score(action: int | str, *, choice: int | str | None = None) -> Metric:
     """Score of one action, by name or number; the unit of the scores.
 
@@ -106,6 +120,13 @@ def action_score(action: int | str, *, choice: int | str | None = None) -> Metri
 
     Raises:
         MetricError: When it measures: the action is masked.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_score(0)).attrs["metric"]
+        'action_score(0)'
     """
     name = f"action_score({action})"
 
@@ -123,12 +144,21 @@ def action_score(action: int | str, *, choice: int | str | None = None) -> Metri
     return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
+@explain_misuse
 def action_flip(*, choice: int | str | None = None) -> Metric:
     """1 where the greedy action is not the clean run's, else 0; its mean is the flip rate. It has no gradient.
 
     Of several choices at once, 1 where any of them is another; `choice` names one to look at alone.
 
     An offline flip rate is not a behavioural effect: `compare_rollouts` measures that.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_flip())
+        >>> result["effect"].attrs["units"]
+        'fraction'
     """
 
     def prepare(context: MetricContext) -> RowFunction:
@@ -146,6 +176,7 @@ def action_flip(*, choice: int | str | None = None) -> Metric:
     return metric if choice is None else _of_choice(metric, choice)
 
 
+@explain_misuse
 def policy_kl(temperature: float | int | None = None, *, choice: int | str | None = None) -> Metric:
     """KL divergence of the policy measured from the clean run's, KL(clean || measured), in nats; 0 for no change.
 
@@ -160,6 +191,14 @@ def policy_kl(temperature: float | int | None = None, *, choice: int | str | Non
 
     Raises:
         MetricError: The temperature is not positive, is missing for Q-values, or the actions are continuous.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.policy_kl(temperature=1.0))
+        >>> result.attrs["metric"], result["effect"].attrs["units"]
+        ('policy_kl(tau=1)', 'nat')
     """
     if temperature is not None and not temperature > 0:
         raise MetricError(
@@ -192,6 +231,7 @@ def policy_kl(temperature: float | int | None = None, *, choice: int | str | Non
     return metric if choice is None else _of_choice(metric, choice)
 
 
+@explain_misuse
 def action_shift() -> Metric:
     """How far a continuous action has moved, in the action's own unit.
 
@@ -206,6 +246,13 @@ def action_shift() -> Metric:
 
     Raises:
         MetricError: When bound: the actions are discrete.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4), output_kind="mean_action")
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_shift())["effect"].attrs["units"]
+        'action'
     """
 
     def prepare(context: MetricContext) -> RowFunction:
@@ -228,11 +275,19 @@ def action_shift() -> Metric:
     return Metric(name="action_shift", unit=None, prepare=prepare)
 
 
+@explain_misuse
 def state_value() -> Metric:
     """The state's value: the value head's output, or max over actions of Q (the greedy policy's value) for Q-values.
 
     Raises:
         MetricError: When bound: the policy has neither a value head nor Q-values.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.state_value())["effect"].attrs["units"]
+        'return'
     """
 
     def prepare(context: MetricContext) -> RowFunction:

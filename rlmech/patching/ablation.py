@@ -16,6 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
@@ -41,6 +42,7 @@ from rlmech.statistics import Clusters
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 
 
+@explain_misuse
 def ablation_sweep(
     policy: HookedPolicy,
     obs: Observation,
@@ -80,6 +82,14 @@ def ablation_sweep(
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
         EngineError: The network couples the rows of a batch.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(16, 4), sites=policy.sites("1.hook_out", over="neuron"))
+        >>> dict(result.sizes), result["effect"].attrs["units"]
+        ({'site': 8, 'pair': 16}, 'return')
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
@@ -151,6 +161,7 @@ def _optimal(
     return [dict(source) for source in sources], source_of
 
 
+@explain_misuse
 def steering_sweep(
     policy: HookedPolicy,
     obs: Observation,
@@ -185,6 +196,15 @@ def steering_sweep(
 
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.patching import steering_sweep
+        >>> given = {"site": "1.hook_out", "vector": torch.ones(8), "coefficients": [0.0, 1.0, 2.0]}
+        >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
+        {'site': 3, 'pair': 16}
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)

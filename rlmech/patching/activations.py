@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.metrics.score_metrics import Metric, MetricFunction
@@ -25,6 +26,7 @@ OF_PAIRS = ("clean", "corrupt", "tiny_denominator")
 """Variables that belong to the pairs, and are the same in both directions."""
 
 
+@explain_misuse
 def activation_patching(
     policy: HookedPolicy,
     *,

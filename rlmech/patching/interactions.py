@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -27,6 +28,7 @@ from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
 
 
+@explain_misuse
 def pairwise_interactions(
     policy: HookedPolicy,
     *,

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit, Site, patch
 from rlmech.core.observation import Observation
@@ -32,6 +33,7 @@ FEWEST_ROWS = 4
 """Reference rows below which neither half says anything."""
 
 
+@explain_misuse
 def off_manifold_distance(
     policy: HookedPolicy,
     *,
@@ -98,7 +100,7 @@ def off_manifold_distance(
         measured: list[_Distances] = []
         for edit in judged:
             point = policy.point(edit.site.name)
-            value = edit.bind(point)(before[point.name].clone(), hook=point)
+            value = edit.on(policy).bind(point)(before[point.name].clone(), hook=point)
             measured.append(manifolds[point.name].measure(value))
     dims = ("site", "pair")
     data = {

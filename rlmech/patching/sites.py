@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
@@ -42,7 +43,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
         SiteError: A name or a selection does not fit the policy, or nothing is selected.
     """
     if isinstance(sites, str):
-        chosen = _measured(policy, _automatic(policy), metric) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, policy.sites("auto"), metric) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -86,6 +87,7 @@ def choose_groups(
     return groups
 
 
+@explain_misuse
 def sliding_windows(sites: Sequence[Site], *, size: int) -> list[tuple[Site, ...]]:
     """Groups of neighbouring sites, each `size` of them: what a few do together that none does alone.
 
@@ -193,26 +195,3 @@ def _measured(policy: HookedPolicy, sites: Sequence[Site], metric: Metric | Metr
 
 def _leads(policy: HookedPolicy, start: Node, ends: Sequence[Node]) -> bool:
     return start in ends or bool(set(ends).intersection(policy.graph_engine.graph.behind({start}, ends)))
-
-
-def _automatic(policy: HookedPolicy) -> list[Site]:
-    """Heads and entities where there is attention, else every hidden neuron."""
-    points = policy.hook_dict
-    if policy.attention:
-        heads = [site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))]
-        embeddings = _last_of_each_module(
-            [n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes]
-        )
-        return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
-    hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
-    channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
-    neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
-    chosen = [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
-    return chosen or [Site(name) for name, point in points.items() if point.kind in ("linear", "observation")]
-
-
-def _last_of_each_module(names: Sequence[str]) -> list[str]:
-    last: dict[str, str] = {}
-    for name in names:
-        last[name.rsplit(".", 2)[0]] = name
-    return list(last.values())

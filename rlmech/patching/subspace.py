@@ -17,6 +17,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, patch, read, subspace_patch, write
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -29,6 +30,7 @@ from rlmech.results import storable
 from rlmech.statistics import Clusters, Interval, bootstrap_mean
 
 
+@explain_misuse
 def interchange_intervention(
     policy: HookedPolicy,
     *,
@@ -143,17 +145,9 @@ def _rate(hits: Tensor, *, clusters: Clusters | None, seed: int) -> Interval:
 
 
 def _actions(policy: HookedPolicy, expected: Sequence[int | str] | np.ndarray, *, like: Tensor) -> Tensor:
-    numbers = [policy.spec.index("action", item) if isinstance(item, str) else int(item) for item in expected]
+    numbers = [policy.spec.action_number(item, n_actions=like.shape[-1]) for item in expected]
     if len(numbers) != len(like):
         raise _unpaired(f"{len(numbers)} expected actions for {len(like)} pairs")
-    unknown = [number for number in numbers if not 0 <= number < like.shape[-1]]
-    if unknown:
-        raise MetricError(
-            f"There is no action {unknown[0]}.",
-            given=f"{len(unknown)} of {len(numbers)} expected actions unknown",
-            expected=f"numbers from 0 to {like.shape[-1] - 1}, or the spec's names",
-            fix="name the policy's actions",
-        )
     return torch.tensor(numbers, device=like.device)
 
 

@@ -18,6 +18,7 @@ from uuid import uuid4
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 from rlmech.results import storable
@@ -43,6 +44,12 @@ class AttentionFigure:
 
     Attributes:
         elements: The elements, with their labels.
+
+    Example:
+        >>> import numpy as np, rlmech as rlm, xarray as xr
+        >>> pattern = xr.DataArray(np.full((2, 1, 3), 1 / 3), dims=("head", "query", "key"))
+        >>> [element.label for element in rlm.plot.attention(pattern).elements]
+        ['head 0', 'head 1']
     """
 
     elements: tuple[Element, ...] = field(default_factory=tuple)
@@ -69,6 +76,7 @@ class AttentionFigure:
         return target
 
 
+@explain_misuse
 def attention(pattern: xr.DataArray) -> AttentionFigure:
     """Draw one state's attention pattern.
 
@@ -88,6 +96,14 @@ def attention(pattern: xr.DataArray) -> AttentionFigure:
         >>> [element.name for element in attention(pattern).elements]
         ['ColoredTokens']
     """
+    if not isinstance(pattern, xr.DataArray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            "An attention pattern is drawn from an array with named dimensions.",
+            given=f"a {type(pattern).__name__}",
+            expected="an xarray.DataArray of head, query and key",
+            fix='xr.DataArray(cache[name][0].detach(), dims=("head", "query", "key")), or '
+            "rlm.plot.recorded_pattern(recording).isel(step=0)",
+        )
     if "query" not in pattern.dims and set(pattern.dims) == {"head", "key"}:
         pattern = pattern.expand_dims("query")
     if set(pattern.dims) != {"head", "query", "key"}:
@@ -140,6 +156,7 @@ def attention(pattern: xr.DataArray) -> AttentionFigure:
     return AttentionFigure(elements=(Element(label="", name="AttentionHeads", props=props),))
 
 
+@explain_misuse
 def recorded_pattern(recording: Recording, name: str | None = None) -> xr.DataArray:
     """The attention that a recording holds, with its axes named.
 
@@ -152,6 +169,14 @@ def recorded_pattern(recording: Recording, name: str | None = None) -> xr.DataAr
 
     Raises:
         ConfigError: The recording holds no pattern, or several and none is named.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:intersection-ego-attention")
+        >>> env = rlm.make_env("intersection-v2", config={"duration": 1})
+        >>> recording = rlm.record(policy, env, seeds=[0], names=["*hook_pattern"], progress=False)
+        >>> rlm.plot.recorded_pattern(recording).dims
+        ('step', 'head', 'query', 'key')
     """
     patterns = recorded_patterns(recording)
     if name is None and len(patterns) != 1:

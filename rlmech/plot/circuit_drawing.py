@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from rlmech.arguments import explain_misuse
 from rlmech.edges.circuit import Circuit
 from rlmech.plot.style import INK, MUTED, NEGATIVE, PAPER, POSITIVE, TEMPLATE
 
@@ -21,6 +22,7 @@ _GAP = 1.6
 Places = dict[int, tuple[float, float]]
 
 
+@explain_misuse
 def circuit_graph(circuit: Circuit, *, title: str | None = None) -> go.Figure:
     """Draw a circuit's units and edges.
 

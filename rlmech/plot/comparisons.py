@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, nearest
 from rlmech.plot.style import INK, MINUS, MUTED, POSITIVE, RULE, TEMPLATE
 
@@ -25,6 +26,7 @@ _BAND = "rgba(31, 95, 191, 0.16)"
 _CONTROL = "#9aa5b1"
 
 
+@explain_misuse
 def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
     """Draw each condition's difference from the baseline, with its interval.
 
@@ -82,6 +84,7 @@ def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, ti
     return figure
 
 
+@explain_misuse
 def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
     """Draw the means of episodes against the coefficient of what is added to the policy.
 

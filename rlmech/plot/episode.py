@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
 from rlmech.errors import RecordingError
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
@@ -20,6 +21,7 @@ FEW_STEPS = 16
 SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}
 
 
+@explain_misuse
 def q_values(
     recording: Recording, *, episode: int, output_kind: str = "q_values", title: str | None = None
 ) -> go.Figure:
@@ -39,6 +41,15 @@ def q_values(
 
     Raises:
         RecordingError: No such episode.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> type(rlm.plot.q_values(recording, episode=0)).__name__
+        'Figure'
     """
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
@@ -92,6 +103,7 @@ def q_values(
     return figure
 
 
+@explain_misuse
 def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str = "Q-value") -> SvgFigure:
     """Draw one state's action scores as bars, the taken action in full colour; a masked action has none.
 
@@ -100,6 +112,12 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
         names: Names of the actions.
         taken: Position of the action taken.
         label: What the scores are.
+
+    Example:
+        >>> import numpy as np, rlmech as rlm
+        >>> figure = rlm.plot.scores(np.array([1.0, 2.0]), names=("SLOWER", "FASTER"), taken=1)
+        >>> figure.svg.startswith("<svg")
+        True
     """
     shown = _without_masks(values)
     low, high = (float(end(shown, initial=0.0, where=~np.isnan(shown))) for end in (np.min, np.max))

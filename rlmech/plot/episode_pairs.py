@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.attention_heads import recorded_pattern, recorded_patterns
 from rlmech.plot.episode import SCORES, action_names, scores
@@ -49,6 +50,7 @@ class _Side:
         return self.names[int(self.actions[step])] if step < len(self) else "over"
 
 
+@explain_misuse
 def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
     """Lay the same seed's episode of two recordings out side by side, step by step.
 

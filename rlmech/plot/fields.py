@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.style import CELLS, INK, MUTED, PAPER, TEMPLATE, action_colour, colour_axis
 
@@ -23,6 +24,7 @@ _VEIL = "rgba(216,221,227,0.72)"
 _MOST_WORDS = 90
 
 
+@explain_misuse
 def field(result: xr.Dataset, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """Draw what `scene_field` measured: before, and with an edited scene after and the difference.
 

@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.panels import Panel, draw
 
@@ -24,6 +25,7 @@ _FAINTEST = 0.1
 _NOT_AN_AXIS = ("hook", "site", "kind", "n_pairs", "label")
 
 
+@explain_misuse
 def heatmap(
     array: xr.DataArray,
     *,
@@ -61,6 +63,7 @@ def heatmap(
     return draw(grids, colour_title=_unit(array), title=title, limit=limit)
 
 
+@explain_misuse
 def sweep(
     result: xr.Dataset | Mapping[str, xr.Dataset], *, title: str | None = None, limit: float | None = None
 ) -> go.Figure:
@@ -80,6 +83,13 @@ def sweep(
 
     Raises:
         ConfigError: The dataset has no `effect` over `site`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> len(rlm.plot.sweep(rlm.ablation_sweep(policy, torch.rand(16, 4))).data)
+        1
     """
     named = {"": result} if isinstance(result, xr.Dataset) else result
     grids: list[Panel] = []
@@ -107,6 +117,7 @@ def _check_sweep(result: xr.Dataset) -> None:
         )
 
 
+@explain_misuse
 def circuit(
     result: Circuit | Mapping[str, Circuit],
     *,
@@ -128,6 +139,13 @@ def circuit(
 
     Raises:
         ConfigError: The circuit has one form per entity and none is named, or circuits differ in their heads.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> len(rlm.plot.circuit(rlm.circuits.qk_circuit(policy, space="model")).data)
+        4
     """
     named = {"": result} if isinstance(result, xr.Dataset | xr.DataArray) else dict(result)
     parts = {name: _circuit_panels(one, entity, name) for name, one in named.items()}

@@ -21,6 +21,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.attention_heads import STYLE as ATTENTION_STYLE
 from rlmech.plot.attention_heads import AttentionFigure, circuitsvis_js
@@ -39,6 +40,12 @@ class Frame:
         figures: What is shown: the first large, the second beside it, further ones below.
         mark: Why one would jump here, e.g. `IDLE → FASTER`; empty for an ordinary moment.
         position: Where the moment lies on the x axis of its group's overview.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> rlm.plot.Frame(group="episode 3", label="step 4: FASTER", figures=(drawing,), mark="changed").label
+        'step 4: FASTER'
     """
 
     group: str
@@ -56,6 +63,13 @@ class Steps:
         frames: The moments, those of a group in order.
         overviews: For each group a figure that stays while its steps change; the step shown is marked on it.
         start: Which of the moments is shown first.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> frames = tuple(rlm.plot.Frame(group="episode 3", label=f"step {n}", figures=(drawing,)) for n in range(2))
+        >>> len(rlm.plot.Steps(frames=frames).frames)
+        2
     """
 
     frames: tuple[Frame, ...]
@@ -76,7 +90,14 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A figure with its title, one line on what it means, and the code that makes it."""
+    """A figure with its title, one line on what it means, and the code that makes it.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing).title
+        'A drawing'
+    """
 
     title: str
     meaning: str
@@ -86,13 +107,22 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Panels under one heading."""
+    """Panels under one heading.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
+        >>> rlm.plot.Section(title="Drawings", panels=(panel,)).title
+        'Drawings'
+    """
 
     title: str
     panels: tuple[Panel, ...]
     text: str = ""
 
 
+@explain_misuse
 def report(
     sections: Sequence[Section],
     path: str | Path,
@@ -117,6 +147,13 @@ def report(
 
     Raises:
         ConfigError: No section, or a path that is not an HTML file.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
+        >>> rlm.report([rlm.plot.Section(title="Drawings", panels=(panel,))], "report.html").name
+        'report.html'
     """
     target = Path(path)
     if not sections or target.suffix not in (".html", ".htm"):
@@ -126,6 +163,14 @@ def report(
             expected="one section or more, and a path that ends in .html",
             fix="e.g. rlm.report([rlm.plot.Section(...)], 'report/index.html')",
         )
+    for section in sections:
+        if not isinstance(section, Section):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                "A report is made of sections.",
+                given=f"a {type(section).__name__}",
+                expected="rlm.plot.Section, which holds rlm.plot.Panel, which holds a figure",
+                fix="rlm.plot.Section(title=..., panels=(rlm.plot.Panel(title=..., meaning=..., figure=figure),))",
+            )
     page = _page(sections, title=title, subtitle=subtitle, facts=facts, setup=setup)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")

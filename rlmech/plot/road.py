@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot.style import CRASHED, EGO, FONT, INK, MUTED, ROAD, RULE, VEHICLE, head_colour
 from rlmech.plot.svg import SvgFigure, tag, text
@@ -79,6 +80,7 @@ class _Weights:
         return self.values[:, row] if 0 <= row < self.values.shape[1] else np.zeros(len(self.heads))
 
 
+@explain_misuse
 def scene(
     recording: Recording,
     *,
@@ -106,6 +108,14 @@ def scene(
     Raises:
         RecordingError: The recording holds no vehicles, or not this step.
         ConfigError: The pattern has other dimensions.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:intersection-ego-attention")
+        >>> env = rlm.make_env("intersection-v2", config={"duration": 1})
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> rlm.plot.scene(recording, episode=0, step=0).svg.startswith("<svg")
+        True
     """
     vehicles = _vehicles(recording, episode, step)
     ego = next(vehicle for vehicle in vehicles if vehicle.row == 0)

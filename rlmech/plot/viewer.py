@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
 from rlmech.plot.episode import SCORES, action_names, q_values, scores
 from rlmech.plot.report_page import Figure, Frame, Steps
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
 
 
+@explain_misuse
 def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable[int] | None = None) -> Steps:
     """Lay a recording out as steps of a page, the steps marked at which the action changes.
 
@@ -30,6 +32,15 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
         For each step the road with attention from the first query, the action scores and the CircuitsVis pattern,
         as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
         much attention goes to other vehicles.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> len(rlm.plot.episodes(recording).frames) == len(recording.steps)
+        True
     """
     weights = recorded_pattern(recording, pattern) if pattern or len(recorded_patterns(recording)) == 1 else None
     kind = recording.manifest["policy"]["output_kind"]

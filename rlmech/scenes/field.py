@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.masked import is_masked
 from rlmech.errors import SceneError
@@ -64,6 +65,7 @@ class _Plan:
         return f"{self.measure[0]} - {self.measure[1]}"
 
 
+@explain_misuse
 def scene_field(
     policy: HookedPolicy,
     scene: Scene,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.changes import check_numbers
@@ -57,6 +58,7 @@ class _Search:
         return {self.quantity: self.here + SIGNS[self.sign] * size}
 
 
+@explain_misuse
 def smallest_change(
     policy: HookedPolicy,
     scene: Scene,

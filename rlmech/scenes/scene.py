@@ -26,7 +26,7 @@ from rlmech.scenes.stage import Stage
 from rlmech.scenes.table import vehicle_table
 from rlmech.scenes.vehicle_edits import VehicleEdits
 from rlmech.scenes.watching import rows_of
-from rlmech.simulators.env import check_fit, spec_of
+from rlmech.simulators.env import action_number, check_fit, environment, spec_of
 from rlmech.simulators.highway.traffic import HighwayWorld
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -46,6 +46,13 @@ class Decision:
         action: The action, as the environment takes it.
         name: Its name; its number where actions have no names, empty for a continuous one.
         scores: Dimension `action`: Q-values, logits or the mean action.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> decision = scene.decide(rlm.load("zoo:highway-dqn-mlp"))
+        >>> decision.name == str(decision.scores.idxmax().item())
+        True
     """
 
     action: Any
@@ -114,18 +121,18 @@ class Scene(VehicleEdits, RoadEdits):
         return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight) if has_rows(stage) else {})
 
     @classmethod
-    def replay(cls, env: gym.Env[Any, Any] | World, *, seed: int, actions: Sequence[Any] = ()) -> Scene:
+    def replay(cls, env: gym.Env[Any, Any] | World | str, *, seed: int, actions: Sequence[Any] = ()) -> Scene:
         """The scene after some actions of an episode, in a copy of an environment.
 
         Args:
-            env: The environment, reset or not.
+            env: The environment, reset or not, or the id of one.
             seed: Of the episode.
-            actions: What was done, e.g. `recording.actions[...]`.
+            actions: What was done, e.g. `recording.actions[...]`, or names of actions.
 
         Raises:
             SceneError: The episode ends before.
         """
-        world = (env if isinstance(env, World) else HighwayWorld(env)).fork()
+        world = (env if isinstance(env, World) else HighwayWorld(environment(env))).copied()
         observation, _ = world.reset(seed=seed)
         scene = cls.capture(world, observation=observation)
         for action in actions:
@@ -234,11 +241,13 @@ class Scene(VehicleEdits, RoadEdits):
         return self.advance(action)[0]
 
     def advance(self, action: Any) -> tuple[Scene, float, Mapping[str, Any]]:
-        """The scene after an action, the reward, and the environment's info.
+        """The scene after an action, given as the environment takes it or by its name, the reward, and the info.
 
         Raises:
             SceneError: The episode is over.
+            ConfigError: There is no action of that name.
         """
+        action = action_number(action, self.spec.actions if isinstance(action, str) else ())
         if self.ended:
             raise SceneError(
                 "The episode is over in this scene.",

@@ -6,12 +6,12 @@ the road's own list: some environments let vehicles come and go right after they
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 
-from rlmech.errors import SceneError
+from rlmech.errors import CopyError, SceneError
 from rlmech.simulators.highway.traffic import HighwayWorld
 from rlmech.simulators.world import World
 
@@ -39,15 +39,9 @@ class Stage(HighwayWorld):
         world = source if isinstance(source, HighwayWorld) else _world_around(source)
         _check_started(world.env)
         try:
-            copied = world.fork()
-        except Exception as error:
-            raise SceneError(
-                f"The environment cannot be copied: {type(error).__name__}: {error}",
-                given=str(world.env),
-                expected="an environment that copy.deepcopy takes: no windows, files, sockets or processes",
-                fix="make it without human rendering and without wrappers that hold such things",
-            ) from error
-        return cls._adopt(copied)
+            return cls._adopt(world.fork())
+        except CopyError as error:
+            raise SceneError(error.problem, given=error.given, expected=error.expected, fix=error.fix) from error
 
     @classmethod
     def _adopt(cls, world: HighwayWorld) -> Stage:
@@ -57,9 +51,10 @@ class Stage(HighwayWorld):
         stage._look()
         return stage
 
-    def fork(self) -> Stage:
-        """A copy that goes on alike and apart."""
-        twin = self._adopt(super().fork())
+    def copied(self) -> Self:
+        """A copy as it is now."""
+        twin = super().copied()
+        twin._look()
         twin.in_sight, twin.watched = dict(self.in_sight), self.watched
         return twin
 
@@ -176,7 +171,7 @@ def _world_around(source: Any) -> HighwayWorld:
         "Only a single Gymnasium environment can be captured.",
         given=type(env).__name__,
         expected="a gymnasium.Env, or the World around one",
-        fix="take one environment out of a vectorised one, e.g. venv.envs[0]",
+        fix="take one environment out of a vector environment, e.g. vector.envs[0]",
     )
 
 

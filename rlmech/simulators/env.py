@@ -1,20 +1,22 @@
-"""Environments, their specs, and whether a policy fits them.
+"""Environments, by name or made; their specs, and whether a policy fits them.
 
 highway-env is imported when an environment of its own is asked for, never before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.choices import Choices
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
-from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.action_masks import with_masks
+from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.simulators.training_env import current_id, wrapped
 from rlmech.spec import PolicySpec
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
+@explain_misuse
 def make_env(
     env_id: str | PolicySpec,
     *,
     config: Mapping[str, Any] | None = None,
     render_mode: str | None = None,
     accelerated: bool = True,
+    **keywords: Any,
 ) -> gym.Env:
     """Make a Gymnasium environment; highway-env's are registered on demand.
 
@@ -39,6 +43,7 @@ def make_env(
         render_mode: `rgb_array` for frames.
         accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
             own code runs, and `rlm.simulators.acceleration` says why.
+        **keywords: What the environment's constructor takes beside, and `max_episode_steps`.
 
     Returns:
         The environment; `spec_of` tells what its numbers mean.
@@ -79,6 +84,7 @@ def make_env(
             expected="a registered id, e.g. 'intersection-v2'",
             fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
         ) from None
+    kwargs |= keywords
     if config is not None:
         kwargs["config"] = dict(config)
     try:
@@ -99,6 +105,7 @@ def make_env(
     return env
 
 
+@explain_misuse
 def acceleration(env: gym.Env) -> Acceleration:
     """What is accelerated of an environment, as it is now, and why not the rest.
 
@@ -118,7 +125,75 @@ def _accelerate(env: gym.Env) -> None:
         remark_once(f"{_name(env)} runs in its own code, which is many times slower: {found.why}.")
 
 
-def spec_of(env: gym.Env) -> PolicySpec:
+@explain_misuse
+def environment(env: gym.Env | str, *, policy: HookedPolicy | None = None) -> gym.Env:
+    """The environment that is meant: itself, or one made by its id.
+
+    Args:
+        env: An environment, or a Gymnasium id.
+        policy: Who is to act in it. Where its own environment has that id, it is made with the same configuration; and
+            where the policy takes the environment's images with their channels first, they are turned; where it
+            chooses among what a mask leaves open, the mask is observed too.
+
+    Raises:
+        ConfigError: No such environment, or several at once.
+
+    Example:
+        >>> from rlmech.simulators import environment
+        >>> environment("CartPole-v1").spec.id
+        'CartPole-v1'
+    """
+    if isinstance(env, str):
+        own = policy is not None and policy.spec.env_id == env
+        env = make_env(policy.spec if own and policy is not None else env)
+    check_single(env)
+    return env if policy is None else with_masks(_turned(env, policy), policy.observation_space)
+
+
+def _turned(env: gym.Env, policy: HookedPolicy) -> gym.Env:
+    """The environment, its images turned as Stable-Baselines3 turns them: height width channel to channel first."""
+    space, wanted = env.observation_space, policy.observation_space
+    if not (isinstance(space, spaces.Box) and isinstance(wanted, spaces.Box) and len(space.shape) == 3):
+        return env
+    turned = (space.shape[2], *space.shape[:2])
+    if space.shape == wanted.shape or turned != wanted.shape or space.dtype != np.uint8:
+        return env
+    return gym.wrappers.TransformObservation(env, _channels_first, spaces.Box(0, 255, turned, np.uint8))
+
+
+def _channels_first(observation: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+
+
+def action_number(action: Any, names: Sequence[str]) -> Any:
+    """An action as the environment takes it, given by its name or as it is.
+
+    Args:
+        action: A name, or a number or array, which is returned.
+        names: Of all actions, in their order.
+
+    Raises:
+        ConfigError: There is no action of that name.
+
+    Example:
+        >>> action_number("IDLE", ("SLOWER", "IDLE", "FASTER")), action_number(2, ())
+        (1, 2)
+    """
+    if not isinstance(action, str):
+        return action
+    if action in names:
+        return list(names).index(action)
+    close = nearest(action, names)
+    raise ConfigError(
+        f"There is no action {action!r}.",
+        given=repr(action),
+        expected=f"one of {', '.join(names)}" if names else "a number: these actions have no names",
+        fix=f"did you mean {close[0]!r}?" if close else "give the action's number",
+    )
+
+
+@explain_misuse
+def spec_of(env: gym.Env | str) -> PolicySpec:
     """Read what an environment's observations and actions mean, from its own configuration.
 
     Returns:
@@ -129,15 +204,27 @@ def spec_of(env: gym.Env) -> PolicySpec:
         >>> spec_of(make_env("intersection-v2")).actions
         ('SLOWER', 'IDLE', 'FASTER')
     """
+    env = environment(env)
     return simulator_of(env).spec(env)
 
 
-def check_fit(policy: HookedPolicy, env: gym.Env) -> None:
+@explain_misuse
+def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
     """Check that a policy can act in an environment.
 
     Raises:
         EnvironmentFitError: The observations or the actions do not fit.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:highway-dqn-mlp")
+        >>> try:
+        ...     rlm.simulators.check_fit(policy, rlm.make_env("CartPole-v1"))
+        ... except rlm.RlmechError as error:
+        ...     print(error.problem)
+        The environment's observations do not fit the policy.
     """
+    env = environment(env)
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
     if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
         raise EnvironmentFitError(

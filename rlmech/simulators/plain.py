@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
 from rlmech.simulators.compiled import Acceleration
+from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -41,6 +43,10 @@ class Plain:
         """Nothing."""
         return []
 
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """What its layers hold, the constants of their classes, and its first steps."""
+        return identity_of(World(env))
+
     def accelerate(self, env: gym.Env) -> None:
         """Nothing is known that would be faster."""
 
@@ -49,5 +55,6 @@ class Plain:
         why = f"nothing is known that would be faster than {type(env.unwrapped).__name__}"
         return Acceleration(frames=False, observations=False, why=why)
 
-    def remade(self, env: gym.Env, made: gym.Env) -> None:
-        """Nothing beside the Gymnasium spec is known to configure it."""
+    def maker(self, env: gym.Env) -> Callable[[], gym.Env] | None:
+        """Gymnasium, from its spec."""
+        return None if env.spec is None else partial(gym.make, env.spec)

@@ -5,14 +5,17 @@ To add one: a package here with a class that meets the protocol, and a line in `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
+import numpy as np
 
 from rlmech.errors import ConfigError
 from rlmech.simulators.compiled import Acceleration
+from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
@@ -68,11 +71,37 @@ class Outcome:
             )
 
     def of(self, info: Mapping[str, Any]) -> Value | None:
-        """Its value at a step; None where the environment does not tell it."""
-        value = info.get(self.name) if self.read is None else self.read(info)
+        """Its value at a step; None where the environment does not tell it.
+
+        Raises:
+            ConfigError: It cannot be read, or is not of its kind.
+        """
+        try:
+            value = info.get(self.name) if self.read is None else self.read(info)
+        except Exception as error:  # of the user's own function
+            raise ConfigError(
+                f"The outcome {self.name!r} could not be read.",
+                given=f"{type(error).__name__}: {error}, from an info with {sorted(map(str, info))}",
+                expected="a function that takes the info of every step and returns None where nothing is told",
+                fix="use info.get(...), e.g. read=lambda info: info.get('episode', {}).get('r')",
+            ) from error
         if value is None:
             return None
-        return bool(value) if self.kind == "share" else float(value)
+        single = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+        number = float(value) if single else math.nan
+        if not math.isfinite(number) or (self.kind == "share" and number not in (0.0, 1.0)):
+            raise ConfigError(
+                f"The outcome {self.name!r} is not what was said.",
+                given=f"{value!r} at a step, kind={self.kind!r}",
+                expected="true or false" if self.kind == "share" else "a finite number",
+                fix="give another kind, or a function: read=lambda info: ...",
+            )
+        return bool(number) if self.kind == "share" else number
+
+    def to_json(self) -> dict[str, str | None]:
+        """What a manifest keeps of it; a function by a digest of what it does."""
+        read = None if self.read is None else told(self.read)
+        return {"name": self.name, "kind": self.kind, "unit": self.unit, "meaning": self.meaning, "read": read}
 
 
 class Simulator(Protocol):
@@ -83,6 +112,12 @@ class Simulator(Protocol):
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> simulator = rlm.simulators.simulator_of(rlm.make_env("CartPole-v1"))
+        >>> [outcome.name for outcome in simulator.outcomes]
+        []
     """
 
     name: str
@@ -110,8 +145,12 @@ class Simulator(Protocol):
         """What stands still, for pictures, as JSON; empty where there is nothing to draw."""
         ...
 
-    def remade(self, env: gym.Env, made: gym.Env) -> None:
-        """Give an environment made anew from the same Gymnasium spec the configuration of a live one."""
+    def maker(self, env: gym.Env) -> Callable[[], gym.Env] | None:
+        """What makes it anew in another process, to be pickled; None where Gymnasium does not know how."""
+        ...
+
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """All that makes an episode follow from its seed, part by part and by name; its episode is over afterwards."""
         ...
 
     def accelerate(self, env: gym.Env) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import CheckpointError, nearest
 from rlmech.zoo.cards import POLICY, Card, Evaluation
 
@@ -18,6 +19,7 @@ __all__ = ["Card", "Evaluation", "card", "ladder", "list", "names", "path"]
 _FOLDER = Path(__file__).parent
 
 
+@explain_misuse
 def names() -> tuple[str, ...]:
     """Names of the shipped policies.
 
@@ -29,6 +31,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(p.parent.name.replace("_", "-") for p in _FOLDER.glob("*/policy.safetensors")))
 
 
+@explain_misuse
 def list() -> pd.DataFrame:
     """Show the shipped policies: a row each, from their cards.
 
@@ -36,6 +39,11 @@ def list() -> pd.DataFrame:
         By name: environment, algorithm, training steps and number of weights; of the evaluation there, on unseen seeds,
         mean return with its 95 % interval, crash rate, arrival rate where there is a goal, the best constant action
         and its return.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zoo.list().index.to_list()
+        ['highway-dqn-mlp', 'intersection-ego-attention']
     """
     rows = {}
     for name in names():
@@ -58,6 +66,7 @@ def list() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
+@explain_misuse
 def card(name: str) -> Card:
     """The card of a shipped policy.
 
@@ -72,16 +81,23 @@ def card(name: str) -> Card:
     return Card.load(_folder(name) / "card.json")
 
 
+@explain_misuse
 def ladder(name: str) -> tuple[str, ...]:
     """Names of a policy's checkpoints along training, earliest first, each to be opened as `zoo:<name>@step_N`.
 
     Raises:
         CheckpointError: There is no such policy.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zoo.ladder("intersection-ego-attention")[0]
+        'intersection-ego-attention@step_0000000'
     """
     steps = sorted((_folder(name) / "ladder").glob("step_*.safetensors"))
     return tuple(f"{name}@{step.stem}" for step in steps)
 
 
+@explain_misuse
 def path(name: str) -> Path:
     """File of a shipped policy's weights.
 

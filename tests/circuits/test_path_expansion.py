@@ -12,7 +12,7 @@ import rlmech as rlm
 from rlmech.circuits import expansion as module
 from rlmech.circuits import ov_forms
 from rlmech.circuits.expansion import path_expansion
-from rlmech.errors import AttentionError, ConfigError, EngineError, ObservationError
+from rlmech.errors import AttentionError, ConfigError, EngineError, MetricError, ObservationError
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.testbed import nearest_vehicle
 from tests import networks
@@ -350,7 +350,7 @@ def test_a_policy_without_attention_is_refused():
     ],
 )
 def test_a_gap_needs_two_actions_of_the_policy(arguments, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, MetricError), match=message):
         path_expansion(ego(), states(2, 15), **arguments)
 
 

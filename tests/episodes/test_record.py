@@ -22,6 +22,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech.episodes import Recording, record, shards
 from rlmech.episodes.episode import run_episode, summary
+from rlmech.episodes.manifest import write_manifest
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError, SiteError
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.simulators import make_env, simulator_of
@@ -274,7 +275,7 @@ def test_a_disk_too_full_for_the_manifest_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RecordingError, match="The recording could not be written"):
         record(cartpole, make_env("CartPole-v1"), seeds=[0], path=tmp_path / "full", progress=False)
     assert not (tmp_path / "full").exists()
@@ -364,11 +365,9 @@ def test_frames_of_an_environment_that_makes_none_are_refused(cartpole: rlm.Hook
         record(cartpole, make_env("CartPole-v1"), seeds=[0], frames=True, progress=False)
 
 
-def test_workers_need_an_environment_that_can_be_made_again() -> None:
-    policy = rlm.HookedPolicy(Steering(), {"where": torch.rand(2, 2), "heading": torch.rand(2, 1)})
-    with pytest.raises(ConfigError, match="without a Gymnasium spec") as caught:
-        record(policy, Compass(), seeds=[1], workers=2, progress=False)
-    assert "workers=1" in caught.value.fix
+def test_there_is_at_least_one_worker(cartpole: rlm.HookedPolicy) -> None:
+    with pytest.raises(ConfigError, match="that many workers"):
+        record(cartpole, make_env("CartPole-v1"), seeds=[1], workers=0, progress=False)
 
 
 def test_a_misfit_leaves_no_directory(cartpole: rlm.HookedPolicy, tmp_path: Path) -> None:
@@ -405,7 +404,7 @@ def test_damage_is_told(crossings: Recording, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(crossings.manifest | {"format": "rlmech.recording/9"}))
     with pytest.raises(RecordingError, match="does not read that recording"):
         Recording.load(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps(crossings.manifest))
+    write_manifest(tmp_path, crossings.manifest)
     (tmp_path / "shards" / "00000000").mkdir(parents=True)
     with pytest.raises(RecordingError, match="is damaged"):
         Recording.load(tmp_path)

@@ -22,6 +22,8 @@ from rlmech.errors import RecordingError
 
 MANIFEST = {
     "format": manifests.FORMAT,
+    "outcomes": [],
+    "identity": {},
     "versions": {},
     "policy": {"fingerprint": "f", "output_kind": "q_values"},
     "edits": [],

@@ -99,7 +99,7 @@ class Locked(Counter):
 
 @pytest.mark.parametrize(
     ("env", "sharing"),
-    [(Counter(), "yes"), (Leaky(), "goes on differently"), (Locked(), "cannot be copied (TypeError: cannot pickle")],
+    [(Counter(), "yes"), (Leaky(), "go on differently"), (Locked(), "cannot be copied: TypeError: cannot pickle")],
     ids=["copied", "copied wrongly", "not copied"],
 )
 def test_an_environment_that_cannot_be_copied_is_run_apart(env: gym.Env, sharing: str) -> None:

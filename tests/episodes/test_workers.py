@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import rlmech as rlm
 from rlmech.episodes import Recording, record
 from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
-from rlmech.simulators import make_env
+from rlmech.simulators import make_env, simulator_of
 
 # third parties' own: sockets and processes that they leave to the garbage collector, and their deprecations
 pytestmark = [
@@ -93,6 +95,37 @@ def test_what_an_episode_raises_is_raised_here(cartpole: rlm.HookedPolicy) -> No
         in_workers(cartpole, edits=[("1.hook_out", failing)])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process may stand between the two")
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    code = """
+import os, sys, time, torch, rlmech as rlm
+policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+def slow(tensor, hook):
+    open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
+    time.sleep(0.2)
+if __name__ == "__main__":
+    rlm.record(policy, "CartPole-v1", seeds=range(100000), edits=[("hook_obs", slow)], workers=2, progress=False)
+"""
+    script, seen = tmp_path / "run.py", tmp_path / "seen"
+    script.write_text(code)
+    seen.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(seen)])
+    try:
+        until(lambda: len(list(seen.iterdir())) == 2, seconds=240)
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(file.name) for file in seen.iterdir()]
+    until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers), seconds=60)
+
+
+def until(holds: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_an_unknown_backend_and_a_missing_package_are_told(
     cartpole: rlm.HookedPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,8 +168,6 @@ def test_dask_records_what_one_process_does(cartpole: rlm.HookedPolicy, alone: R
 
 
 def test_a_worker_builds_its_policy_once(cartpole: rlm.HookedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cloudpickle
-
     from rlmech.episodes import workers
     from rlmech.episodes.driving import Driver
 
@@ -148,7 +179,11 @@ def test_a_worker_builds_its_policy_once(cartpole: rlm.HookedPolicy, monkeypatch
             super().__init__(*args, **kwargs)
 
     monkeypatch.setattr(workers, "Runner", Counted)
-    job = cloudpickle.dumps((make_env("CartPole-v1").spec, None, False, {"": Driver(policy=cartpole)}, False))
+    env = make_env("CartPole-v1")
+    work = workers.Work(
+        drivers={"": Driver(policy=cartpole)}, frames=False, outcomes=(), identity=simulator_of(env).identity(env)
+    )
+    job = workers._packed(env, work, parent=None)
     for task in range(3):
         workers._work(job, task, [(task, task)])
     assert len(made) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from rlmech.errors import MetricError, SiteError
+from rlmech.errors import MetricError
 from rlmech.metrics.score_metrics import (
     Metric,
     Outputs,
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_with_a_way_out(act, message):
 
 
 def test_an_unknown_action_name_is_met_with_the_nearest():
-    with pytest.raises(SiteError, match="did you mean 'FASTER'"):
+    with pytest.raises(MetricError, match="did you mean 'FASTER'"):
         bind(action_gap("FASTR", "SLOWER"), Q, clean=CLEAN)
 
 

@@ -185,3 +185,15 @@ def test_only_what_is_seen_changes_and_only_until_the_next_step(crossing: Scene)
     moved = seen.remove(row=1)
     assert moved.observation[moved.rows[number], 1] == pytest.approx(-0.12), "it follows its vehicle to another row"
     assert np.array_equal(seen.step(1).observation, crossing.step(1).observation)
+
+
+def test_a_vehicle_without_a_route_is_moved_straight_on() -> None:
+    scene = Scene.replay(rlm.make_env("merge-v1"), seed=0)
+    ego = scene.stage.ego
+    assert not getattr(ego, "route", None)
+    start = scene.stage.road.network.get_lane(ego.lane_index)
+    left = start.length - start.local_coordinates(ego.position)[0]
+    beyond = scene.move("ego", along=left + 5.0).stage.ego
+    assert beyond.lane_index[:2] == ("b", "c"), "the next road of the same direction"
+    assert beyond.lane.local_coordinates(beyond.position)[0] == pytest.approx(5.0)
+    assert not getattr(beyond, "route", None), "and none is made up"

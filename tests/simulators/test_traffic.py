@@ -272,3 +272,18 @@ def test_clipped_is_who_stands_outside_of_the_ranges(order: str, absolute: bool)
     assert clipped
     unclipped = observed(config | {"clip": False})
     assert not any(v["clipped"] for _, vehicles in unclipped for v in named(vehicles))
+
+
+def test_a_vehicle_without_a_route_says_of_no_goal_and_others_keep_theirs() -> None:
+    world, _ = drive("intersection-v2", seed=3, steps=1, action=1)
+    road: Any = world.env.unwrapped.road  # type: ignore[attr-defined]
+    aimless = type(road.vehicles[1]).make_on_lane(road, ("o1", "ir1", 0), longitudinal=10.0, speed=0.0)
+    aimless.route = None
+    road.vehicles.append(aimless)
+    before = {entry["vehicle"]: entry["destination"] for entry in named(world.entities)}
+    world.step(1)
+    now = {entry["vehicle"]: (entry["destination"], entry["turn"]) for entry in named(world.entities)}
+    new = [plan for number, plan in now.items() if number not in before]
+    assert ("", "") in new
+    assert all(now[number][0] == goal for number, goal in before.items() if number in now)
+    assert all(entry["destination"] == "" for entry in named(drive("highway-v0", steps=1, action=1)[0].entities))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from rlmech.simulators.identity import class_constants
+from rlmech.simulators.values import told
 
 NAMES = ("DISTANCE_WANTED", "COMFORT_ACC_MAX", "COMFORT_ACC_MIN")
 SET_BY_INTERSECTIONS = {"DISTANCE_WANTED": 7, "COMFORT_ACC_MAX": 6, "COMFORT_ACC_MIN": -3}
@@ -51,6 +54,21 @@ class EpisodeConstants:
         finally:
             self._own = _read()
             _write({cls: {} for cls in self._own} | dict(before))
+
+
+def vehicle_constants(vehicles: Iterable[Any]) -> dict[str, str]:
+    """The constants of the classes of vehicles, by name, without what an intersection left there."""
+    found: dict[str, str] = {}
+    for cls in sorted({type(vehicle) for vehicle in vehicles}, key=lambda cls: cls.__qualname__):
+        found |= dict(class_constants(cls))
+    for cls, values in _read().items():
+        own = _unaltered(cls, values)
+        for name in NAMES:
+            key = f"class {cls.__qualname__}.{name}"
+            found.pop(key, None)
+            if name in own:
+                found[key] = told(own[name])
+    return found
 
 
 def _read() -> Constants:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from rlmech.simulators.compiled import Acceleration
+from rlmech.simulators.highway.constants import vehicle_constants
 from rlmech.simulators.highway.measures import VEHICLE_COLUMNS, scene_summary
 from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
+from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
@@ -59,6 +62,15 @@ class Highway:
         """The road's lanes."""
         return lanes_of(env)
 
+    def identity(self, env: gym.Env) -> dict[str, str]:
+        """What its layers hold, the constants of their classes and of the vehicles', and its first steps."""
+
+        def constants() -> Mapping[str, str]:
+            road: Any = getattr(env.unwrapped, "road", None)
+            return vehicle_constants([] if road is None else road.vehicles)
+
+        return identity_of(HighwayWorld(env), constants=constants)
+
     def accelerate(self, env: gym.Env) -> None:
         """Move its traffic and make its observations in compiled code; see `rlmech.simulators.highway.fast`."""
         from rlmech.simulators.highway import fast  # imports highway-env, which not everybody has use for
@@ -71,11 +83,21 @@ class Highway:
 
         return fast.acceleration(env)
 
-    def remade(self, env: gym.Env, made: gym.Env) -> None:
-        """Configure it alike: `env.unwrapped.configure(...)` may have been called since it was made."""
-        base: Any = made.unwrapped
-        live: Any = env.unwrapped
-        base.configure(dict(live.config))
+    def maker(self, env: gym.Env) -> Callable[[], gym.Env] | None:
+        """Gymnasium, from its spec; then it is configured alike, and accelerated where it is."""
+        base: Any = env.unwrapped
+        if env.spec is None:
+            return None
+        return partial(_made, env.spec, dict(base.config), accelerated=bool(self.acceleration(env)))
+
+
+def _made(spec: Any, config: Mapping[str, Any], *, accelerated: bool) -> gym.Env:
+    env = gym.make(spec)
+    base: Any = env.unwrapped
+    base.configure(dict(config))  # `env.unwrapped.configure(...)` may have been called since it was made
+    if accelerated:
+        Highway().accelerate(env)
+    return env
 
 
 def _n_lanes(base: Any) -> int | None:

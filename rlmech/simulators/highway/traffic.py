@@ -11,11 +11,12 @@ import copy
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 
+from rlmech.simulators.copying import copied
 from rlmech.simulators.highway import vehicles as reading
 from rlmech.simulators.highway.constants import EpisodeConstants
 from rlmech.simulators.world import World
@@ -47,24 +48,22 @@ class HighwayWorld(World):
     def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; its vehicles are numbered anew."""
         self._known, self._numbers, self.entities, self._plans = [], {}, [], reading.Plans()
+        self.over = False
         with self._constants.of_a_new_episode(), self._watched_reset():
             return self.env.reset(seed=seed)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take an action."""
         with self._constants.in_force(), self._watched(getattr(self.env.unwrapped, "observation_type", None)):
-            return self.env.step(action)
+            result: Any = self.env.step(action)
+        self.over = bool(result[2] or result[3])
+        return result
 
-    def fork(self) -> HighwayWorld:
-        """A copy that goes on from here, alike and apart: nothing that happens in one is seen in the other.
-
-        Cost: about a millisecond on highway-env, a fiftieth of a step.
-
-        Raises:
-            Exception: Whatever the environment raises where it cannot be copied.
-        """
-        twin = HighwayWorld.__new__(HighwayWorld)
-        twin.env, twin._known = copy.deepcopy((self.env, self._known), _shared(self.env))
+    def copied(self) -> Self:
+        """A copy as it is now, about which nothing is proved; about a millisecond, a fiftieth of a step."""
+        twin = type(self).__new__(type(self))
+        twin.env, twin._known = copied(self.env, self._known, shared=_shared(self.env))
+        twin.over = self.over
         twin._numbers = {id(vehicle): number for number, vehicle in enumerate(twin._known)}
         twin.entities, twin._plans = self.entities, self._plans.copy()
         twin._constants = self._constants.copy()
