@@ -70,7 +70,7 @@ def test_a_wrapper_of_no_installed_library_is_named_and_not_imported(tmp_path):
     path = run_folder(tmp_path, env_wrapper="os.system")
     spec = with_training(PolicySpec(), path)
 
-    with pytest.raises(ConfigError, match="a wrapper that cannot be made here: os.system") as error:
+    with pytest.raises(ConfigError, match=r"a wrapper that cannot be made here: os\.system") as error:
         rlm.make_env(spec)
 
     assert "with all of its wrappers in this order: os.system" in error.value.fix
