@@ -28,23 +28,12 @@ from rlmech.core.graph import Graph, Node, Size
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
+from rlmech.core.operations.aliases import plain_name
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
 
 Key = tuple[str, str, int, int]
 """(module call, operation, which call of it there, which of its results)."""
 
-PLAIN_NAMES = {
-    "__matmul__": "matmul",
-    "__truediv__": "div",
-    "true_divide": "div",
-    "divide": "div",
-    "__mul__": "mul",
-    "__rmul__": "mul",
-    "multiply": "mul",
-    "__add__": "add",
-    "__radd__": "add",
-    "masked_fill_": "masked_fill",
-}
 _watch: ContextVar[object] = ContextVar("rlmech eager pass", default=None)
 """The pass whose module calls are followed at present, in this thread."""
 NO_WEIGHTS = "the eager engine sees calls, not the graph that leads from weights to heads"
@@ -76,7 +65,7 @@ class EagerEngine:
         for recording in self._recordings():
             found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
             for block in found.values():
-                block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS)
+                block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS) | block.reasons
             points = name_points(
                 recording, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
             )
@@ -282,8 +271,7 @@ class _FunctionMode(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not name or name in ("__set__", "__setitem__") or not _makes_tensors(result):
             return result
-        op = PLAIN_NAMES.get(name, name)
-        op = op.removesuffix("_") if op.endswith("_") and not op.endswith("__") else op
+        op = plain_name(name if name.endswith("__") else name.removesuffix("_"))
         scope = self.scope()
         k = self.counts[scope, op]
         self.counts[scope, op] += 1

@@ -349,12 +349,17 @@ def _as_matmul(equation: str, operands: list[Tensor]) -> Tensor | None:
     plain = len(set(a)) == len(a) == len(shared + rows + summed) and len(set(b)) == len(b) == len(
         shared + columns + summed
     )
-    if not plain or (len(rows), len(columns), len(summed)) != (1, 1, 1):
+    if not plain or len(rows) > 1 or len(columns) > 1 or len(summed) != 1 or not rows + columns:
         return None
-    product = torch.matmul(
-        _permuted(operands[0], a, shared + rows + summed), _permuted(operands[1], b, shared + summed + columns)
+    left, right = (
+        _permuted(operands[0], a, shared + rows + summed),
+        _permuted(operands[1], b, shared + summed + columns),
     )
-    return _permuted(product, "".join(shared + rows + columns), list(out))
+    if not rows:  # as a single query, whose axis is left out, is written
+        return _permuted((left.unsqueeze(-2) @ right).squeeze(-2), "".join(shared + columns), list(out))
+    if not columns:
+        return _permuted((left @ right.unsqueeze(-1)).squeeze(-1), "".join(shared + rows), list(out))
+    return _permuted(left @ right, "".join(shared + rows + columns), list(out))
 
 
 def _permuted(tensor: Tensor, have: str, wanted: list[str]) -> Tensor:
@@ -439,7 +444,7 @@ class _Reader:
         if name in IDENTITIES or _whole_slice(name, args) or _same_dtype(name, source, args):
             return args[0]
         shape, dtype = _shape(source.meta.get("val"))
-        call = source.target
+        call = _DIFFERENTIABLE.get(name, source.target)
         assert callable(call)  # noqa: S101  # fx's own invariant for call_function
         node = Node(len(self.graph.nodes), name, call, args, kwargs, _scope(source), shape, dtype)
         self.graph.nodes.append(node)
@@ -457,6 +462,28 @@ class _Reader:
         if isinstance(value, Mapping):
             return {key: self._convert(item) for key, item in value.items()}
         return value
+
+
+def _copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: FBT001, FBT002  # torch's own
+    """What `aten::copy` gives: it has no derivative of its own."""
+    return source.to(into.dtype, non_blocking=non_blocking).expand_as(into)
+
+
+def _floor_divided(value: Tensor, by: Tensor | float) -> Tensor:
+    """What `aten::floor_divide` gives, which has no derivative either: zero, where there is one."""
+    return torch.div(value, by, rounding_mode="floor")
+
+
+def _heaviside(value: Tensor, at_zero: Tensor) -> Tensor:
+    return torch.heaviside(value.detach(), at_zero.detach())
+
+
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "copy": _copied,
+    "floor_divide": _floor_divided,
+    "heaviside": _heaviside,
+}
+"""Stand-ins for operations that autograd refuses: an export makes `copy` of `y[:, 2:4] = x`, which autograd can do."""
 
 
 def _plain_name(target: Any) -> str:

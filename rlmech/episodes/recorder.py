@@ -53,6 +53,7 @@ def record(
     names: Names = (),
     edits: Sequence[Edit | Hook] = (),
     when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
+    deterministic: bool = True,
     frames: bool = False,
     outcomes: Sequence[Outcome] = (),
     workers: int = 1,
@@ -62,6 +63,8 @@ def record(
 ) -> Recording:
     """Record one episode for each seed, driven by the policy's best action.
 
+    A recurrent policy begins each episode in its initial state; what it carries on is recorded at its state's points.
+
     Args:
         policy: The policy.
         env: An environment that fits it, or the id of one, which is made as the policy's own where it has that id.
@@ -70,6 +73,8 @@ def record(
         edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, or a function
             of a `Moment`.
+        deterministic: Whether the policy's best action is done; else logits are sampled, by numbers that follow from
+            the episode's seed and the step alone: the same in every recording.
         frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
         outcomes: What to tell of each episode beside what the environment's simulator tells, read from `info`: e.g.
             `rlm.simulators.Outcome(name="is_success", kind="share")`. Columns of `steps` and `episodes`.
@@ -105,6 +110,7 @@ def record(
         {"": condition},
         seeds=seeds,
         names=names,
+        deterministic=deterministic,
         frames=frames,
         outcomes=outcomes,
         workers=workers,
@@ -128,6 +134,7 @@ def record_conditions(
     *,
     seeds: Iterable[int],
     names: Names,
+    deterministic: bool = True,
     frames: bool,
     outcomes: Sequence[Outcome],
     workers: int,
@@ -143,6 +150,7 @@ def record_conditions(
         conditions: By name.
         seeds: As for `record`, like the rest.
         names: Hook points to record.
+        deterministic: Whether the best action is done, or one is drawn.
         frames: Whether to keep pictures.
         outcomes: What to tell of each episode beside what the simulator tells.
         workers: Processes.
@@ -157,7 +165,8 @@ def record_conditions(
     outcomes = checked_outcomes(simulator_of(env), outcomes)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
-        drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
+        given: dict[str, Any] = {"names": names, "deterministic": deterministic}
+        drivers = {name: Driver.of(policy, condition, **given) for name, condition in conditions.items()}
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest

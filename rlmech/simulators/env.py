@@ -6,6 +6,7 @@ highway-env is imported when an environment of its own is asked for, never befor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
+OWN = {"CueRecall-v0": "rlmech.testbed.cue_env"}
+"""This package's own environments, and the modules that register them."""
+
+
 @explain_misuse
 def make_env(
     env_id: str | PolicySpec,
@@ -34,7 +39,7 @@ def make_env(
     accelerated: bool = True,
     **keywords: Any,
 ) -> gym.Env:
-    """Make a Gymnasium environment; highway-env's are registered on demand.
+    """Make a Gymnasium environment; highway-env's and this package's own (`CueRecall-v0`) are registered on demand.
 
     Args:
         env_id: Gymnasium id, e.g. `intersection-v2`; or a policy's spec, for the environment that it was trained in:
@@ -70,7 +75,9 @@ def make_env(
             )
         env_id, kwargs, wrappers = current_id(spec.env_id), dict(spec.env_kwargs), spec.env_wrappers
         config = spec.env_config | dict(config or {}) or None
-    if env_id not in gym.registry:
+    if env_id in OWN:
+        import_module(OWN[env_id])
+    elif env_id not in gym.registry:
         import highway_env
 
         gym.register_envs(highway_env)
