@@ -62,19 +62,11 @@ def make_env(
         >>> env.observation_space.shape
         (5, 5)
     """
-    kwargs: dict[str, Any] = {}
-    wrappers: tuple[str, ...] = ()
+    kwargs, wrappers = dict[str, Any](), tuple[str, ...]()
     if isinstance(env_id, PolicySpec):
-        spec = env_id
-        if spec.env_id is None:
-            raise ConfigError(
-                "The policy does not say which environment it was trained in.",
-                given="a spec without env_id",
-                expected="the spec of a policy whose run lies beside it, or that was saved with one",
-                fix="name it: make_env('CartPole-v1')",
-            )
-        env_id, kwargs, wrappers = current_id(spec.env_id), dict(spec.env_kwargs), spec.env_wrappers
-        config = spec.env_config | dict(config or {}) or None
+        kwargs, wrappers = dict(env_id.env_kwargs), env_id.env_wrappers
+        config = env_id.env_config | dict(config or {}) or None
+        env_id = _id_of(env_id)
     if env_id in OWN:
         import_module(OWN[env_id])
     elif env_id not in gym.registry:
@@ -113,6 +105,18 @@ def make_env(
 
 
 @explain_misuse
+def _id_of(spec: PolicySpec) -> str:
+    """The id, as it is called today, of the environment that a spec names."""
+    if spec.env_id is not None:
+        return current_id(spec.env_id)
+    raise ConfigError(
+        "The policy does not say which environment it was trained in.",
+        given="a spec without env_id",
+        expected="the spec of a policy whose run lies beside it, or that was saved with one",
+        fix="name it: make_env('CartPole-v1')",
+    )
+
+
 def acceleration(env: gym.Env) -> Acceleration:
     """What is accelerated of an environment, as it is now, and why not the rest.
 
