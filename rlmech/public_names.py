@@ -79,8 +79,8 @@ def lazy(
             value = getattr(import_module(names[name]), name)
         elif name in modules:
             value = import_module(f"{package}.{name}")
-        elif name.startswith("_") or find_spec(f"{package}.{name}") is not None:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")  # of a file, the import goes on
+        elif name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # `from package import its_own_file`
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
             raise unknown_name(package, name, listed(), OF_PACKAGE, elsewhere=_elsewhere(package))
         vars(sys.modules[package])[name] = value

@@ -114,7 +114,7 @@ class EagerEngine:
             if name in active:
                 value = layout.restore(registry.intercept(hook_dict[name], layout.show(value)))
             if name in names:
-                values[name] = layout.show(value).clone()
+                values[name], value = _kept(value, layout)
             return value
 
         wanted = [name for name in self.points if name in active or name in names]
@@ -354,6 +354,13 @@ def _symbolic(shape: tuple[int, ...], other: tuple[int, ...] | None) -> tuple[Si
     return tuple(
         a if a == b else -(a // first) if a * second == b * first else a for a, b in zip(shape, other, strict=True)
     )
+
+
+def _kept(value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """What a cache keeps of a value, and the value that the network goes on with, which it may change in place."""
+    kept = layout.show(value).clone()
+    followed = torch.is_grad_enabled() and value.requires_grad  # gradients are taken at what the cache holds
+    return kept, layout.restore(kept).clone() if followed else value
 
 
 def _layout_for(point: Point, value: Tensor) -> Layout:
