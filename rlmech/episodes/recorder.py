@@ -10,7 +10,8 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,7 +283,7 @@ def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -
             expected="the environment that was recorded, with its keywords, configuration, wrappers and attributes",
             fix="choose another path, or make the environment as it was",
         )
-    keys = [key for key in ours if key not in ("seeds", "lanes", "identity") and key in there]
+    keys = [key for key in ours if key not in ("seeds", "lanes", "identity", "acceleration") and key in there]
     differ = [key for key in keys if there[key] != ours[key]]
     if differ or None in ours["edits_digest"] or not ours["when_told"]:
         untold = "its edits are functions" if None in ours["edits_digest"] else "its condition is a function"
@@ -344,11 +345,12 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
         policy = driver.policy
         manifest = {
             "format": FORMAT,
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "versions": {package: _version(package) for package in PACKAGES},
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
             "env": {"id": spec.env_id, "config": spec.env_config, **_made(env)},
             "simulator": simulator.name,
+            "acceleration": asdict(simulator.acceleration(env)),
             "identity": dict(work.identity),
             "outcomes": [outcome.to_json() for outcome in (*simulator.outcomes, *work.outcomes)],
             "seeds": seeds,
@@ -359,6 +361,11 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
         }
         manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests
+
+
+@cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def _made(env: gym.Env) -> dict[str, Any]:
