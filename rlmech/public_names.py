@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from rlmech.habits import OF_PACKAGE, unknown_name
@@ -81,6 +82,8 @@ def lazy(
         elif name.startswith("_"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
+            if find_spec(f"{package}.{name}") is not None:  # `from package import file` imports it next
+                raise AttributeError(name)
             raise unknown_name(package, name, listed(), OF_PACKAGE, elsewhere=_elsewhere(package))
         vars(sys.modules[package])[name] = value
         return value
