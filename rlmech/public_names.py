@@ -79,7 +79,7 @@ def lazy(
             value = getattr(import_module(names[name]), name)
         elif name in modules:
             value = import_module(f"{package}.{name}")
-        elif name.startswith("_"):
+        elif name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # `from package import its_own_file`
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
             if find_spec(f"{package}.{name}") is not None:  # `from package import file` imports it next

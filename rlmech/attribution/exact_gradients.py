@@ -41,10 +41,12 @@ _ROWS_AT_ONCE = 32
 _POINTS_AT_ONCE = 1024
 _TIES = 64
 """How often at most competitors of a pool are compared anew."""
-_PARTS, _REFINEMENTS = 8, 6
-"""On a line that bends: equal parts to begin with, and how often the crossings of gates are located anew."""
+_PARTS, _MOST_PARTS, _REFINEMENTS = 8, 128, 9
+"""On a line that bends: equal parts to begin with and at most, and how often crossings of gates are located anew."""
+_NOISE = 64
+"""Epsilons, of the attributions, that may be missing by rounding."""
 _LOCATED = 1e-8
-"""How near a crossing need be located there, of the line: what a rule misses at a kink falls as the square of it."""
+"""How closely a crossing need be held there, of the line: what a rule misses at a kink falls as the square of it."""
 
 
 @explain_misuse
@@ -176,10 +178,27 @@ class _Path:
 
     def integrate(self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts, tolerance: float) -> Integrals:
         """Attributions by array, `[batch action ...]`, and what is known of their error."""
-        row, t = self._breakpoints(start, ends)
-        inside, width = row[1:] == row[:-1], t[1:] - t[:-1]
         if self.linear:
+            row, t = self._breakpoints(start, ends, _PARTS)
             return self._add_pieces(start, ends, rows, row, t)
+        with torch.no_grad():
+            total = (self.scores(ends) - self.scores(start)) @ rows.weights.T
+        parts, before = _PARTS, torch.inf
+        while True:  # a gate that turns twice in one part is seen in finer ones
+            found = self._integrate(start, ends, rows, tolerance, parts)
+            missing = (sum(part.flatten(2).sum(2) for part in found.attributions) - total).abs()
+            size = total.abs() + sum(part.abs().flatten(2).sum(2) for part in found.attributions)
+            allowed = (tolerance + _NOISE * torch.finfo(total.dtype).eps) * size
+            worst = float((missing / allowed.clamp(min=torch.finfo(total.dtype).tiny)).max()) if len(total) else 0.0
+            if worst <= 1 or worst > before / 2 or parts >= _MOST_PARTS:
+                return found
+            parts, before = 4 * parts, worst
+
+    def _integrate(
+        self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts, tolerance: float, parts: int
+    ) -> Integrals:
+        row, t = self._breakpoints(start, ends, parts)
+        inside, width = row[1:] == row[:-1], t[1:] - t[:-1]
 
         def gradients(which: Tensor, at: Tensor) -> list[Tensor]:
             points = tuple(v.requires_grad_() for v in _between(start, ends, which, at))
@@ -261,10 +280,10 @@ class _Path:
         bends = [bend(gate, slope) for gate, slope in zip(self.last, slopes, strict=True)]
         return self.scores_at.layout.show(program(points, (), [*map(keep, reads), *bends])[0])
 
-    def _breakpoints(self, start: Sequence[Tensor], ends: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _breakpoints(self, start: Sequence[Tensor], ends: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
         """Rows and places in [0, 1], in order, between which no gate turns."""
         n, device = len(start[0]), start[0].device
-        grid = torch.linspace(0, 1, 2 if self.linear else _PARTS + 1, dtype=torch.float64, device=device)
+        grid = torch.linspace(0, 1, 2 if self.linear else parts + 1, dtype=torch.float64, device=device)
         row, t = torch.arange(n, device=device).repeat_interleave(len(grid)), grid.repeat(n)
         for turn in range(1 if self.linear else 1 + _REFINEMENTS):
             n_before = len(row)
@@ -290,8 +309,8 @@ class _Path:
     ) -> tuple[Tensor, Tensor, bool]:
         """Where the gates of a layer turn between neighbouring points, and whether that must be looked at again.
 
-        `beyond` puts the point twice as far from the nearer neighbour: where the line bends, a secant's point lies near
-        the turn on an unknown side, and the next two neighbours then hold it closely.
+        Where the line bends, a secant's point lies near the turn, on one side of it; `beyond` puts the point farther
+        from the nearer neighbour, at the root of its share, so that the next two neighbours hold the turn closely.
         """
         reads = tuple(dict.fromkeys(read for gate in layer for read in gate.reads))
         program = self.policy.graph_engine.program(returned=reads)
@@ -305,10 +324,11 @@ class _Path:
         for boundary in boundaries:
             share = _turning(boundary)
             inside = (share > 0) & (share < 1) & piece[:, None]
-            if not self.linear:  # located well enough
-                inside &= (torch.minimum(share, 1 - share).double() * width) > _LOCATED
+            nearer = torch.minimum(share, 1 - share)
+            if not self.linear:  # what is located well enough is left alone, and what is a breakpoint already
+                inside &= (width > _LOCATED) & (nearer.double() * width > torch.finfo(width.dtype).eps)
             if beyond:
-                share = torch.where(share < 0.5, (2 * share).clamp(max=0.5), 1 - (2 - 2 * share).clamp(max=0.5))
+                share = torch.where(share < 0.5, nearer.sqrt(), 1 - nearer.sqrt())
             where = (t[:-1, None] + share.double() * width)[inside]
             rows.append(row[:-1, None].expand_as(inside)[inside])
             places.append(where)

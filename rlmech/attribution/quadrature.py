@@ -20,6 +20,8 @@ _ROUNDS = 40
 """Halvings at most; then a piece is shorter than rounding."""
 _SHORT = 2**-10
 """The length of the line whose share of the error a shorter piece may have: a kink would otherwise never be good."""
+_CAUTION = 16
+"""By how much stricter a piece is judged: the difference of two rules is no bound before they converge."""
 _NOISE = 64
 """Epsilons, relative to a piece's attributions, below which its error is rounding."""
 
@@ -82,7 +84,7 @@ def integrate(
         off, sizes = torch.cat([piece[1] for piece in pieces]), torch.cat([piece[2] for piece in pieces])
         if turn == 0:
             size.index_add_(0, row, sizes)
-        allowed = tolerance * size[row] * width.clamp(min=_SHORT)[:, None].to(like.dtype)
+        allowed = tolerance / _CAUTION * size[row] * width.clamp(min=_SHORT)[:, None].to(like.dtype)
         good = ((off <= allowed) | (off <= _NOISE * epsilon * sizes)).all(1) | (width < epsilon)
         if turn == _ROUNDS - 1:
             good[:] = True

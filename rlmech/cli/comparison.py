@@ -12,7 +12,6 @@ from rlmech.cli.figure import write_figure
 from rlmech.cli.opening import make_env, open_policy
 from rlmech.cli.options import Config, EnvConfig, Json, Policy, Reference, Seed, WhichBackend, Workers
 from rlmech.console import plain, print_result
-from rlmech.statistics import FEWEST
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -98,6 +97,8 @@ def _show(
     if idle:
         lines.append(f"Never at work: {', '.join(idle)}.")
     if half_width is not None:
+        from rlmech.statistics import FEWEST
+
         if result.sizes["seed"] < FEWEST:
             found["seeds_needed"] = None
             lines.append(f"How many seeds a precision takes is told from {FEWEST} seeds on.")

@@ -662,7 +662,7 @@ class HookedPolicy(nn.Module):
         keep = ("spec", "observation_space", "action_space", "_root", "_format")
         keep += ("_told_kind", "_scores", "_value", "_choice", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
-        return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
+        return {**state, "module": self.module, "training": self.training, "graph": self.stored_graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -682,6 +682,11 @@ class HookedPolicy(nn.Module):
             inner = f"policy.module.{name} is the network's own"
             raise unknown_name("HookedPolicy", name, vars(HookedPolicy), {name: inner})
         raise unknown_name("HookedPolicy", name, vars(HookedPolicy), OF_POLICY)
+
+    @property
+    def stored_graph(self) -> str | None:
+        """The traced graph as JSON, which spares another process the export; None where JSON does not carry it."""
+        return self._engine.stored()
 
     # ---- inside
 

@@ -204,11 +204,12 @@ def test_a_last_curve_that_falls_somewhere_is_not_looked_through(curve):
         region_margins(policy, torch.rand(2, 3))
 
 
-@pytest.mark.parametrize("path", sorted(ZIPS.glob("*/*/*.zip")), ids=lambda path: f"{path.parts[-3]}-{path.stem}")
-def test_tangents_of_zoo_policies_meet_their_bounds(path):
+@pytest.mark.parametrize("name", ["a2c/Hopper-v3", "ppo/CartPole-v1", "sac/Pendulum-v1", "trpo/Swimmer-v3"])
+def test_tangents_of_zoo_policies_meet_their_bounds(name):
+    path = ZIPS / f"{name}_1" / f"{name.split('/')[1]}.zip"
+    if not path.exists():
+        pytest.skip("the zoo's zips are not here")
     policy = rlm.load(path)
-    if "hook_obs" not in policy.hook_dict:
-        pytest.skip("a dict observation")
     obs = torch.randn(3, *policy.hook_dict["hook_obs"].shape[1:], generator=torch.Generator().manual_seed(0))
     found = local_affine(policy, obs, box=0.05)
     assert (largest_error(policy, found, obs, 0.05, n=60) <= found.remainder_bound.values).all()
