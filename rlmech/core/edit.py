@@ -638,6 +638,7 @@ def _position(point: HookPoint, axis: str, item: int | str) -> int:
     return item % size
 
 
+@explain_misuse
 def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | None = None) -> Edit:
     """Take out of the site what a linear readout reads: for every input it then reads what it reads of the mean.
 
@@ -657,6 +658,14 @@ def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | Non
 
     Source:
         Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, arXiv 2306.03819, for one readout.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(3, 2), torch.rand(2, 3))
+        >>> first = torch.tensor([1.0, 0, 0])
+        >>> with policy.edited(rlm.erase("hook_obs", first, mean=torch.zeros(3))):
+        ...     policy.run_with_cache(torch.ones(1, 3))[1]["hook_obs"]
+        tensor([[0., 1., 1.]])
     """
     normal, mean = torch.as_tensor(normal).detach().double(), torch.as_tensor(mean).detach().double()
     along = normal if along is None else torch.as_tensor(along).detach().double()

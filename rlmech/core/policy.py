@@ -479,7 +479,7 @@ class HookedPolicy(nn.Module):
             single observation; and the state after this step, None of a policy without memory.
         """
         single = self._format.is_single(obs)
-        batch = {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, Mapping) else np.asarray(obs)[None]
+        batch = {k: _batch_of_one(v) for k, v in obs.items()} if isinstance(obs, Mapping) else _batch_of_one(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             parts = None if state is None else dict(zip(self.state_names, state, strict=False))
             scores, after = self.step(batch if single else obs, parts, episode_start=episode_start)
@@ -753,3 +753,7 @@ class HookedPolicy(nn.Module):
     def _attach(self, hooks: Hooks, direction: Direction) -> list[HookHandle]:
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
         return self._registry.attach(pairs, direction)
+
+
+def _batch_of_one(value: Any) -> Tensor | np.ndarray:
+    return value[None] if isinstance(value, Tensor) else np.asarray(value)[None]

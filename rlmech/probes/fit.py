@@ -21,6 +21,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -58,6 +59,14 @@ class Probe:
         spread: Standard deviation of the target, 1 for a class.
         score: Of the cross-validated predictions, and by control; as in `Probes.scores`.
         says: The same in words.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(8), progress=False)
+        >>> given = {"target": {"angle": lambda r: r.observations[:, 2]}, "sites": "hook_obs"}
+        >>> rlm.probes.fit_probe(policy, recording, **given).probe().target
+        'angle'
     """
 
     site: Site
@@ -129,6 +138,15 @@ class Probes:
 
     Attributes:
         scores: A dataset, see `fit_probe`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
+        >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(8), progress=False)
+        >>> given = {"target": {"angle": lambda r: r.observations[:, 2]}, "sites": "hook_obs"}
+        >>> found = rlm.probes.fit_probe(policy, recording, **given)
+        >>> found.scores["score"].dims
+        ('target', 'site', 'control')
     """
 
     scores: xr.Dataset
@@ -170,6 +188,7 @@ class Probes:
         return pd.DataFrame(rows)
 
 
+@explain_misuse
 def fit_probe(
     policy: HookedPolicy,
     recording: Recording,

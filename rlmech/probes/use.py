@@ -15,6 +15,7 @@ import gymnasium as gym
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, erase, steer
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import compare_rollouts
@@ -26,6 +27,7 @@ from rlmech.results import storable
 OUTCOME = "return"
 
 
+@explain_misuse
 def is_used(
     policy: HookedPolicy,
     env: gym.Env,
