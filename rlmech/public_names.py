@@ -82,8 +82,6 @@ def lazy(
         elif name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # `from package import its_own_file`
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
-            if find_spec(f"{package}.{name}") is not None:  # `from package import file` imports it next
-                raise AttributeError(name)
             raise unknown_name(package, name, listed(), OF_PACKAGE, elsewhere=_elsewhere(package))
         vars(sys.modules[package])[name] = value
         return value
