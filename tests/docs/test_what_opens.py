@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import nn
 
@@ -34,11 +34,11 @@ class Env(gym.Env):
         return np.ones(spaces.flatdim(self.action_space), bool)
 
 
-def sb3(algorithm, actions, **more):
+def sb3(algorithm, actions, *, policy="MlpPolicy", **more):
     """Open a model of Stable-Baselines3, live and from its zip."""
 
     def opens(folder: Path) -> list[rlm.HookedPolicy]:
-        model = algorithm("MlpPolicy", Env(actions), device="cpu", **more)
+        model = algorithm(policy, Env(actions), device="cpu", **more)
         model.save(folder / "x.zip")
         return [rlm.load(folder / "x.zip"), rlm.HookedPolicy.from_sb3(model)]
 
@@ -120,10 +120,11 @@ class Row:
 EGO = nets.EgoAttentionNetwork(7, 3, d_model=16, n_heads=4, embedding=(8, 16), output=(8,))
 ROWS = [
     Row(
-        "Stable-Baselines3 DQN, PPO, A2C, SAC, TD3, DDPG; sb3-contrib's TRPO, ARS, QR-DQN, TQC, CrossQ, MaskablePPO",
+        "Stable-Baselines3 DQN, PPO, A2C, SAC, TD3, DDPG; sb3-contrib's TRPO, ARS, QR-DQN, TQC, CrossQ, MaskablePPO, "
+        "RecurrentPPO",
         '`rlm.load("x.zip")`, `HookedPolicy.from_sb3(model)`',
-        "Mlp, Cnn and MultiInput policies; VecNormalize's statistics as the first layer (`vecnormalize=`, or beside "
-        "the zip); what RL Zoo's `config.yml` says of the environment goes into the spec; the class of a "
+        "Mlp, Cnn, MultiInput and Lstm policies; VecNormalize's statistics as the first layer (`vecnormalize=`, or "
+        "beside the zip); what RL Zoo's `config.yml` says of the environment goes into the spec; the class of a "
         'custom extractor is asked for by name (`features_extractor_class="module:Class"`)',
         {
             "DQN": sb3(DQN, THREE, **SMALL_BUFFER),
@@ -138,6 +139,7 @@ ROWS = [
             "TQC": sb3(TQC, STEER, **SMALL_BUFFER),
             "CrossQ": sb3(CrossQ, STEER, **SMALL_BUFFER),
             "MaskablePPO": sb3(MaskablePPO, THREE, **SMALL),
+            "RecurrentPPO": sb3(RecurrentPPO, THREE, policy="MlpLstmPolicy", **SMALL),
         },
     ),
     Row(
