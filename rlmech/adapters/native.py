@@ -156,7 +156,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path.name} holds weights, but not the network that they belong to.",
             given=f"a safetensors file with {n_tensors} tensors and no entry 'rlmech' in its metadata",
             expected="a file that save_policy wrote",
-            fix="build the network, load the weights into it, and wrap it: HookedPolicy(module, example_obs)",
+            fix="give the network, load(path, module=net), or for plain layers their activation, load(path, "
+            "activation='ReLU')",
         )
     try:
         tensors, metadata = read_sealed(path)
