@@ -60,8 +60,8 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     adapter, plan = _describe(policy)
-    content = {"format": FORMAT, "adapter": adapter, "plan": plan, "spec": policy.spec.to_json()}
-    content["graph"] = policy.stored_graph
+    spec, graph = policy.spec.to_json(), policy.stored_graph
+    content = {"format": FORMAT, "adapter": adapter, "plan": plan, "spec": spec, "graph": graph}
     tensors = _unique_tensors(policy.module)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
