@@ -260,7 +260,8 @@ class _Leaves:
                 return ConfigError(
                     f"The {self.network} {returns} could be action scores.",
                     given=self.shown(),
-                    expected=f"a floating-point tensor [batch action], or one of its parts: {', '.join(self.parts)}",
+                    expected="a floating-point tensor [batch action]"
+                    + (f", or one of its parts: {', '.join(self.parts)}" if self.parts else ""),
                     fix="name the part or method that gives them, e.g. scores='actor', or a function of the output",
                 )
             name = DISTRIBUTIONS[self.others[distribution]]
