@@ -117,6 +117,7 @@ def _id_of(spec: PolicySpec) -> str:
     )
 
 
+@explain_misuse
 def acceleration(env: gym.Env) -> Acceleration:
     """What is accelerated of an environment, as it is now, and why not the rest.
 
