@@ -21,7 +21,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import compare_rollouts
 from rlmech.errors import ConfigError
 from rlmech.probes.concepts import Concept
-from rlmech.probes.fit import Probe
+from rlmech.probes.probe import Probe
 from rlmech.results import storable
 
 OUTCOME = "return"

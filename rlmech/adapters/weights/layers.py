@@ -68,7 +68,7 @@ def build(weights: Mapping[str, Tensor], *, activation: Any, name: str) -> tuple
 
     Raises:
         CheckpointError: The weights do not tell the network.
-        ConfigError: The activation is not given, or is none.
+        ConfigError: The activation is not given, or has no such name in torch.nn.
     """
     stacks: dict[str, dict[int, dict[str, Tensor]]] = {}
     rest: dict[str, Tensor] = {}
