@@ -44,8 +44,9 @@ def field(result: xr.Dataset, *, title: str | None = None, limit: float | None =
         >>> import numpy as np, xarray as xr
         >>> dims = ("condition", "speed", "along")
         >>> data = {"value": (dims, np.ones((1, 2, 2))), "reachable": (dims, np.ones((1, 2, 2), dtype=bool))}
-        >>> coords = {"condition": ["before"], "speed": [0.0, 9.0], "along": [-1.0, 1.0]}
-        >>> attrs = {"kind": "gap", "measure": "FASTER - SLOWER", "here": [4.0, 0.0], "vehicle": 0}
+        >>> speed, along = ("speed", [0.0, 9.0], {"here": 4.0}), ("along", [-1.0, 1.0], {"here": 0.0})
+        >>> coords = {"condition": ["before"], "speed": speed, "along": along}
+        >>> attrs = {"kind": "gap", "measure": "FASTER - SLOWER", "vehicle": 0}
         >>> len(field(xr.Dataset(data, coords=coords, attrs=attrs)).data)
         3
     """

@@ -133,7 +133,7 @@ def test_observations_as_an_edits_reference_do_what_their_cache_does(states, mak
 
 
 def test_a_reference_that_is_neither_observations_nor_a_cache_is_refused():
-    with pytest.raises(EditError, match="reference"):
+    with pytest.raises(EditError, match="from observations, or from a cache of them"):
         rlm.mean_ablation("1.hook_out", reference="states")
 
 
