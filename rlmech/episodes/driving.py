@@ -162,11 +162,13 @@ class Drive:
         driver: The driver.
         seed: The episode's seed.
         action_names: Names of the environment's actions; the policy's own come first.
+        measure: The simulator's `step_values`.
     """
 
     driver: Driver
     seed: int
     action_names: tuple[str, ...] = ()
+    measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, float]] = field(default=lambda entities: {})
     _hooks: list[Hook] = field(init=False)
     _previous: Any = None
     _step: int = 0
@@ -209,6 +211,7 @@ class Drive:
             previous_action=self._previous,
             vehicles=vehicles,
             action_names=self.driver.policy.spec.actions or self.action_names,
+            measured=self.measure(vehicles),
         )
         return when(moment)
 

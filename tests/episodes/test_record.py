@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.episodes import Recording, record, shards
+from rlmech.episodes import Recording, manifest, record, shards
 from rlmech.episodes.episode import run_episode, summary
 from rlmech.episodes.manifest import write_manifest
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError, SiteError
@@ -275,7 +275,7 @@ def test_a_disk_too_full_for_the_manifest_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(manifest, "write_sealed_json", full)
     with pytest.raises(RecordingError, match="The recording could not be written"):
         record(cartpole, make_env("CartPole-v1"), seeds=[0], path=tmp_path / "full", progress=False)
     assert not (tmp_path / "full").exists()
