@@ -1,10 +1,10 @@
 # Written by rlmech/public_names.py.
-from rlmech import attribution as attribution, circuits as circuits, edges as edges, episodes as episodes, metrics as metrics, patching as patching, plot as plot, scenes as scenes, simulators as simulators, testbed as testbed, zoo as zoo
+from rlmech import attribution as attribution, circuits as circuits, edges as edges, episodes as episodes, metrics as metrics, patching as patching, plot as plot, probes as probes, scenes as scenes, simulators as simulators, testbed as testbed, zoo as zoo
 from rlmech.adapters.load import load as load
 from rlmech.adapters.native import save_policy as save_policy
 from rlmech.attribution import attribute_actions as attribute_actions, attribution_patching as attribution_patching
 from rlmech.core.cache import ActivationCache as ActivationCache
-from rlmech.core.edit import Edit as Edit, Site as Site, mean_ablation as mean_ablation, patch as patch, resample_ablation as resample_ablation, steer as steer, subspace_patch as subspace_patch, zero_ablation as zero_ablation
+from rlmech.core.edit import Edit as Edit, Site as Site, erase as erase, mean_ablation as mean_ablation, patch as patch, resample_ablation as resample_ablation, steer as steer, subspace_patch as subspace_patch, zero_ablation as zero_ablation
 from rlmech.core.hook_point import HookPoint as HookPoint
 from rlmech.core.policy import HookedPolicy as HookedPolicy
 from rlmech.episodes.compare import compare_rollouts as compare_rollouts

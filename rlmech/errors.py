@@ -14,6 +14,13 @@ class RlmechError(Exception):
         given: What the caller gave.
         expected: What would have been right.
         fix: How to mend it.
+
+    Example:
+        >>> error = RlmechError("The door is shut.", given="a push", expected="a pull", fix="pull")
+        >>> print(error)
+        The door is shut.
+          given: a push   expected: a pull
+          fix: pull
     """
 
     def __init__(self, problem: str, *, given: object, expected: object, fix: str) -> None:

@@ -27,6 +27,11 @@ class FeatureSpec:
         unit: Its physical unit, e.g. `m`; empty for a dimensionless one.
         low: Physical value that the network sees as -1; None where it sees the physical value itself.
         high: Physical value that the network sees as +1; None likewise.
+
+    Example:
+        >>> speed = FeatureSpec(name="vx", unit="m/s", low=-20.0, high=20.0)
+        >>> speed.label
+        'vx [m/s]'
     """
 
     name: str

@@ -46,6 +46,14 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
 
     Raises:
         CheckpointError: The policy's architecture is of a class of its own, or the file cannot be written.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import MultiLayerPerceptron
+        >>> policy = rlm.HookedPolicy(MultiLayerPerceptron(4, (8,), d_out=2), torch.rand(2, 4))
+        >>> path = rlm.save_policy(policy, "policy.safetensors")
+        >>> rlm.load(path).fingerprint == policy.fingerprint
+        True
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path

@@ -125,6 +125,15 @@ def centre_actions(result: xr.Dataset) -> xr.Dataset:
 
     Raises:
         ShapeError: There is one action only, or none.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> from rlmech.attribution import centre_actions
+        >>> centred = centre_actions(rlm.attribute_actions(policy, torch.rand(4, 15, 7)))
+        >>> bool(abs(centred.total.mean("action")).max() < 1e-5)
+        True
     """
     n_actions = result.sizes.get("action", 0)
     if n_actions < 2:

@@ -119,6 +119,16 @@ def deep_lift(
     Source:
         Shrikumar, Greenside and Kundaje 2017, *Learning Important Features Through Propagating Activation Differences*,
         arXiv 1704.02685.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.attribution import deep_lift
+        >>> obs = torch.rand(4, 4)
+        >>> found = deep_lift(policy, obs, baseline=obs.mean(0, keepdim=True), better=0, worse=1)
+        >>> found.attribution.dims
+        ('batch', 'action', 'feature')
     """
     for name, point in policy.points.items():
         if point.kind in ("activation", "pattern", "pool") and module_at(policy, name) is None:
@@ -158,6 +168,14 @@ def saliency(
 
     Source:
         Simonyan, Vedaldi and Zisserman 2013, *Deep Inside Convolutional Networks*, arXiv 1312.6034.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.attribution import saliency
+        >>> saliency(policy, torch.rand(4, 4)).attribution.dims
+        ('batch', 'action', 'feature')
     """
     method, rows = captum_methods().Saliency, readouts(policy, better=better, worse=worse)
     model, inputs = ReadoutModule(policy, rows), real_arrays(policy.coerce(obs), rows)

@@ -71,6 +71,15 @@ def layer_conductance(
 
     Source:
         Dhamdhere, Sundararajan and Yan 2018, *How Important Is a Neuron?*, arXiv 1805.12233.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.attribution import layer_conductance
+        >>> obs = torch.rand(4, 4)
+        >>> sorted(layer_conductance(policy, obs, "1.hook_out", baseline=obs.mean(0, keepdim=True)).data_vars)
+        ['completeness_error', 'conductance', 'total']
     """
     layer, method = layer_of(policy, name), captum_methods().LayerConductance
     rows = readouts(policy, better=better, worse=worse)
@@ -132,6 +141,15 @@ def neuron_conductance(
 
     Source:
         Dhamdhere, Sundararajan and Yan 2018, *How Important Is a Neuron?*, arXiv 1805.12233, section 3.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.attribution import neuron_conductance
+        >>> obs = torch.rand(4, 4)
+        >>> neuron_conductance(policy, obs, "1.hook_out", neuron=2, baseline=obs.mean(0, keepdim=True)).attribution.dims
+        ('batch', 'action', 'feature')
     """
     layer, place = layer_of(policy, name), (neuron,) if isinstance(neuron, int) else neuron
     point, captum = policy.hook_dict[name], captum_methods()

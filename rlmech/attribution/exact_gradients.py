@@ -23,6 +23,8 @@ from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
+from rlmech.core.attention import AttentionBlock
+from rlmech.core.attention_nodes import LEARNED, Role
 from rlmech.core.graph import Node
 from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
@@ -141,7 +143,7 @@ class _Path:
     @classmethod
     def of(cls, policy: HookedPolicy, order: int) -> _Path:
         scores_at = scores_of(policy)
-        before = [policy.points[b.names[role]].address.node for b in policy.attention.values() for role in ("q", "k")]
+        before = [node for block in policy.attention.values() for node in _before_pattern(policy, block)]
         whole = freeze(policy, (scores_at.node,))
         if whole.patterns:
             whole = freeze(policy, (scores_at.node, *before))
@@ -289,6 +291,13 @@ def _between(start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Te
         share = t.to(begin.dtype).reshape(-1, *(1,) * (begin.ndim - 1))
         points.append(torch.lerp(begin[row], end[row], share))
     return tuple(points)
+
+
+def _before_pattern(policy: HookedPolicy, block: AttentionBlock) -> list[Node]:
+    """What a pattern is made of by a product and a softmax: queries and keys, or the scores where they are others."""
+    product = "k" in block.names and ("q" in block.names or block.reasons.get("q") == LEARNED)
+    roles: list[Role] = [role for role in ("q", "k") if role in block.names] if product else ["attn_scores"]
+    return [policy.points[block.names[role]].address.node for role in roles]
 
 
 def _last(whole: Frozen) -> tuple[Gate, ...]:

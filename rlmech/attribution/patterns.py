@@ -112,6 +112,14 @@ def key_feature_effects(
         AttentionError: No such block, entities mix before it, or a key bends between its gates.
         ObservationError: The observation is no table of entities.
         EngineError: The policy runs on the eager engine.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> from rlmech.attribution import key_feature_effects
+        >>> dict(key_feature_effects(policy, torch.rand(2, 15, 7)).effect.sizes)
+        {'batch': 2, 'action': 3, 'entity': 15, 'feature': 7}
     """
     states = as_states(policy, obs)
     run = _Run.of(policy, states, block)

@@ -52,6 +52,13 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
     Raises:
         AttentionError: No such block, entities mix before it, or an embedding is not piecewise linear.
         ObservationError: The observation is no table of entities.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.qk_forms(policy, torch.rand(2, 15, 7)).dims
+        ('batch', 'head', 'query', 'entity', 'feature_query', 'feature_key')
     """
     found = choose_block(policy, block)
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
@@ -87,6 +94,13 @@ def ov_forms(
         AttentionError: No such block, entities mix before it, or something on the way is not piecewise linear.
         ConfigError: A gap of which one action is missing or unknown, or that `to="d_model"` has no use for.
         ObservationError: The observation is no table of entities.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.ov_forms(policy, torch.rand(2, 15, 7)).dims
+        ('batch', 'head', 'query', 'entity', 'feature', 'action')
     """
     found = choose_block(policy, block)
     obs = as_states(policy, obs)

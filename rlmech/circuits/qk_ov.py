@@ -67,6 +67,13 @@ def ov_factored(policy: HookedPolicy, block: str | None = None) -> FactoredMatri
 
     Raises:
         AttentionError: No such block, or several and none named.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> rlm.circuits.ov_factored(policy).shape
+        torch.Size([4, 64, 64])
     """
     found = choose_block(policy, block)
     return FactoredMatrix(found.W_V.detach(), found.W_O.detach())

@@ -26,7 +26,7 @@ class AttentionBlock:
 
     def __init__(self, graph: Graph, found: Found, *, path: str, names: Mapping[Role, str]) -> None:
         self.path, self.scale = path, found.scale
-        self.n_heads, self.d_head = found.q.layout.canonical_shape[2:]
+        self.n_heads, self.d_head = (found.q or found.z).layout.canonical_shape[2:]
         self.reasons = dict[str, str](found.reasons)
         self.names: dict[Role, str] = _RoleNames(names, path=path, reasons=self.reasons)
         self._graph, self._found = graph, found

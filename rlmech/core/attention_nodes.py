@@ -16,19 +16,27 @@ Role = Literal["q", "k", "v", "attn_scores", "pattern", "mask", "z", "result", "
 Source = Literal["q", "k", "v"]
 Mask = tuple[Address, tuple[Axis, ...]]
 """Where a mask lies, and its axes: True where the key is hidden."""
+NOT_A_PRODUCT = "the scores are not a product of queries and keys"
+SHARED = "they are shared by all heads"
+LEARNED = "they are the same for every observation"
+"""Why a block has no queries, keys or values of its own."""
 
 
 @dataclass(slots=True, eq=False)
 class Found:
-    """The nodes of one attention block, before names are given."""
+    """The nodes of one attention block, before names are given.
+
+    `values` are what is mixed; `v` are the same where each head has its own, which alone is a point.
+    """
 
     scope: str
     softmax: Node
     scores: Address
     pattern: Address
-    q: Address
-    k: Address
-    v: Address
+    q: Address | None
+    k: Address | None
+    v: Address | None
+    values: Address
     z: Address
     scale: float
     mask: Mask | None = None
@@ -37,6 +45,12 @@ class Found:
     result: Address | None = None
     attn_out: Address | None = None
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[Source, Address]:
+        """Queries, keys and values, as far as they are points."""
+        found: dict[Source, Address | None] = {"q": self.q, "k": self.k, "v": self.v}
+        return {name: address for name, address in found.items() if address is not None}
 
     @property
     def addresses(self) -> dict[Role, Address]:

@@ -1,30 +1,45 @@
-"""Attention found in the graph: matmul -> scale, mask -> softmax -> matmul, in whatever module it stands.
+"""Attention found in the graph: product -> scale, mask -> softmax -> weighted sum, in whatever module it stands.
 
-A fused `scaled_dot_product_attention` gets a decomposed second definition. Which weight column belongs to which head is
-not assumed: indices are pushed through the reshapes between the projections and the heads. Cost: a few small programs.
+Products and sums may be matrix products, products that are summed, or einsums; there may be no query axis, no heads,
+and any order of axes. A softmax that weights rows by scores of another kind (additive, learned) is attention without
+queries and keys. A fused `scaled_dot_product_attention` gets a decomposed second definition. Cost: a walk around each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 from rlmech.axes import Axis
-from rlmech.core.attention_nodes import Found, Mask, OutputProjection, Projection, Source
-from rlmech.core.graph import Alternative, Graph, Node, depends_on_input
+from rlmech.core.attention_maps import find_maps
+from rlmech.core.attention_nodes import LEARNED, NOT_A_PRODUCT, SHARED, Found, Mask, Source
+from rlmech.core.contraction import (
+    MATMUL,
+    Contraction,
+    Letters,
+    Places,
+    axis_before,
+    broadcast_letters,
+    contraction_of,
+    lettered_address,
+    letters_before,
+    permutation_of,
+)
+from rlmech.core.graph import Alternative, Graph, Node, Size, depends_on_input
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import axes_of
 from rlmech.core.operations.table import known, names_where
-from rlmech.core.program import Address, compile_program
+from rlmech.core.program import Address
 
 SOFTMAX = names_where(lambda record: record.role == "softmax")
-MATMUL = names_where(lambda record: record.role == "matmul")
-HEAD_AXES: tuple[Axis, ...] = ("batch", "head", "query", "key")
-PROBE_BATCH = 2
+AXES: dict[str, Axis] = {"b": "batch", "h": "head", "q": "query", "k": "key", "d": "d_head"}
+PATTERN, ROWS, MIXED = "bhqk", "bkhd", "bqhd"
+"""The axes of patterns and scores, of keys and values, and of queries and what attention gives."""
 
 
 def find_attention(graph: Graph, *, weights: bool = True) -> list[Found]:
@@ -37,92 +52,278 @@ def find_attention(graph: Graph, *, weights: bool = True) -> list[Found]:
     users = graph.users()
     found: list[Found] = []
     for node in list(graph.nodes):
-        if node.op == "scaled_dot_product_attention" and not _from_parameters(node):
+        if node.op == "scaled_dot_product_attention" and depends_on_input(node):
             block = _from_fused(graph, node)
-        elif node.op in SOFTMAX and _is_last_axis(node):
+        elif node.op in SOFTMAX and node.shape is not None:
             block = _from_softmax(node, users)
         else:
             continue
         if block is not None and weights:
-            _find_projections(graph, block)
-            _find_output(graph, block, graph.users())
+            find_maps(graph, block)
         if block is not None:
             found.append(block)
     return found
 
 
-def _is_last_axis(softmax: Node) -> bool:
-    return softmax.shape is not None and softmax.args[1] in (-1, len(softmax.shape) - 1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mix:
+    """The sum of values, weighted by a pattern.
+
+    Attributes:
+        pattern: Letters of the softmax's axes.
+        values: The values, and their letters.
+        z: The result, and its letters.
+        sizes: The size of each letter.
+    """
+
+    pattern: Letters
+    values: tuple[Node, Letters]
+    z: tuple[Node, Letters]
+    sizes: dict[str, Size]
 
 
-def _from_parameters(node: Node) -> bool:
-    return not depends_on_input(node)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scores:
+    """Where scores come from: the product of queries and keys, what it is scaled with, and the mask on the way."""
+
+    parts: dict[Source, tuple[Node, Letters]]
+    sizes: dict[str, Size]
+    scale: float = 1.0
+    mask: Mask | None = None
 
 
 def _from_softmax(softmax: Node, users: Mapping[Node, list[Node]]) -> Found | None:
-    after = softmax
-    while True:
-        readers = users[after]
-        products = [reader for reader in readers if reader.op in MATMUL and reader.args[0] is after]
-        if products or len(readers) != 1 or not known(readers[0].op).keeps_elements:
-            break
-        after = readers[0]
-    scores = softmax.args[0]
-    before = _score_product(scores)
-    if not products or before is None:
+    axes = axes_of(softmax)
+    axis = axes[0] if axes else None
+    if axis is None or not softmax.has_batch:
         return None
-    product, scale, mask = before
-    a, b = product.args[-2:] if product.op == "baddbmm" else product.args[:2]
-    return _block(softmax, a=a, b=b, z=products[0], scores=scores, pattern=softmax, scale=scale, mask=mask)
-
-
-def _score_product(scores: Node) -> tuple[Node, float, Mask | None] | None:
-    """The product of queries and keys that scores come from, what it is scaled with, and the mask on the way."""
-    node, scale, mask = scores, 1.0, None
-    while node.op not in MATMUL:
-        if not node.args or not isinstance(node.args[0], Node):
+    mix = next((mix for mix in _mixes(softmax, users) if mix.pattern[axis] == "k"), None)
+    if mix is None:
+        return None
+    scores = softmax.args[0]
+    found = _score_product(scores, mix.pattern, mix.sizes)
+    if found is None:
+        if not _row_by_row(scores, axis) & _row_by_row(mix.values[0], mix.values[1].index("k")):
             return None
-        following = node.args[0]
-        match node.op:
-            case "mul" | "div" if not isinstance(node.args[1], Node):
-                scale *= node.args[1] if node.op == "mul" else 1 / node.args[1]
-            case "masked_fill":
-                mask = mask or _mask_address(node.args[1])
-            case "where":
-                kept = isinstance(node.args[1], Node) and node.args[1].op not in {"parameter", "constant", "full"}
-                mask = mask or _mask_address(node.args[0], negate=kept)
-                following = node.args[1 if kept else 2]
-            case "add":
-                mask = mask or _additive_mask(node.args[1])
-            case "to" | "_to_copy" | "clone" | "contiguous" | "sub":
-                pass
-            case _:
+        found = _Scores(parts={}, sizes=mix.sizes, mask=_mask_before(scores, mix.pattern, mix.sizes))
+    return _block(softmax, mix, found, scores=scores, pattern=softmax)
+
+
+def _mixes(softmax: Node, users: Mapping[Node, list[Node]]) -> Iterator[_Mix]:
+    """The sums over one axis that weight something with a softmax, whose elements may be moved before."""
+    stack: list[tuple[Node, ...]] = [(softmax,)]
+    while stack:
+        path = stack.pop(0)
+        for reader in users[path[-1]]:
+            ends = [reader, *(user for user in users[reader] if reader.op == "mul" and user.op == "sum")]
+            for contraction in filter(None, map(contraction_of, ends)):
+                for place in (0, 1):
+                    mix = _mix(contraction, place, path)
+                    if mix is not None:
+                        yield mix
+            if known(reader.op).keeps_elements and reader.shape is not None and len(path) < 8:
+                stack.append((*path, reader))
+
+
+def _mix(contraction: Contraction, place: int, path: tuple[Node, ...]) -> _Mix | None:
+    """A contraction as a weighted sum, given which factor is the pattern and the way from the softmax to it."""
+    (weights, weights_at), (values, values_at) = contraction.factors[place], contraction.factors[1 - place]
+    if weights is not path[-1] or not values.has_batch or not depends_on_input(values):
+        return None
+    named = _roles(contraction, weights, weights_at, values, values_at)
+    if named is None:
+        return None
+    letter, sizes = named
+    read = lambda at: tuple("" if p is None else letter[p] for p in at)  # noqa: E731
+    letters: Letters = read(weights_at)
+    for node in reversed(path[1:]):
+        before = letters_before(node, letters, sizes)
+        if before is None:
+            return None
+        letters = before[1]
+    return _Mix(
+        pattern=letters, values=(values, read(values_at)), z=(contraction.node, read(contraction.at)), sizes=sizes
+    )
+
+
+def _roles(
+    contraction: Contraction, weights: Node, weights_at: Places, values: Node, values_at: Places
+) -> tuple[dict[int, str], dict[str, Size]] | None:
+    """What each place of a weighted sum is, and the sizes of what they are.
+
+    Both factors have the batch and the heads; the pattern alone has queries (before the matrices of a product, heads
+    that share their values), the values alone the elements of a head.
+    """
+    size = {place: n for node, at in ((weights, weights_at), (values, values_at))
+            for n, place in zip(node.sizes, at, strict=True) if place is not None}  # fmt: skip
+    letter = {contraction.summed: "k"}
+    sizes: dict[str, Size] = {"b": -1, "h": 1, "q": 1, "d": 1, "k": size[contraction.summed]}
+    for place, n in size.items():
+        if place == contraction.summed:
+            continue
+        if n < 0:
+            if not {place} <= {*weights_at} & {*values_at}:
                 return None
-        if not isinstance(following, Node):
-            return None
-        node = following
-    mask = mask or (_additive_mask(node.args[0]) if node.op == "baddbmm" else None)
-    return node, scale, mask
+            letter[place] = "b" if n == -1 else "hb" if weights.batch_inner else "bh"
+            name, n = "h", -n
+        else:
+            head = place in values_at or (contraction.node.op in MATMUL and place < len(contraction.node.sizes) - 2)
+            name = ("h" if head else "q") if place in weights_at else "d"
+            letter[place] = name if n != 1 else ""
+        if n != 1:
+            if sizes[name] != 1:
+                return None  # two axes of heads, say: no names for them
+            sizes[name] = n
+    return (letter, sizes) if any("b" in own for own in letter.values()) and sizes["k"] > 0 else None
+
+
+def _score_product(node: Node, letters: Letters, sizes: dict[str, Size]) -> _Scores | None:
+    """Walk from the softmax back to the product of queries and keys, over scales, masks and moves of elements."""
+    contraction = contraction_of(node)
+    if contraction is not None:
+        return _query_and_key(contraction, letters, sizes)
+    for following in _score_sources(node):
+        if following.shape is None:
+            continue
+        moved = letters_before(node, letters, sizes)
+        own = moved[1] if moved is not None else broadcast_letters(following, node, letters)
+        found = _score_product(following, own, sizes)
+        if found is None:
+            continue
+        if node.op in ("mul", "div") and not isinstance(node.args[1], Node):
+            return replace(found, scale=found.scale * (node.args[1] if node.op == "mul" else 1 / node.args[1]))
+        if found.mask is None:
+            return replace(found, mask=_own_mask(node, letters, sizes))
+        return found
+    return None
+
+
+def _score_sources(node: Node) -> list[Node]:
+    """What scores may be made of, by an operation that scales, shifts, masks or moves them."""
+    match node.op:
+        case "add":
+            given: tuple[Any, ...] = node.args[:2]
+        case "where":
+            given = node.args[1:3]
+        case "mul" | "div" | "sub" | "masked_fill" | "to" | "_to_copy":
+            given = node.args[:1]
+        case _:
+            given = node.args[:1] if known(node.op).keeps_elements and node.shape is not None else ()
+    return [source for source in given if isinstance(source, Node) and source.has_batch]
+
+
+def _query_and_key(contraction: Contraction, letters: Letters, sizes: dict[str, Size]) -> _Scores | None:
+    """A product's factors: the one with the key axis, and the one without."""
+    named = dict(zip(contraction.at, letters, strict=True))
+    named[contraction.summed] = "d"
+    factors = [(node, tuple("" if p is None else named.get(p, "") for p in at)) for node, at in contraction.factors]
+    keyed = ["k" in "".join(own) for _, own in factors]
+    if keyed[0] == keyed[1]:
+        return None
+    (key, key_letters), (query, query_letters) = factors[keyed.index(True)], factors[keyed.index(False)]
+    wide = key.sizes[key_letters.index("d")] if "d" in key_letters else 0
+    missing = sizes["q"] != 1 and "q" not in "".join(query_letters)
+    if wide < 1 or missing or not key.has_batch or not depends_on_input(key):
+        return None
+    mask = _additive_mask(contraction.node.args[0]) if contraction.node.op == "baddbmm" else None
+    parts: dict[Source, tuple[Node, Letters]] = {"q": (query, query_letters), "k": (key, key_letters)}
+    return _Scores(parts=parts, sizes=sizes | {"d": wide}, mask=mask)
+
+
+def _block(softmax: Node, mix: _Mix, found: _Scores, *, scores: Node, pattern: Node) -> Found | None:
+    sizes = mix.sizes
+    shown = [
+        lettered_address(scores, mix.pattern, PATTERN, sizes),
+        lettered_address(pattern, mix.pattern, PATTERN, sizes),
+        lettered_address(*mix.z, MIXED, sizes),
+    ]
+    values = lettered_address(*mix.values, ROWS, sizes) or lettered_address(*mix.values, ROWS, sizes | {"h": 1})
+    if values is None or any(address is None for address in shown):
+        return None
+    at_scores, at_pattern, z = (address for address in shown if address is not None)
+    reasons: dict[str, str] = {}
+    if sizes["h"] != values.layout.canonical_shape[2]:
+        reasons["v"] = SHARED
+    scale, parts = found.scale, dict[Source, Address]()
+    ordered: dict[Source, str] = {"q": MIXED, "k": ROWS}
+    for role, axes in ordered.items():
+        part = found.parts.get(role)
+        address = None if part is None else lettered_address(*part, axes, found.sizes)
+        if address is None:
+            reasons[role] = _why_not(part)
+            continue
+        parts[role], own = _unscaled(address)
+        scale *= own
+    return Found(
+        scope=softmax.scope,
+        softmax=softmax,
+        scores=at_scores,
+        pattern=at_pattern,
+        q=parts.get("q"),
+        k=parts.get("k"),
+        v=None if "v" in reasons else _simplest(values),
+        values=values,
+        z=z,
+        scale=scale,
+        mask=found.mask,
+        reasons=reasons,
+    )
+
+
+def _why_not(part: tuple[Node, Letters] | None) -> str:
+    if part is None:
+        return NOT_A_PRODUCT
+    return SHARED if "b" in "".join(part[1]) else LEARNED
+
+
+def _row_by_row(node: Node, axis: int) -> set[tuple[Node, int]]:
+    """Values that a value is made of row by row, and which of their axes the rows are."""
+    found: set[tuple[Node, int]] = set()
+    stack = [(node, axis)]
+    while stack:
+        at = stack.pop()
+        if at not in found and at[0].has_batch:
+            found.add(at)
+            stack.extend(_rows_before(*at))
+    return found
+
+
+def _rows_before(node: Node, axis: int) -> Iterator[tuple[Node, int]]:
+    moved = axis_before(node, axis) if known(node.op).keeps_elements or node.op in SOFTMAX else None
+    if moved is not None:
+        yield moved
+    elif known(node.op).moves in ("elementwise", "channelwise"):
+        for source in node.inputs():
+            own = axis - (len(node.sizes) - len(source.shape or ()))
+            if source.shape is not None and own >= 0 and source.shape[own] == node.sizes[axis]:
+                yield source, own
+    elif (known(node.op).role in ("layer", "norm") and axis < len(node.sizes) - 1) and node.op != "addmm":
+        source = node.args[0]
+        if source.shape is not None and len(source.shape) == len(node.sizes):
+            yield source, axis
 
 
 def _from_fused(graph: Graph, fused: Node) -> Found | None:
     q, k, v, *rest = fused.args
     bias = rest[0] if rest else fused.kwargs.get("attn_mask")
     causal = rest[2] if len(rest) > 2 else fused.kwargs.get("is_causal", False)
-    if fused.shape is None or _heads(fused.shape) is None:
+    lead = None if fused.shape is None else _lead(fused)
+    if lead is None:
         return None
     if fused.kwargs.get("enable_gqa"):  # each head gets its own copy of its group's keys and values
         k, v = (_repeated(graph, value, q.shape[-3] // value.shape[-3], fused) for value in (k, v))
     given = fused.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if given is None else given
-    shape = (*q.shape[:-1], k.sizes[-2])
+    shape = (*fused.sizes[:-1], k.sizes[-2])
     swapped = graph.add("transpose", torch.transpose, k, -2, -1, like=fused, shape=(*k.sizes[:-2], *k.sizes[:-3:-1]))
     scores = graph.add("matmul", torch.matmul, q, swapped, like=fused, shape=shape)
     scores = graph.add("mul", torch.mul, scores, scale, like=fused, shape=shape)
+    letters = (*lead[0], "q", "k")
+    sizes: dict[str, Size] = {**lead[1], "q": shape[-2], "k": shape[-1], "d": v.sizes[-1]}
     mask = None
     if bias is not None:
         if bias.dtype == torch.bool:
-            mask = _mask_address(bias, negate=True)
+            mask = _mask_address(bias, scores, letters, sizes, negate=True)
             hidden = graph.add("logical_not", torch.logical_not, bias, like=bias, shape=bias.shape)
             scores = graph.add("masked_fill", torch.masked_fill, scores, hidden, -math.inf, like=fused, shape=shape)
         else:
@@ -133,10 +334,37 @@ def _from_fused(graph: Graph, fused: Node) -> Found | None:
         scores = graph.add("causal_mask", hide, scores, like=fused, shape=shape)
     # The fused operation gives zeros where every key is hidden, and so must its pattern; a plain softmax gives NaN.
     pattern = graph.add("_safe_softmax", torch.ops.aten._safe_softmax.default, scores, -1, like=fused, shape=shape)
-    mixed = graph.add("matmul", torch.matmul, pattern, v, like=fused, shape=fused.shape)
+    mixed = graph.add("matmul", torch.matmul, pattern, v, like=fused, shape=fused.sizes)
     copies = {node for node in (k, v) if node.synthetic}
     graph.alternatives[fused] = Alternative(triggers=frozenset({scores, pattern, *copies}), definition=mixed)
-    return _block(fused, a=q, b=swapped, z=fused, scores=scores, pattern=pattern, scale=scale, mask=mask, v=v)
+    for node in (scores, pattern):
+        node.batch_inner = fused.batch_inner
+    parts = {role: (node, (*_own_lead(node, fused, lead[0]), *own)) for role, node, own in
+             (("q", q, "qd"), ("k", k, "kd"), ("v", v, "kd"))}  # fmt: skip
+    mix = _Mix(pattern=letters, values=parts["v"], z=(fused, (*lead[0], "q", "d")), sizes=sizes)
+    product = _Scores(
+        parts={"q": parts["q"], "k": parts["k"]}, sizes=sizes | {"d": q.sizes[-1]}, scale=scale, mask=mask
+    )
+    return _block(fused, mix, product, scores=scores, pattern=pattern)
+
+
+def _lead(node: Node) -> tuple[Letters, dict[str, Size]] | None:
+    """The letters of the axes before a stack of matrices: batch and heads in either order, folded, or no heads."""
+    match node.sizes[:-2]:
+        case (-1, n) if n > 0:
+            return ("b", "h" if n > 1 else ""), {"b": -1, "h": n}
+        case (n, -1) if n > 0:
+            return ("h" if n > 1 else "", "b"), {"b": -1, "h": n}
+        case (n,) if n < 0:
+            return ("b" if n == -1 else "hb" if node.batch_inner else "bh",), {"b": -1, "h": -n}
+        case _:
+            return None
+
+
+def _own_lead(node: Node, fused: Node, lead: Letters) -> Letters:
+    offset = len(fused.sizes) - len(node.sizes)
+    pairs = zip(node.sizes[:-2], fused.sizes[offset:-2], lead[offset:], strict=True)
+    return tuple(letter if own == whole else "" for own, whole, letter in pairs)
 
 
 def _repeated(graph: Graph, value: Node, n: int, fused: Node) -> Node:
@@ -152,40 +380,6 @@ def _later_keys(scores: Tensor) -> Tensor:
     return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
 
 
-def _block(
-    softmax: Node,
-    *,
-    a: Node,
-    b: Node,
-    z: Node,
-    scores: Node,
-    pattern: Node,
-    scale: float,
-    mask: Mask | None,
-    v: Node | None = None,
-) -> Found | None:
-    values: Node = z.args[1] if v is None else v
-    whole = {node: _heads(node.shape) for node in (a, b, values, z, scores, pattern)}
-    if any(layout is None for layout in whole.values()):
-        return None
-    shown = {node: Address(node=node, layout=layout) for node, layout in whole.items() if layout}
-    q, value, mixed = (_moved(shown[node], (0, 2, 1, 3)) for node in (a, values, z))
-    k = _moved(shown[b], (0, 3, 1, 2))  # keys stand transposed in the product
-    (q, scale_q), (k, scale_k) = _unscaled(q), _unscaled(k)
-    return Found(
-        scope=softmax.scope,
-        softmax=softmax,
-        scores=shown[scores],
-        pattern=shown[pattern],
-        q=q,
-        k=k,
-        v=_simplest(value),
-        z=mixed,
-        scale=scale * scale_q * scale_k,
-        mask=mask,
-    )
-
-
 def _unscaled(address: Address) -> tuple[Address, float]:
     """The same value before it was multiplied with numbers, and their product."""
     address, scale = _simplest(address), 1.0
@@ -195,199 +389,86 @@ def _unscaled(address: Address) -> tuple[Address, float]:
     return address, scale
 
 
-def _heads(shape: tuple[int, ...] | None) -> Layout | None:
-    """The layout of `[*lead m n]` as batch, head, m, n."""
-    if shape is None or len(shape) < 3 or shape[-1] < 0 or shape[-2] < 0:
-        return None
-    lead, (m, n) = shape[:-2], shape[-2:]
-    if len(lead) == 2 and lead[0] == -1 and lead[1] > 0:
-        split, order = shape, (0, 1, 2, 3)
-    elif len(lead) == 2 and lead[1] == -1 and lead[0] > 0:
-        split, order = shape, (1, 0, 2, 3)
-    elif len(lead) == 1 and lead[0] < 0:
-        split, order = (-1, -lead[0], m, n), (0, 1, 2, 3)
-    else:
-        return None
-    return Layout(shape=shape, split=split, order=order)
-
-
-def _moved(address: Address, order: tuple[int, ...]) -> Address:
-    """The same value with its canonical axes in another order."""
-    layout = address.layout
-    order = tuple(layout.order[i] for i in order)
-    return Address(node=address.node, layout=Layout(shape=layout.shape, split=layout.split, order=order))
-
-
 def _simplest(address: Address) -> Address:
     """The same value a few permutations earlier, where it may already lie in canonical order."""
     node, layout = address.node, address.layout
-    while not layout.is_identity and layout.split == layout.shape and node.op in {"permute", "transpose"}:
-        source, rank = node.args[0], len(layout.shape)
-        if node.op == "permute":
-            moved = [axis % rank for axis in node.args[1]]
-        else:
-            moved = list(range(rank))
-            i, j = (axis % rank for axis in node.args[1:3])
-            moved[i], moved[j] = moved[j], moved[i]
+    while not layout.is_identity and layout.split == layout.shape:
+        moved, source = permutation_of(node), node.args[0] if node.args else None
+        if moved is None or not isinstance(source, Node) or source.shape is None:
+            break
         order = tuple(moved[axis] for axis in layout.order)
         node, layout = source, Layout(shape=source.shape, split=source.shape, order=order)
     return Address(node=node, layout=layout)
 
 
-def _mask_address(mask: Any, *, negate: bool = False) -> Mask | None:
+def _mask_before(node: Node, letters: Letters, sizes: Mapping[str, Size]) -> Mask | None:
+    """The first mask behind a softmax whose scores are no product."""
+    while node.op not in SOFTMAX:
+        mask = _own_mask(node, letters, sizes)
+        sources = _score_sources(node)
+        if mask is not None or not sources:
+            return mask
+        moved = letters_before(node, letters, sizes)
+        letters = moved[1] if moved is not None else broadcast_letters(sources[0], node, letters)
+        node = sources[0]
+    return None
+
+
+def _own_mask(node: Node, letters: Letters, sizes: Mapping[str, Size]) -> Mask | None:
+    """The mask that an operation on scores puts on them."""
+    match node.op:
+        case "masked_fill":
+            return _mask_address(node.args[1], node, letters, sizes)
+        case "where":
+            kept = isinstance(node.args[1], Node) and node.args[1].has_batch
+            return _mask_address(node.args[0], node, letters, sizes, negate=kept)
+        case "add":
+            return _additive_mask(node.args[1]) or _additive_mask(node.args[0])
+        case _:
+            return None
+
+
+def _mask_address(
+    mask: Any, scores: Node, letters: Letters, sizes: Mapping[str, Size], *, negate: bool = False
+) -> Mask | None:
+    """Where a mask lies that is broadcast to scores with some letters."""
+    mask, negate = _positive(mask, negate=negate)
+    if mask is None or len(mask.sizes) > len(scores.sizes):
+        return None
+    # an axis of size 1 has a name, too: it stands there in the network
+    rest = iter([letter for letter in ("hq" if len(letters) == 4 else "qh") if letter not in "".join(letters)])
+    own = tuple(letter or next(rest, "") for letter in letters)[len(letters) - len(mask.sizes) :]
+    kept = {letter: size for size, letter in zip(mask.sizes, own, strict=True) if letter}
+    wanted = "".join(letter for letter in PATTERN if letter in kept)
+    if not wanted.startswith("b") or any(len(letter) > 1 for letter in own):
+        return None
+    address = lettered_address(mask, own, wanted, kept)
+    return None if address is None else _as_mask(address, wanted, negate=negate)
+
+
+def _positive(mask: Any, *, negate: bool) -> tuple[Node | None, bool]:
+    """A boolean value without the negations on it."""
     while isinstance(mask, Node) and mask.op in {"logical_not", "bitwise_not"}:
         mask, negate = mask.args[0], not negate
-    if not isinstance(mask, Node) or mask.dtype != torch.bool or mask.shape is None:
-        return None
-    by_rank: dict[int, tuple[Axis, ...]] = {2: ("batch", "key"), 3: ("batch", "query", "key"), 4: HEAD_AXES}
-    axes = by_rank.get(len(mask.shape))
-    if axes is None or mask.shape[0] != -1:
-        return None
-    layout = Layout(shape=mask.shape, split=mask.shape, order=tuple(range(len(mask.shape))), negate=negate)
-    return Address(node=mask, layout=layout), axes
+    boolean = isinstance(mask, Node) and mask.dtype == torch.bool and mask.shape is not None
+    return (mask if boolean else None), negate
+
+
+def _as_mask(address: Address, letters: str, *, negate: bool) -> Mask:
+    layout = replace(address.layout, negate=negate)
+    return Address(node=address.node, layout=layout), tuple(AXES[letter] for letter in letters)
 
 
 def _additive_mask(bias: Any) -> Mask | None:
+    """The boolean mask that numbers were made of which are added to scores."""
     while isinstance(bias, Node) and known(bias.op).keeps_elements:
         bias = bias.args[0]
-    if isinstance(bias, Node) and bias.op == "masked_fill":
-        return _mask_address(bias.args[1])
-    return None
-
-
-def _find_projections(graph: Graph, block: Found) -> None:
-    sources: dict[Source, Address] = {"q": block.q, "k": block.k, "v": block.v}
-    for name, address in sources.items():
-        try:
-            block.projections[name] = _projection(graph, address)
-        except _NoProjectionError as error:
-            block.reasons[name] = str(error)
-
-
-class _NoProjectionError(Exception):
-    """There is no single linear layer; the message says why."""
-
-
-def _projection(graph: Graph, address: Address) -> Projection:
-    layer = address.node
-    while known(layer.op).keeps_elements:
-        layer = layer.args[0]
-    source, weight, bias, transposed = _affine(layer)
-    columns, rows = _trace_indices(graph, layer, address)
-    return Projection(
-        source=source, layer=layer, weight=weight, bias=bias, columns=columns, rows=rows, transposed=transposed
-    )
-
-
-def _affine(layer: Node) -> tuple[Node, Node, Node | None, bool]:
-    match layer.op, layer.args:
-        case "linear", (source, weight, *bias):
-            return source, weight, bias[0] if bias else None, False
-        case "matmul" | "mm", (source, weight) if not depends_on_input(weight):
-            return source, weight, None, True
-        case "addmm", (bias, source, weight):
-            return source, weight, bias, True
-        case _:
-            pass
-    raise _NoProjectionError(f"they come from {layer.op!r}, not from one linear layer")
-
-
-def _trace_indices(graph: Graph, layer: Node, address: Address) -> tuple[Tensor, Tensor]:
-    """Which output feature of the layer each (head, d_head) is, and which of its rows each (batch, entity)."""
-    index = _index_tensor(layer)
-    program = compile_program(graph, returned=(address.node,), given=(layer,))
-    observation = _placeholders(graph)
-    moved = address.layout.show(program(observation, (index,), ())[0])
-    d_out = index.shape[-1]
-    features, rows = moved % d_out, moved // d_out
-    if not bool((features == features[:1, :1]).all()) or not bool((rows == rows[:, :, :1, :1]).all()):
-        raise _NoProjectionError("heads and entities are mixed between the linear layer and the heads")
-    return features[0, 0].clone(), rows[:, :, 0, 0].clone()
-
-
-def _index_tensor(node: Node) -> Tensor:
-    sizes = [-size * PROBE_BATCH if size < 0 else size for size in node.sizes]
-    return torch.arange(math.prod(sizes)).reshape(sizes)
-
-
-def _placeholders(graph: Graph) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.zeros([-size * PROBE_BATCH if size < 0 else size for size in node.sizes], dtype=node.dtype)
-        for node in graph.inputs
-    )
-
-
-def _find_output(graph: Graph, block: Found, users: Mapping[Node, list[Node]]) -> None:
-    layer = _combining_layer(block.z.node, users)
-    if layer is None:
-        block.reasons["output"] = "the heads' outputs do not go into one linear layer"
-        return
-    source, weight, bias, transposed = _affine(layer)
-    z = block.z.layout
-    sizes = [PROBE_BATCH if size < 0 else size for size in z.canonical_shape]
-    index = torch.arange(math.prod(sizes)).reshape(sizes)
-    program = compile_program(graph, returned=(source,), given=(block.z.node,))
-    moved = program(_placeholders(graph), (z.restore(index),), ())[0]
-    width = sizes[2] * sizes[3]
-    columns, rows = moved % width, moved // width
-    flat_rows, flat_columns = rows.reshape(-1, rows.shape[-1]), columns.reshape(-1, columns.shape[-1])
-    if not bool((flat_rows == flat_rows[:, :1]).all()) or not bool((flat_columns == flat_columns[:1]).all()):
-        block.reasons["output"] = "the network mixes heads and entities before it combines them"
-        return
-    if len(flat_rows) != sizes[0] * sizes[1]:
-        block.reasons["output"] = "the combining layer reads only some of the queries"
-        return
-    layout = _row_layout(layer, flat_rows[:, 0], n_queries=sizes[1])
-    inverse = torch.argsort(flat_columns[0]).reshape(sizes[2], sizes[3])
-    if layout is None or inverse.numel() != flat_columns.shape[1]:
-        block.reasons["output"] = "the combining layer takes more than the heads' outputs"
-        return
-    block.output = OutputProjection(layer=layer, weight=weight, bias=bias, columns=inverse, transposed=transposed)
-    block.attn_out = Address(node=layer, layout=layout)
-    block.result = _add_result(graph, block.z, block.output, block.attn_out, block.scope)
-
-
-def _combining_layer(z: Node, users: Mapping[Node, list[Node]]) -> Node | None:
-    frontier = [z]
-    while frontier:
-        node = frontier.pop()
-        for user in users[node]:
-            if user.op in {"linear", "matmul", "mm"} and user.args[0] is node:
-                return user
-            if user.op == "addmm" and user.args[1] is node:
-                return user
-            if known(user.op).keeps_elements:
-                frontier.append(user)
-    return None
-
-
-def _row_layout(layer: Node, rows: Tensor, *, n_queries: int) -> Layout | None:
-    """The layout of the combining layer's output as batch, query, d_model, given the order of its rows."""
-    shape = layer.sizes
-    d_model = shape[-1]
-    if torch.equal(rows, torch.arange(len(rows))):
-        return Layout(shape=shape, split=(-1, n_queries, d_model), order=(0, 1, 2))
-    by_query = torch.arange(len(rows)).reshape(-1, n_queries).T.reshape(-1)
-    if torch.equal(rows, by_query):
-        return Layout(shape=shape, split=(n_queries, -1, d_model), order=(1, 0, 2))
-    return None
-
-
-def _add_result(graph: Graph, z: Address, output: OutputProjection, attn_out: Address, scope: str) -> Address:
-    """Append z_h W_O^h per head, and the combining layer's second definition as its sum."""
-    batch, n_queries, n_heads, _ = z.layout.canonical_shape
-    d_model = (output.layer.sizes)[-1]
-    shape = (batch, n_queries, n_heads, d_model)
-
-    def per_head(mixed: Tensor, weight: Tensor) -> Tensor:
-        return einsum(z.layout.show(mixed), output.split(weight), "b q h d, h d m -> b q h m")
-
-    def combine(result: Tensor, bias: Tensor | None) -> Tensor:
-        total = result.sum(2)
-        return attn_out.layout.restore(total if bias is None else total + bias)
-
-    result = graph.add("head_result", per_head, z.node, output.weight, like=output.layer, shape=shape)
-    result.scope = scope
-    total = graph.add("head_sum", combine, result, output.bias, like=output.layer, shape=output.layer.sizes)
-    graph.alternatives[output.layer] = Alternative(triggers=frozenset({result}), definition=total)
-    return Address(node=result, layout=Layout.plain(shape))
+    if not isinstance(bias, Node) or bias.op != "masked_fill":
+        return None
+    mask, negate = _positive(bias.args[1], negate=False)
+    wanted = {2: "bk", 3: "bqk", 4: PATTERN}.get(len(mask.sizes)) if mask is not None else None
+    if mask is None or wanted is None or mask.sizes[0] != -1:
+        return None
+    letters = tuple(wanted)
+    address = lettered_address(mask, letters, wanted, dict(zip(letters, mask.sizes, strict=True)))
+    return None if address is None else _as_mask(address, wanted, negate=negate)

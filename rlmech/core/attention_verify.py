@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor
 
-from rlmech.core.attention_nodes import Found, OutputProjection, Projection, Source
+from rlmech.core.attention_nodes import Found, OutputProjection, Projection
 from rlmech.core.graph import Graph
 from rlmech.core.masked import agree, is_masked
 from rlmech.core.program import Address, compile_program
@@ -24,22 +24,23 @@ def verify(graph: Graph, block: Found, observation: tuple[Tensor, ...]) -> str |
         None where the core holds (pattern and z), else the reason why the block is not offered. Projections that fail
         are dropped from the block, with the reason in `block.reasons`.
     """
-    addresses = [block.q, block.k, block.v, block.scores, block.pattern, block.z]
+    addresses = [block.values, block.scores, block.pattern, block.z, *block.sources.values()]
     program = compile_program(graph, returned=[address.node for address in addresses])
-    values = [
+    values, scores, pattern, z, *sources = (
         address.layout.show(value) for address, value in zip(addresses, program(observation, (), ()), strict=True)
-    ]
-    q, k, v, scores, pattern, z = values
+    )
     attended = ~scores.isneginf().all(-1, keepdim=True)  # where every key is hidden, zeros and NaN are both in use
     if not _close(torch.softmax(scores, -1).where(attended, 0), pattern.where(attended, 0)):
         return "the pattern is not the softmax of the scores"
-    if not _close(einsum(pattern, v, "b h q k, b k h d -> b q h d"), z):
+    mixed = pattern @ rearrange(values, "b k h d -> b h k d")
+    if not _close(rearrange(mixed, "b h q d -> b q h d"), z):
         return "z is not the pattern times the values"
-    product = einsum(q, k, "b q h d, b k h d -> b h q k") * block.scale
-    visible = ~is_masked(scores)
-    if not _close(product[visible], scores[visible]):
-        block.reasons["scores"] = "scores hold more than the scaled product of queries and keys"
-    shown: dict[Source, Tensor] = {"q": q, "k": k, "v": v}
+    shown = dict(zip(block.sources, sources, strict=True))
+    if "q" in shown and "k" in shown:
+        product = einsum(shown["q"], shown["k"], "b q h d, b k h d -> b h q k") * block.scale
+        visible = ~is_masked(scores)
+        if not _close(product[visible], scores[visible]):
+            block.reasons["scores"] = "scores hold more than the scaled product of queries and keys"
     for name in list(block.projections):
         if not _projection_holds(graph, block.projections[name], shown[name], observation):
             del block.projections[name]

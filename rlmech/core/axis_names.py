@@ -13,6 +13,7 @@ from typing import cast
 
 from rlmech.axes import Axis
 from rlmech.core.attention_nodes import Found
+from rlmech.core.contraction import permutation_of
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.table import known, names_where
@@ -103,8 +104,8 @@ class AxisNames:
                 joined = reader.op == "cat" and _axis(reader) == 1
                 if (joined or reader.op in _ROW_WISE | _ARITHMETIC) and len(reader.shape) == rank:
                     stack.append((reader, order))
-                elif reader.op in {"permute", "transpose"}:
-                    stack.append((reader, tuple(order[axis] for axis in _moved(reader, rank))))
+                elif (moved := permutation_of(reader)) is not None:
+                    stack.append((reader, tuple(order[axis] for axis in moved)))
         return None
 
     def _is_embedded(self, node: Node) -> bool:
@@ -142,7 +143,7 @@ class AxisNames:
         """The values `[batch entity neuron]`, and the tokens `[batch entity]`."""
         rows = {node for node, axes in self.observations.items() if axes[1:2] == ("entity",)}
         for block in blocks:
-            read = [self._before_heads(address.node) for address in (block.q, block.k, block.v)]
+            read = [self._before_heads(address.node) for address in (*block.sources.values(), block.values)]
             rows |= {node for node in (*read, *self._after_heads(block.z.node)) if _is_stack(node)}
         for node in self.graph.nodes:
             if node.op not in ("parameter", "constant", "input") and any(s in rows for s in self._row_sources(node)):
@@ -198,13 +199,3 @@ def _is_stack(node: Node) -> bool:
 def _axis(node: Node) -> int:
     given = node.args[1] if len(node.args) > 1 else 0
     return given % len(node.sizes) if isinstance(given, int) else 0
-
-
-def _moved(node: Node, rank: int) -> list[int]:
-    """For each axis of a permuted value, which axis of the original it is."""
-    if node.op == "permute":
-        return [axis % rank for axis in node.args[1]]
-    moved = list(range(rank))
-    i, j = (axis % rank for axis in node.args[1:3])
-    moved[i], moved[j] = moved[j], moved[i]
-    return moved

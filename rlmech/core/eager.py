@@ -76,7 +76,7 @@ class EagerEngine:
         for recording in self._recordings():
             found = {strip_root(block.scope, root): block for block in find_attention(recording, weights=False)}
             for block in found.values():
-                block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS)
+                block.reasons = dict.fromkeys(("q", "k", "v", "output"), NO_WEIGHTS) | block.reasons
             points = name_points(
                 recording, module, root=root, blocks=found, output_kind=output_kind, states=observation.states
             )

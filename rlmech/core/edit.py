@@ -27,7 +27,7 @@ Choice = int | str | tuple[int | str, ...]
 Index = tuple[Any, ...]
 Reference = Observation | Mapping[str, Tensor]
 """Observations, or a cache of a run on them."""
-EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace"]
+EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase"]
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=True)
@@ -167,12 +167,18 @@ class Edit:
 
     Attributes:
         site: Where.
-        kind: What: `zero`, `mean`, `resample`, `patch`, `steer` or `subspace`.
+        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace` or `erase`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
-        basis: Directions that span the subspace to patch, each of the selected shape.
+        basis: Directions that span the subspace to patch, each of the selected shape; of an erasure the readout's
+            normal, the direction that is taken out, and the mean.
         observations: Where the value is that of other observations, until `on` has run a policy on them.
         coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zero_ablation(rlm.Site("attention_layer.hook_z", head=3))
+        Edit(site=Site('attention_layer.hook_z', head=3), kind='zero', coefficient=1.0, seed=0)
     """
 
     site: Site
@@ -215,6 +221,8 @@ class Edit:
                 return lambda tensor, hook: write(tensor, index, 0)
             case "steer":
                 return self._steering(point, index)
+            case "erase":
+                return self._erasing(point, index)
             case "subspace":
                 self._check_value(point)
                 return self._exchanging(point, index)
@@ -258,6 +266,26 @@ class Edit:
             return write(tensor, index, exchange_along(basis, read(tensor, index), source))
 
         return exchange
+
+    def _erasing(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
+        assert self.basis is not None  # noqa: S101  # erase always gives one
+        wanted, given = self.site.block_shape(point), tuple(self.basis.shape[1:])
+        if given not in (wanted, wanted[-1:]):
+            raise EditError(
+                f"The readout to erase does not fit {self.site}.",
+                given=f"a normal of shape {list(given)}",
+                expected=f"shape {list(wanted)}, or {list(wanted[-1:])} for every position",
+                fix="erase a readout that was fitted at this site",
+            )
+        normal, along, mean = self.basis.flatten(1)
+
+        def erase(tensor: Tensor, hook: HookPoint) -> Tensor:
+            value = read(tensor, index)
+            rows = value.reshape(-1, len(normal))
+            beyond = (rows - mean.to(rows)) @ normal.to(rows)
+            return write(tensor, index, (rows - beyond[:, None] * along.to(rows)).reshape(value.shape))
+
+        return erase
 
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         vector, wanted = self.value, self.site.block_shape(point)
@@ -608,3 +636,37 @@ def _position(point: HookPoint, axis: str, item: int | str) -> int:
             fix=f"choose one of its {size}",
         )
     return item % size
+
+
+def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | None = None) -> Edit:
+    """Take out of the site what a linear readout reads: for every input it then reads what it reads of the mean.
+
+        value - along (normal . (value - mean)) / (normal . along)
+
+    With `along` = covariance times normal (`Probe.pattern`) it is the smallest change that leaves nothing of the
+    readout, nor of anything that a linear readout could find in its place (LEACE); with None it is the orthogonal one.
+
+    Args:
+        site: Where.
+        normal: The readout's slope, of the selected shape; or of the point's last axis, for every position.
+        mean: Mean value of the site, of the same shape.
+        along: Direction that the value is moved along.
+
+    Raises:
+        EditError: The direction does not change what is read, or the shapes differ.
+
+    Source:
+        Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, arXiv 2306.03819, for one readout.
+    """
+    normal, mean = torch.as_tensor(normal).detach().double(), torch.as_tensor(mean).detach().double()
+    along = normal if along is None else torch.as_tensor(along).detach().double()
+    overlap = float((normal * along).sum()) if normal.shape == along.shape == mean.shape else 0.0
+    if overlap == 0:
+        raise EditError(
+            "There is nothing to erase along that direction.",
+            given=f"a normal of shape {list(normal.shape)}, a direction of {list(along.shape)}, a mean of "
+            f"{list(mean.shape)}, and an overlap of {overlap:g}",
+            expected="three tensors of one shape, and a direction that changes what is read",
+            fix="along=probe.pattern(), or leave it out",
+        )
+    return Edit(site=_site(site), kind="erase", basis=torch.stack([normal, along / overlap, mean]))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rlmech.core.attention import AttentionBlock, AttentionBlocks
+from rlmech.core.attention_maps import PROBE_BATCH
 from rlmech.core.attention_nodes import Found, Role, value_of
-from rlmech.core.attention_search import PROBE_BATCH, find_attention
+from rlmech.core.attention_search import find_attention
 from rlmech.core.attention_verify import verify
 from rlmech.core.folds import mark_folds
 from rlmech.core.graph import Graph, Node

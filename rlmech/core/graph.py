@@ -349,12 +349,17 @@ def _as_matmul(equation: str, operands: list[Tensor]) -> Tensor | None:
     plain = len(set(a)) == len(a) == len(shared + rows + summed) and len(set(b)) == len(b) == len(
         shared + columns + summed
     )
-    if not plain or (len(rows), len(columns), len(summed)) != (1, 1, 1):
+    if not plain or len(rows) > 1 or len(columns) > 1 or len(summed) != 1 or not rows + columns:
         return None
-    product = torch.matmul(
-        _permuted(operands[0], a, shared + rows + summed), _permuted(operands[1], b, shared + summed + columns)
+    left, right = (
+        _permuted(operands[0], a, shared + rows + summed),
+        _permuted(operands[1], b, shared + summed + columns),
     )
-    return _permuted(product, "".join(shared + rows + columns), list(out))
+    if not rows:  # as a single query, whose axis is left out, is written
+        return _permuted((left.unsqueeze(-2) @ right).squeeze(-2), "".join(shared + columns), list(out))
+    if not columns:
+        return _permuted((left @ right.unsqueeze(-1)).squeeze(-1), "".join(shared + rows), list(out))
+    return _permuted(left @ right, "".join(shared + rows + columns), list(out))
 
 
 def _permuted(tensor: Tensor, have: str, wanted: list[str]) -> Tensor:

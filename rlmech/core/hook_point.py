@@ -219,6 +219,15 @@ class HookPoint(nn.Module):
         shape: Sizes, None for the batch.
         kind: What stands there.
         labels: Names along an axis, where they are known, e.g. `{"entity": ("ego", "vehicle_1")}`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> policy.hook_dict["1.hook_out"]
+        HookPoint(1.hook_out [batch neuron=8])
+        >>> policy.hook_dict["1.hook_out"].size("neuron")
+        8
     """
 
     def __init__(

@@ -45,7 +45,8 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
 def _label_attention(engine: Engine, labels: dict[str, Labels]) -> None:
     """Queries and keys are named as the rows that they are made of."""
     for block in engine.attention.values():
-        rows = {axis: block.names[role] for axis, role in (("query", "q"), ("key", "k")) if role in block.names}
+        roles = (("query", "q"), ("key", "v"), ("key", "k"))  # the values' rows name the keys where these are no points
+        rows = {axis: block.names[role] for axis, role in roles if role in block.names}
         for axis, source in rows.items():
             names = labels[source].get("entity")
             for name in block.names.values():
@@ -61,16 +62,22 @@ def _moved_rows(
 ) -> dict[str, Tensor]:
     """For each point with an entity axis: `[row, moved entity]`, True where the row changes."""
     names = tuple(name for name, point in engine.points.items() if "entity" in point.axes[1:2])
-    base, *others = observation.samples(1)
-    scenes = base.repeat(n_entities + 1, 1, 1)
+    base, *others = observation.samples(1)  # the others: the state
     features = [i for i in range(base.shape[-1]) if i != presence]
+
+    def values(scene: Tensor) -> dict[str, Tensor]:
+        # a batch each: what a row gives depends, in its last bit, on its place among others
+        with torch.no_grad():
+            return engine.run((scene, *others), names, HookRegistry(), {})[1]
+
+    before = values(base)
+    moved: dict[str, list[Tensor]] = {name: [] for name in before}
     for entity in range(n_entities):
-        for feature in features:
-            scenes[entity + 1, entity, feature] += 0.37
-    with torch.no_grad():
-        rest = (other.expand(len(scenes), *other.shape[1:]) for other in others)  # the state
-        _, values = engine.run((scenes, *rest), names, HookRegistry(), {})
-    return {name: (value[1:] != value[:1]).flatten(2).any(-1).T for name, value in values.items()}
+        scene = base.clone()
+        scene[0, entity, features] += 0.37
+        for name, value in values(scene).items():
+            moved[name].append((value != before[name])[0].flatten(1).any(-1))
+    return {name: torch.stack(rows, 1) for name, rows in moved.items()}
 
 
 def _single(moved: Tensor) -> int | None:

@@ -47,6 +47,13 @@ class Circuit:
 
     Raises:
         ConfigError: A number is out of range, or the dataset belongs to other edges.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> known = rlm.testbed.and_gate()
+        >>> found = rlm.edges.discover_circuit(known.policy, clean=known.clean, corrupt=known.corrupt, n_controls=2)
+        >>> rlm.edges.Circuit.load(found.save("circuit.json")).edges == found.edges
+        True
     """
 
     units: tuple[Site, ...]

@@ -173,6 +173,16 @@ def dose_response(
     Raises:
         ConfigError: No coefficient but 0, or one twice.
         EditError: The vector does not fit the site.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> given = {"site": "1.hook_out", "vector": torch.ones(8), "coefficients": [0.0, 1.0]}
+        >>> result = rlm.episodes.dose_response(policy, env, **given, seeds=range(4), progress=False)
+        >>> dict(result.sizes)
+        {'condition': 2, 'seed': 4}
     """
     doses = sorted({float(coefficient) for coefficient in coefficients} - {0.0})
     if not doses or len(doses) < len([c for c in coefficients if c != 0]):

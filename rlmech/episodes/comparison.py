@@ -85,6 +85,18 @@ def compare_recordings(
     Raises:
         ConfigError: No baseline, or nothing to compare with it.
         RecordingError: The recordings have no seed in common, hold parts of episodes, or are imported.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> runs = {
+        ...     name: rlm.record(policy, env, seeds=range(4), edits=edits, progress=False)
+        ...     for name, edits in {"baseline": [], "no hidden layer": [rlm.zero_ablation("1.hook_out")]}.items()
+        ... }
+        >>> dict(rlm.episodes.compare_recordings(runs).sizes)
+        {'condition': 2, 'seed': 4}
     """
     _check(recordings)
     for name, recording in recordings.items():
@@ -146,6 +158,16 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     Returns:
         Texts: means of the baseline, differences of the others as `-0.52 [-0.83, -0.21]`, with a star where Holm's
         corrected p-value is below 0.05; agreement, and the share of episodes that ever differ.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> rlm.episodes.comparison_table(result).index.to_list()
+        ['baseline', 'no hidden layer']
     """
     rows: dict[str, dict[str, str]] = {}
     told = _compared(result)
@@ -181,6 +203,16 @@ def seeds_needed(result: xr.Dataset, variable: str = "return", *, half_width: fl
 
     Raises:
         MetricError: No such variable, a width that is none, or fewer than four seeds.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> conditions = {"no hidden layer": [rlm.zero_ablation("1.hook_out")]}
+        >>> result = rlm.compare_rollouts(policy, env, conditions=conditions, seeds=range(4), progress=False)
+        >>> int(rlm.episodes.seeds_needed(result, half_width=5.0).sel(condition="baseline"))
+        2
     """
     if f"delta_{variable}" not in result or half_width <= 0:
         known = _compared(result)

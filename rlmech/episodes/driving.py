@@ -37,6 +37,12 @@ class Condition:
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, a function of
             a `Moment`.
         policy: Another policy than the one compared with.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> late = rlm.Condition(edits=[rlm.zero_ablation("1.hook_out")], when=rlm.episodes.when.from_step(5))
+        >>> str(late.when)
+        'from step 5 to the end'
     """
 
     edits: Sequence[Edit | Hook] = ()

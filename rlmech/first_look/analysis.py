@@ -254,13 +254,16 @@ def _patch(policy: HookedPolicy, recording: Recording, pairs: Pairs, block: str 
     sweeps = {"heads": sweep(policy.sites(heads, over=("head",)), "denoise")}
     if embedding is not None:
         sweeps["vehicles"] = sweep(policy.sites(embedding, over=("entity",)), "noise")
-    sweeps["values"] = sweep(policy.sites(names["v"], over=("head", "entity")), "noise")
+    if "v" in names:
+        sweeps["values"] = sweep(policy.sites(names["v"], over=("head", "entity")), "noise")
     return sweeps
 
 
 def vehicle_embedding(policy: HookedPolicy, block: str) -> str | None:
     """The last hook point before an attention block that holds every other vehicle's embedding, or None."""
-    before = list(policy.hook_dict)[: list(policy.hook_dict).index(policy.attention[block].names["k"])]
+    names = policy.attention[block].names
+    first = next(names[role] for role in ("k", "v", "attn_scores") if role in names)
+    before = list(policy.hook_dict)[: list(policy.hook_dict).index(first)]
     others = policy.spec.entities[1:]
     found = [
         name

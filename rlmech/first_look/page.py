@@ -172,7 +172,8 @@ def _interventions(look: FirstLook) -> list[Section]:
         names = look.policy.attention[look.block].names
         hooks = [names[part] for part in HEAD_PARTS if part in names]
         code["heads"] = _patch_code("denoise", f'{hooks}, over=("head",)', together)
-        code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")', together)
+        if "v" in names:
+            code["values"] = _patch_code("noise", f'{names["v"]!r}, over=("head", "entity")', together)
     else:
         code["features"] = _patch_code("denoise", '"hook_obs", over=("entity", "feature")', together)
     for name, result in look.patching.items():

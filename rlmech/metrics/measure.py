@@ -78,6 +78,14 @@ class Metric:
         prepare: Takes the context of all pairs, and gives the function of (outputs, pair of each row) that measures.
         differentiable: Whether a gradient of it says anything; attributions refuse a metric that has none.
         reads: Which outputs it looks at: `sites="auto"` leaves out what none of them depends on.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> spread = rlm.metrics.Metric.of(lambda scores, context: scores.amax(-1) - scores.amin(-1), name="spread")
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=spread).attrs["metric"]
+        'spread'
     """
 
     name: str

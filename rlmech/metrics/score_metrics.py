@@ -60,6 +60,14 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
 
     Source:
         Wang et al. 2022, *Interpretability in the Wild*, arXiv 2211.00593, section 3 (the logit difference).
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_gap(1, 0))
+        >>> result.attrs["metric"], result["effect"].attrs["units"]
+        ('action_gap(1, 0)', 'return')
     """
     same = MetricError(
         "An action gap is between two actions.",
@@ -103,6 +111,13 @@ def action_score(action: int | str) -> Metric:
 
     Raises:
         MetricError: When it measures: the action is masked.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_score(0)).attrs["metric"]
+        'action_score(0)'
     """
     name = f"action_score({action})"
 
@@ -125,6 +140,14 @@ def action_flip() -> Metric:
     """1 where the greedy action is not the clean run's, else 0; its mean is the flip rate. It has no gradient.
 
     An offline flip rate is not a behavioural effect: `compare_rollouts` measures that.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_flip())
+        >>> result["effect"].attrs["units"]
+        'fraction'
     """
 
     def prepare(context: MetricContext) -> RowFunction:
@@ -153,6 +176,14 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
 
     Raises:
         MetricError: The temperature is not positive, is missing for Q-values, or the actions are continuous.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.policy_kl(temperature=1.0))
+        >>> result.attrs["metric"], result["effect"].attrs["units"]
+        ('policy_kl(tau=1)', 'nat')
     """
     if temperature is not None and not temperature > 0:
         raise MetricError(
@@ -200,6 +231,13 @@ def action_shift() -> Metric:
 
     Raises:
         MetricError: When bound: the actions are discrete.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4), output_kind="mean_action")
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.action_shift())["effect"].attrs["units"]
+        'action'
     """
 
     def prepare(context: MetricContext) -> RowFunction:
@@ -228,6 +266,13 @@ def state_value() -> Metric:
 
     Raises:
         MetricError: When bound: the policy has neither a value head nor Q-values.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> rlm.ablation_sweep(policy, torch.rand(8, 4), metric=rlm.metrics.state_value())["effect"].attrs["units"]
+        'return'
     """
 
     def prepare(context: MetricContext) -> RowFunction:

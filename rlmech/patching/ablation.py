@@ -82,6 +82,14 @@ def ablation_sweep(
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
         EngineError: The network couples the rows of a batch.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> result = rlm.ablation_sweep(policy, torch.rand(16, 4), sites=policy.sites("1.hook_out", over="neuron"))
+        >>> dict(result.sizes), result["effect"].attrs["units"]
+        ({'site': 8, 'pair': 16}, 'return')
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
@@ -188,6 +196,15 @@ def steering_sweep(
 
     Raises:
         SiteError, EditError, MetricError: Something does not fit the policy.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.patching import steering_sweep
+        >>> given = {"site": "1.hook_out", "vector": torch.ones(8), "coefficients": [0.0, 1.0, 2.0]}
+        >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
+        {'site': 3, 'pair': 16}
     """
     site = Site(site) if isinstance(site, str) else site
     groups = [(site,)] * len(coefficients)

@@ -51,6 +51,17 @@ class OptimalConstants:
         mean_loss: The same for the mean over the runs, where the search began; `loss` is never above it.
         loss_name: What was minimised.
         loss_unit: Its unit.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> from rlmech.patching import optimal_constants
+        >>> site = rlm.Site("1.hook_out", neuron=0)
+        >>> constants = optimal_constants(policy, torch.rand(32, 4), sites=[site], n_steps=20)
+        >>> with policy.edited(constants.edit(site)):
+        ...     policy(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
     """
 
     sites: tuple[Site, ...]

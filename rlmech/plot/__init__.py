@@ -11,6 +11,7 @@ from rlmech.plot.episode import q_values, scores
 from rlmech.plot.episode_pairs import side_by_side
 from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
+from rlmech.plot.probing import probe_scores
 from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, report
 from rlmech.plot.road import scene
 from rlmech.plot.svg import SvgFigure
@@ -32,6 +33,7 @@ __all__ = [
     "episodes",
     "field",
     "heatmap",
+    "probe_scores",
     "q_values",
     "recorded_pattern",
     "report",

@@ -44,6 +44,12 @@ class AttentionFigure:
 
     Attributes:
         elements: The elements, with their labels.
+
+    Example:
+        >>> import numpy as np, rlmech as rlm, xarray as xr
+        >>> pattern = xr.DataArray(np.full((2, 1, 3), 1 / 3), dims=("head", "query", "key"))
+        >>> [element.label for element in rlm.plot.attention(pattern).elements]
+        ['head 0', 'head 1']
     """
 
     elements: tuple[Element, ...] = field(default_factory=tuple)
@@ -163,6 +169,14 @@ def recorded_pattern(recording: Recording, name: str | None = None) -> xr.DataAr
 
     Raises:
         ConfigError: The recording holds no pattern, or several and none is named.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:intersection-ego-attention")
+        >>> env = rlm.make_env("intersection-v2", config={"duration": 1})
+        >>> recording = rlm.record(policy, env, seeds=[0], names=["*hook_pattern"], progress=False)
+        >>> rlm.plot.recorded_pattern(recording).dims
+        ('step', 'head', 'query', 'key')
     """
     patterns = recorded_patterns(recording)
     if name is None and len(patterns) != 1:

@@ -41,6 +41,15 @@ def q_values(
 
     Raises:
         RecordingError: No such episode.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> type(rlm.plot.q_values(recording, episode=0)).__name__
+        'Figure'
     """
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
@@ -103,6 +112,12 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
         names: Names of the actions.
         taken: Position of the action taken.
         label: What the scores are.
+
+    Example:
+        >>> import numpy as np, rlmech as rlm
+        >>> figure = rlm.plot.scores(np.array([1.0, 2.0]), names=("SLOWER", "FASTER"), taken=1)
+        >>> figure.svg.startswith("<svg")
+        True
     """
     shown = _without_masks(values)
     low, high = (float(end(shown, initial=0.0, where=~np.isnan(shown))) for end in (np.min, np.max))

@@ -83,6 +83,13 @@ def sweep(
 
     Raises:
         ConfigError: The dataset has no `effect` over `site`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> len(rlm.plot.sweep(rlm.ablation_sweep(policy, torch.rand(16, 4))).data)
+        1
     """
     named = {"": result} if isinstance(result, xr.Dataset) else result
     grids: list[Panel] = []
@@ -132,6 +139,13 @@ def circuit(
 
     Raises:
         ConfigError: The circuit has one form per entity and none is named, or circuits differ in their heads.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> from rlmech.nets import EgoAttentionNetwork
+        >>> policy = rlm.HookedPolicy(EgoAttentionNetwork(7, 3), torch.rand(2, 15, 7))
+        >>> len(rlm.plot.circuit(rlm.circuits.qk_circuit(policy, space="model")).data)
+        4
     """
     named = {"": result} if isinstance(result, xr.Dataset | xr.DataArray) else dict(result)
     parts = {name: _circuit_panels(one, entity, name) for name, one in named.items()}

@@ -40,6 +40,12 @@ class Frame:
         figures: What is shown: the first large, the second beside it, further ones below.
         mark: Why one would jump here, e.g. `IDLE → FASTER`; empty for an ordinary moment.
         position: Where the moment lies on the x axis of its group's overview.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> rlm.plot.Frame(group="episode 3", label="step 4: FASTER", figures=(drawing,), mark="changed").label
+        'step 4: FASTER'
     """
 
     group: str
@@ -57,6 +63,13 @@ class Steps:
         frames: The moments, those of a group in order.
         overviews: For each group a figure that stays while its steps change; the step shown is marked on it.
         start: Which of the moments is shown first.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> frames = tuple(rlm.plot.Frame(group="episode 3", label=f"step {n}", figures=(drawing,)) for n in range(2))
+        >>> len(rlm.plot.Steps(frames=frames).frames)
+        2
     """
 
     frames: tuple[Frame, ...]
@@ -77,7 +90,14 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A figure with its title, one line on what it means, and the code that makes it."""
+    """A figure with its title, one line on what it means, and the code that makes it.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing).title
+        'A drawing'
+    """
 
     title: str
     meaning: str
@@ -87,7 +107,15 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Panels under one heading."""
+    """Panels under one heading.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
+        >>> rlm.plot.Section(title="Drawings", panels=(panel,)).title
+        'Drawings'
+    """
 
     title: str
     panels: tuple[Panel, ...]
@@ -119,6 +147,13 @@ def report(
 
     Raises:
         ConfigError: No section, or a path that is not an HTML file.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
+        >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
+        >>> rlm.report([rlm.plot.Section(title="Drawings", panels=(panel,))], "report.html").name
+        'report.html'
     """
     target = Path(path)
     if not sections or target.suffix not in (".html", ".htm"):

@@ -108,6 +108,14 @@ def scene(
     Raises:
         RecordingError: The recording holds no vehicles, or not this step.
         ConfigError: The pattern has other dimensions.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:intersection-ego-attention")
+        >>> env = rlm.make_env("intersection-v2", config={"duration": 1})
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> rlm.plot.scene(recording, episode=0, step=0).svg.startswith("<svg")
+        True
     """
     vehicles = _vehicles(recording, episode, step)
     ego = next(vehicle for vehicle in vehicles if vehicle.row == 0)

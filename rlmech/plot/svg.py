@@ -15,6 +15,11 @@ class SvgFigure:
 
     Attributes:
         svg: The drawing, one `<svg>` element.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.plot.SvgFigure(svg="<svg></svg>").save("empty.svg").name
+        'empty.svg'
     """
 
     svg: str

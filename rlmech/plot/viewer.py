@@ -32,6 +32,15 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
         For each step the road with attention from the first query, the action scores and the CircuitsVis pattern,
         as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
         much attention goes to other vehicles.
+
+    Example:
+        >>> import gymnasium as gym, torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
+        >>> env = gym.make("CartPole-v1")
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> len(rlm.plot.episodes(recording).frames) == len(recording.steps)
+        True
     """
     weights = recorded_pattern(recording, pattern) if pattern or len(recorded_patterns(recording)) == 1 else None
     kind = recording.manifest["policy"]["output_kind"]

@@ -28,6 +28,12 @@ class Roll:
         arrived: Whether it reached its goal; None where there is none.
         ended: Whether the episode was over, rather than the number of steps.
         last: The scene at the end.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> len(scene.roll(rlm.load("zoo:highway-dqn-mlp"), n_steps=2).steps)
+        2
     """
 
     steps: pd.DataFrame

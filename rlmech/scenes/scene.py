@@ -47,6 +47,13 @@ class Decision:
         action: The action, as the environment takes it.
         name: Its name; its number where actions have no names, empty for a continuous one.
         scores: Dimension `action`: Q-values, logits or the mean action.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> decision = scene.decide(rlm.load("zoo:highway-dqn-mlp"))
+        >>> decision.name == str(decision.scores.idxmax().item())
+        True
     """
 
     action: Any

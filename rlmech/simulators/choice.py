@@ -22,6 +22,11 @@ def simulator_of(env: gym.Env | Any) -> Simulator:
 
     Raises:
         ConfigError: It is no single Gymnasium environment.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> type(rlm.simulators.simulator_of(rlm.make_env("CartPole-v1"))).__name__
+        'Plain'
     """
     check_single(env)
     return next(simulator for simulator in SIMULATORS if simulator.supports(env))

@@ -18,6 +18,11 @@ class Acceleration:
         frames: Whether its traffic moves in compiled code, where the same bits come of it as in the environment's own.
         observations: Whether its observations are made in a faster way, to the same bits.
         why: Why not, in a line; empty where both are.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> bool(rlm.simulators.acceleration(rlm.make_env("CartPole-v1")))
+        False
     """
 
     frames: bool

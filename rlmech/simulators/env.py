@@ -86,6 +86,7 @@ def make_env(
     return env
 
 
+@explain_misuse
 def acceleration(env: gym.Env) -> Acceleration:
     """What is accelerated of an environment, as it is now, and why not the rest.
 
@@ -193,6 +194,15 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
 
     Raises:
         EnvironmentFitError: The observations or the actions do not fit.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:highway-dqn-mlp")
+        >>> try:
+        ...     rlm.simulators.check_fit(policy, rlm.make_env("CartPole-v1"))
+        ... except rlm.RlmechError as error:
+        ...     print(error.problem)
+        The environment's observations do not fit the policy.
     """
     env = environment(env)
     observed, wanted = _shape(env.observation_space), _observed_by(policy)

@@ -113,6 +113,12 @@ class Simulator(Protocol):
         outcomes: What the environment tells of each episode.
         edits: Functions of a scene and of what to change that give another scene, by name: a scene's methods.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> simulator = rlm.simulators.simulator_of(rlm.make_env("CartPole-v1"))
+        >>> [outcome.name for outcome in simulator.outcomes]
+        []
     """
 
     name: str

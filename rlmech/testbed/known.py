@@ -39,6 +39,12 @@ class Equation:
         unit: A site that selects a single number.
         reads: The units it reads, in the rule's order; empty for a constant, and for a number of the observation.
         rule: From their values to its own; None for a number of the observation.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> known = rlm.testbed.and_gate()
+        >>> known.equations[-1].reads
+        ()
     """
 
     unit: Site
@@ -72,6 +78,12 @@ class KnownPolicy:
 
     Raises:
         ConfigError: A unit stands before one that it reads, or an edge of the circuit is no edge.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> known = rlm.testbed.and_gate()
+        >>> len(known.edges), known.clean.shape
+        (5, torch.Size([8, 3]))
     """
 
     policy: HookedPolicy

@@ -40,6 +40,12 @@ class KnownMemory:
             Experiments: `denoise` (the clean run's value put into the corrupt run), `zero` (the clean run's value set
             to zero: of `hook_h_pre`, the memory wiped before that step).
         description: What it remembers, in a sentence.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> known = rlm.testbed.counting_cell()
+        >>> known.policy.state_names, known.clean.shape
+        (('hook_h',), torch.Size([8, 6, 1]))
     """
 
     policy: HookedPolicy
@@ -127,6 +133,11 @@ def counting_cell(*, n_steps: int = 6, n_pairs: int = 8, seed: int = 0) -> Known
         n_steps: Steps of the sequences.
         n_pairs: Pairs.
         seed: Of the cues.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.testbed.counting_cell(n_steps=3).clean.shape
+        torch.Size([8, 3, 1])
     """
     what = "a counter: what came in at any step still counts in full"
     return _linear([[1.0]], [[1.0]], [1.0], ("cue",), what, n_steps=n_steps, n_pairs=n_pairs, seed=seed)
@@ -142,6 +153,11 @@ def forgetting_cell(*, decay: float = 0.5, n_steps: int = 6, n_pairs: int = 8, s
         n_steps: Steps of the sequences.
         n_pairs: Pairs.
         seed: Of the cues.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.testbed.forgetting_cell(decay=0.9, n_pairs=4).clean.shape
+        torch.Size([4, 6, 1])
     """
     what = f"a leaky sum: what came in k steps ago is worth {decay:g}^k"
     return _linear([[decay]], [[1.0]], [1.0], ("cue",), what, n_steps=n_steps, n_pairs=n_pairs, seed=seed)
@@ -157,6 +173,11 @@ def cue_lstm(*, n_steps: int = 6, n_pairs: int = 8, seed: int = 0) -> KnownMemor
         n_steps: Steps of the sequences.
         n_pairs: Pairs.
         seed: Of the cues and the noise.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.testbed.cue_lstm().policy.state_names
+        ('lstm.hook_h', 'lstm.hook_c')
     """
     generator = torch.Generator().manual_seed(seed)
     clean, corrupt = (torch.randn(n_pairs, n_steps, 3, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -39,6 +39,11 @@ def list() -> pd.DataFrame:
         By name: environment, algorithm, training steps and number of weights; of the evaluation there, on unseen seeds,
         mean return with its 95 % interval, crash rate, arrival rate where there is a goal, the best constant action
         and its return.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zoo.list().index.to_list()
+        ['highway-dqn-mlp', 'intersection-ego-attention']
     """
     rows = {}
     for name in names():
@@ -82,6 +87,11 @@ def ladder(name: str) -> tuple[str, ...]:
 
     Raises:
         CheckpointError: There is no such policy.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zoo.ladder("intersection-ego-attention")[0]
+        'intersection-ego-attention@step_0000000'
     """
     steps = sorted((_folder(name) / "ladder").glob("step_*.safetensors"))
     return tuple(f"{name}@{step.stem}" for step in steps)

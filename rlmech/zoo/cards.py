@@ -29,6 +29,11 @@ class Evaluation:
         best_constant: Name of the constant action of the highest mean return.
         difference: Policy minus best constant action, paired by seed: for return and crashed, `n`, `mean`, `low` and
             `high`.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> rlm.zoo.card("highway-dqn-mlp").evaluations[0].table().index.to_list()[:3]
+        ['policy', 'untrained', 'random']
     """
 
     env_id: str
@@ -63,6 +68,12 @@ class Card:
         curve: Training curve in bins: `step` (the bin's end), `episodes`, and means of `return`, `length`, `crashed`.
         evaluations: On seeds seen neither in training nor in the choice.
         ladder: Each kept checkpoint on the validation seeds: `step` and what an evaluation says of a driver.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> card = rlm.zoo.card("highway-dqn-mlp")
+        >>> card.config["algorithm"], card.n_parameters
+        ('DQN', 73733)
     """
 
     name: str

@@ -84,7 +84,7 @@ def test_a_bit_flipped_anywhere_in_a_policy_is_noticed(tmp_path: Path) -> None:
 def test_a_bit_flipped_anywhere_in_a_circuit_is_noticed(policy: rlm.HookedPolicy, tmp_path: Path) -> None:
     torch.manual_seed(2)
     given = {"clean": torch.rand(8, 4), "corrupt": torch.rand(8, 4)}
-    circuit = rlm.edges.discover_circuit(policy, **given, n_random=2)
+    circuit = rlm.edges.discover_circuit(policy, **given, n_controls=2)
     path = circuit.save(tmp_path / "circuit.json")
     xr.testing.assert_identical(rlm.edges.Circuit.load(path).dataset, circuit.dataset)
     for _ in flipped(path, every=7):

@@ -134,8 +134,8 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.pattern_effects": lambda: attribution.pattern_effects(ego_attention(), states(2)),
     "attribution.region_margins": lambda: attribution.region_margins(perceptron(), vectors()),
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
-    "circuits.circuit_statistics": lambda: circuits.circuit_statistics(ego_attention(), n_random=5),
-    "circuits.composition_scores": lambda: circuits.composition_scores(transformer(), obs=states(1), n_random=5),
+    "circuits.circuit_statistics": lambda: circuits.circuit_statistics(ego_attention(), n_controls=5),
+    "circuits.composition_scores": lambda: circuits.composition_scores(transformer(), obs=states(1), n_controls=5),
     "circuits.ov_circuit": lambda: circuits.ov_circuit(ego_attention(), obs=states(5)),
     "circuits.ov_circuit of weights": lambda: circuits.ov_circuit(ego_attention(), space="model"),
     "circuits.ov_forms": lambda: circuits.ov_forms(ego_attention(), states(2)),
@@ -150,7 +150,7 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "edges.edge_attribution": lambda: of_vectors(edges.edge_attribution),
     "edges.edge_patching": lambda: of_vectors(edges.edge_patching),
     "edges.path_patching": lambda: of_vectors(edges.path_patching, sender="hook_obs", receiver="1.hook_out"),
-    "edges.Circuit.evaluate": lambda: of_vectors(found().evaluate, n_random=2),
+    "edges.Circuit.evaluate": lambda: of_vectors(found().evaluate, n_controls=2),
     "episodes.compare_recordings": compared,
     "episodes.compare_rollouts": lambda: episodes.compare_rollouts(
         perceptron(),
@@ -165,7 +165,7 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         perceptron(),
         gym.make("CartPole-v1"),
         site="1.hook_out",
-        direction=torch.ones(5),
+        vector=torch.ones(5),
         coefficients=[0.0, 1.0],
         seeds=range(4),
         progress=False,
@@ -186,7 +186,7 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     ),
     "patching.pairwise_interactions": lambda: of_vectors(patching.pairwise_interactions),
     "patching.steering_sweep": lambda: patching.steering_sweep(
-        perceptron(), vectors(), site="1.hook_out", direction=torch.ones(5), coefficients=[0.0, 1.0]
+        perceptron(), vectors(), site="1.hook_out", vector=torch.ones(5), coefficients=[0.0, 1.0]
     ),
     "plot.recorded_pattern": pattern_of_a_recording,
     "scenes.Decision.scores": lambda: road()[1].decide(road()[0]).scores,
@@ -200,7 +200,7 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
 
 @functools.cache
 def found() -> rlm.edges.Circuit:
-    return edges.discover_circuit(perceptron(), clean=vectors(20), corrupt=vectors(20, seed=1), n_random=2)
+    return edges.discover_circuit(perceptron(), clean=vectors(20), corrupt=vectors(20, seed=1), n_controls=2)
 
 
 def test_every_public_function_that_returns_a_dataset_is_in_the_table():

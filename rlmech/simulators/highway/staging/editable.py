@@ -32,6 +32,12 @@ class SceneEdit:
         vehicle: Number of the vehicle; None for the road's rules.
         what: What was done, with units.
         reasons: What speaks against the simulator's coming to this state; empty where nothing was found.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
+        >>> scene.remove(1).edits[0].what
+        'vehicle 1 removed'
     """
 
     kind: str

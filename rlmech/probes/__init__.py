@@ -1,0 +1,26 @@
+"""What a policy represents, and whether it uses it: probes with their controls, and directions that are driven.
+
+- Decodable? `fit_probe`, for columns of a recording (`within`, `of_entity`, `entities` make more) or a function, beside
+  the same probe on the observation, on untrained networks and on shuffled labels, and each episode's own mean.
+- Used? `is_used` drives with the direction erased and pushed, beside random directions of the same length.
+- Directions of a concept: `concept_direction`, and `concept_sensitivity`, TCAV's scores against random concepts.
+"""
+
+from rlmech.probes.concepts import Concept, concept_direction, concept_sensitivity
+from rlmech.probes.fit import Probe, Probes, fit_probe
+from rlmech.probes.targets import Labels, entities, of_entity, within
+from rlmech.probes.use import is_used
+
+__all__ = [
+    "Concept",
+    "Labels",
+    "Probe",
+    "Probes",
+    "concept_direction",
+    "concept_sensitivity",
+    "entities",
+    "fit_probe",
+    "is_used",
+    "of_entity",
+    "within",
+]

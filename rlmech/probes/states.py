@@ -1,0 +1,95 @@
+"""The rows that a probe sees: a recording's states, what stands at a site in each, and untrained twins of a policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from rlmech.core.edit import Site, read
+from rlmech.core.policy import HookedPolicy
+from rlmech.episodes.recording import Recording
+from rlmech.errors import ConfigError
+
+AT_ONCE = 4096
+
+
+def activations(policy: HookedPolicy, obs: Any, site: Site, *, per: str | None = None) -> Float[np.ndarray, "row ..."]:
+    """What stands at a site, a row an observation; with `per`, a row for each position along that axis.
+
+    Args:
+        policy: The policy.
+        obs: Observations.
+        site: Where.
+        per: An axis of the site's hook point whose positions are rows of their own, `[row position number]`.
+    """
+    point = policy.point(site.name)
+    index = site.index(point)
+    n = len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
+    parts: list[np.ndarray] = []
+    for start in range(0, n, AT_ONCE):
+        chosen = slice(start, start + AT_ONCE)
+        part = {key: value[chosen] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[chosen]
+        with torch.no_grad():
+            value = read(policy.run_with_cache(part, [site.name])[1][site.name], index).double().cpu()
+        if per is None:
+            parts.append(value.flatten(1).numpy())
+        else:
+            parts.append(value.movedim(point.axes.index(per), 1).flatten(2).numpy())
+    return np.concatenate(parts)
+
+
+def entity_axis(policy: HookedPolicy, site: Site, n_entities: int) -> str:
+    """The axis of a site that entities stand along.
+
+    Raises:
+        ConfigError: It has none of that size.
+    """
+    point = policy.point(site.name)
+    selected = {axis for axis, _ in site.selection}
+    for axis in ("entity", "key", "query"):
+        if axis in point.axes and axis not in selected and point.size(axis) == n_entities:
+            return axis
+    raise ConfigError(
+        "A target of one value for each entity is probed where entities stand.",
+        given=f"{n_entities} values a step, and {site} with axes {' '.join(point.axes)}",
+        expected=f"a hook point with an axis entity or key of size {n_entities}",
+        fix="choose e.g. an embedding of entities, or a target of one value a step (rlm.probes.of_entity)",
+    )
+
+
+def states_of(policy: HookedPolicy, recording: Recording) -> Any:
+    """The recording's observations, after a look whether they are the policy's."""
+    recording.check_policy(policy)
+    return recording.observations
+
+
+def untrained(policy: HookedPolicy, seed: int) -> HookedPolicy:
+    """The same architecture with weights as they are before training.
+
+    Layers are initialised as torch does; parameters that no layer initialises are put in a random order.
+    """
+    twin = copy.deepcopy(policy)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in twin.module.modules():
+            own = list(module.parameters(recurse=False))
+            if not own:
+                continue
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+            else:
+                for parameter in own:
+                    _shuffle(parameter)
+    return twin
+
+
+def _shuffle(parameter: nn.Parameter) -> None:
+    flat = parameter.detach().flatten()
+    parameter.copy_(flat[torch.randperm(len(flat))].reshape(parameter.shape))
