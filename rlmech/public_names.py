@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from rlmech.habits import OF_PACKAGE, unknown_name
@@ -78,7 +79,7 @@ def lazy(
             value = getattr(import_module(names[name]), name)
         elif name in modules:
             value = import_module(f"{package}.{name}")
-        elif name.startswith("_"):
+        elif name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # `from package import its_own_file`
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
             raise unknown_name(package, name, listed(), OF_PACKAGE, elsewhere=_elsewhere(package))

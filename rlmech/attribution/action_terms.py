@@ -1,8 +1,9 @@
-"""Every action score as an exact sum of named terms: what each head reads of each entity, the way past it, the biases.
+"""Every action score as a sum of named terms: what each head reads of each entity, the way past it, the biases.
 
     score = sum_{i,h,f} ov[i,h,f] + sum_f skip[f] + sum_s bias[s],    ov[i,h,f] = x[i,f] d score / d x[i,f] by head h
 
-The gradient is that of the observation's own linear region, attention patterns frozen, so nothing remains. Cost: a
+The gradient is that of the observation's own linear region, or of the tangent there, attention patterns frozen; the
+policy is its tangent at the observation, so nothing remains but rounding. Cost: a
 forward pass, a backward pass to the attention for each action and one behind it for each action and head.
 """
 
@@ -49,10 +50,10 @@ Terms = dict[str, Tensor]
 def attribute_actions(
     policy: HookedPolicy, obs: Observation, *, better: int | str | None = None, worse: int | str | None = None
 ) -> xr.Dataset:
-    """Split each action's score, or one gap between actions, into named terms that add up to it exactly.
+    """Split each action's score, or one gap between actions, into named terms that add up to it.
 
     Args:
-        policy: A policy that is piecewise linear but for its attention, whose patterns and masks are frozen.
+        policy: A policy whose layers are linear, gated or curved (tanh, GELU...); patterns and masks are frozen.
         obs: A batch of observations.
         better: Explain this action alone, by name or number; None for all of them.
         worse: The score of `better` less that of this one.
@@ -64,7 +65,11 @@ def attribute_actions(
         layers follow each other; `ov_<path>` for each of several blocks), by the feature of the observation;
         `skip[batch, action, feature]` or with all observation axes: past every attention block (`input` with all
         observation axes where there is none); the ego's alone where no other entity has such a way;
-        `bias[batch, action, source]`: what each bias and constant adds, by whatever way.
+        `bias[batch, action, source]`: what each bias and constant adds, by whatever way; of a curve what its tangent at
+        the observation adds, its value less its slope times what it reads.
+        `remainder[batch, action]`, where there are curves: what the others lack to give `total`, measured, its largest
+        size in the attribute `completeness_error`. Terms of a tangent say what small changes do, `local_affine` with a
+        box how far that holds.
         A single gap has one `action`, named `better - worse`. Arrays of a dict observation have terms of their own,
         `<term>_<key>`.
 
@@ -173,9 +178,14 @@ class _Plan:
     sources: tuple[str, ...]
     passing: tuple[str | None, ...]
 
+    @property
+    def curved(self) -> bool:
+        """Whether smooth curves are on the way, so that the map is a tangent."""
+        return bool(self.around.curves or any(block.before.curves for block in self.blocks))
+
 
 def _plan(policy: HookedPolicy, scores_at: Address) -> _Plan:
-    whole = freeze(policy, (scores_at.node,))
+    whole = freeze(policy, (scores_at.node,), curves="tangent")
     at = {
         path: {role: policy.points[name].address for role, name in b.names.items()}
         for path, b in policy.attention.items()
@@ -183,12 +193,12 @@ def _plan(policy: HookedPolicy, scores_at: Address) -> _Plan:
     paths = [path for path in at if at[path]["z"].node in whole.varying]
     for path in paths:
         _refuse_scrambled(policy.attention[path])
-    around = freeze(policy, (scores_at.node,), given=[at[path]["z"].node for path in paths])
+    around = freeze(policy, (scores_at.node,), given=[at[path]["z"].node for path in paths], curves="tangent")
     blocks: list[_Through] = []
     for path in paths:
         name = "ov" if len(paths) == 1 else f"ov_{path.replace('.', '_')}"
         v = at[path]["v"]
-        before = freeze(policy, (v.node,))
+        before = freeze(policy, (v.node,), curves="tangent")
         blocks.append(_Through(name=name, pattern=at[path]["pattern"], v=v, z=at[path]["z"], before=before))
     named = dict.fromkeys(s.name for part in (*(b.before for b in blocks), around) for s in part.sources)
     passing = tuple(_passing(around, node, bool(blocks)) for node in policy.graph_engine.graph.inputs)
@@ -315,13 +325,21 @@ def _result(policy: HookedPolicy, plan: _Plan, rows: Readouts, terms: Terms) -> 
             through = terms[f"{block.name} {place}"]
             data[observed.named(block.name)] = array(through, (*lead, *_with_head(observed)), units=unit)
             coords["head"] = list(range(through.shape[-2]))
+    curved = plan.curved
     attrs = made_by(
         policy,
         "attribute_actions",
         frozen=FROZEN,
         exact="the terms, summed over their own axes, add up to total",
+        kind="tangent" if curved else "affine",
         sign="positive raises the score",
     )
+    if curved:
+        given = [values for name, values in data.items() if name != "total"]
+        summed = sum((v.sum([d for d in v.dims if d not in lead]) for v in given[1:]), given[0].sum("source"))
+        remainder = data["total"] - summed
+        data["remainder"] = array(remainder.values, lead, units=unit)
+        attrs |= {"completeness_error": float(abs(remainder).max()) if remainder.size else 0.0}
     return storable(xr.Dataset(data, coords=coords), attrs)
 
 

@@ -55,7 +55,7 @@ def _differing(policy: HookedPolicy, arrays: tuple[Tensor, ...], start: tuple[Te
     if index is not None and len(arrays) == 1 and arrays[0].ndim == 3:
         differing |= ((arrays[0][..., index] < 0.5) != (start[0][..., index] < 0.5)).any(1)
     points = [policy.points[b.names["mask"]] for b in policy.attention.values() if "mask" in b.names]
-    if points:
+    if points and policy.engine == "graph":
         program = policy.graph_engine.program(returned=[point.address.node for point in points])
         with torch.no_grad():
             for point, a, b in zip(points, program(arrays, (), ()), program(start, (), ()), strict=True):

@@ -1,11 +1,11 @@
-"""Integrated gradients without quadrature: the linear pieces between a baseline and an observation, one gradient each.
+"""Integrated gradients without a grid: the linear pieces between a baseline and an observation, one gradient each.
 
     attribution = (x - x') sum_pieces (t_k+1 - t_k) grad f(x' + (t_k + t_k+1) / 2 (x - x'))
 
 A gate's breakpoints are found layer by layer: between those of the layers before it, what it reads is linear in t, so
 two values give its crossing. The last gates need none: their mean slope over a piece is that of their secant. Where
-attention bends the line, pieces are integrated by Gauss-Legendre. Cost: a pass to each layer of gates, and one gradient
-for each piece, of which there are about as many as gates that turn.
+attention or a curve bends the line, pieces are integrated and halved until a tolerance is met. Cost: a pass to each
+layer of gates, and one gradient for each piece, of which there are about as many as gates that turn.
 """
 
 from __future__ import annotations
@@ -13,33 +13,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.attribution.baselines import baseline_arrays
+from rlmech.attribution.quadrature import Integrals, integrate
 from rlmech.attribution.readouts import Readouts, array, made_by, observed_arrays, readouts, scores_of
 from rlmech.circuits.frozen import Frozen, Gate, freeze
 from rlmech.circuits.labels import score_units
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.attention_nodes import LEARNED, Role
+from rlmech.core.bounds.intervals import curve_of
+from rlmech.core.curves import Points
 from rlmech.core.graph import Node
 from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
-from rlmech.core.operations.reading import record_of
+from rlmech.core.operations.reading import record_of, rows_first
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.errors import ConfigError
 from rlmech.results import storable
 
 _ROWS_AT_ONCE = 32
 _POINTS_AT_ONCE = 1024
 _TIES = 64
 """How often at most competitors of a pool are compared anew."""
-_PARTS, _REFINEMENTS = 8, 2
-"""With attention: equal parts to begin with, and how often the crossings of gates behind it are located anew."""
+_PARTS, _MOST_PARTS, _REFINEMENTS = 8, 128, 9
+"""On a line that bends: equal parts to begin with and at most, and how often crossings of gates are located anew."""
+_NOISE = 64
+"""Epsilons, of the attributions, that may be missing by rounding."""
+_LOCATED = 1e-8
+"""How closely a crossing need be held there, of the line: what a rule misses at a kink falls as the square of it."""
 
 
 @explain_misuse
@@ -50,31 +57,35 @@ def exact_integrated_gradients(
     baseline: Observation,
     better: int | str | None = None,
     worse: int | str | None = None,
-    order: int = 4,
+    tolerance: float = 1e-6,
 ) -> xr.Dataset:
     """Integrated gradients of action scores, or of a gap, from a baseline to each observation.
 
     Exact, to rounding, for piecewise linear policies: every piece of the line is found. With attention the pattern
-    moves along the line and nothing is frozen; pieces are then integrated by a Gauss-Legendre rule, and
-    `completeness_error` says how well.
+    moves along the line, and so do curves such as tanh; nothing is frozen. Pieces are then integrated by Gauss-Legendre
+    rules and halved until these agree to the tolerance, and `completeness_error` says how well that went.
 
     Args:
-        policy: A policy that is piecewise linear but for its attention.
+        policy: A policy whose layers are linear, gated or curved, with attention or without.
         obs: A batch of observations.
         baseline: Where the line starts: as many rows, or one row for all, with the same entities present.
         better: One action, by name or number; None for all of them.
         worse: The score of `better` less that of this one.
-        order: Points of the rule in each piece, where there is attention.
+        tolerance: Where there is attention or a curve, the error that is aimed at, of the summed sizes of a line's
+            attributions; rounding in the policy's precision can keep it from being reached.
 
     Returns:
         In the unit of the scores, `attribution[batch, action, ...observation axes]` (`attribution_<key>` for each array
         of a dict observation), positive where the observation's value instead of the baseline's raises the score;
         `total[batch, action]`, the score less the baseline's; `completeness_error[batch, action]`, the attributions'
-        sum less `total`, to which a jump on the way (a threshold, a comparison) belongs; `n_pieces[batch]`.
+        sum less `total`, to which a jump on the way (a threshold, a comparison) belongs; `n_pieces[batch]`. The
+        attribute `kind` is `affine` where pieces are linear, else `curved`, with `quadrature_error`, the largest
+        difference between the two rules, summed over a line.
 
     Raises:
+        ConfigError: The tolerance is not positive.
         ObservationError: The baseline has other entities present, or another number of rows.
-        EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
+        EngineError: The policy runs on the eager engine, or something on the way bends that is no curve of each number.
         AttentionError: A softmax is on the way that belongs to no verified attention block.
         MetricError: No such action.
 
@@ -92,18 +103,24 @@ def exact_integrated_gradients(
         >>> bool(abs(found.completeness_error).max() < 1e-4)
         True
     """
-    path = _Path.of(policy, order)
+    if not tolerance > 0:
+        raise ConfigError(
+            "A tolerance is positive.", given=tolerance, expected="a small number, e.g. 1e-6", fix="tolerance=1e-6"
+        )
+    path = _Path.of(policy)
     rows, arrays = readouts(policy, better=better, worse=worse), policy.coerce(obs)
     start = baseline_arrays(policy, obs, baseline)
     dtype = rows.weights.dtype
     arrays, start = (tuple(v if v.is_floating_point() else v.to(dtype) for v in each) for each in (arrays, start))
     attributions: list[list[Tensor]] = [[] for _ in arrays]
     counts: list[Tensor] = []
+    errors: list[Tensor] = []
     for first in range(0, max(1, len(arrays[0])), _ROWS_AT_ONCE):
         base, ends = (tuple(v[first : first + _ROWS_AT_ONCE] for v in each) for each in (start, arrays))
-        parts, n_pieces = path.integrate(base, ends, rows)
-        counts.append(n_pieces)
-        for collected, part in zip(attributions, parts, strict=True):
+        found = path.integrate(base, ends, rows, tolerance)
+        counts.append(found.n_pieces)
+        errors.append(found.error)
+        for collected, part in zip(attributions, found.attributions, strict=True):
             collected.append(part)
     with torch.no_grad():
         total = weighed(less(path.scores(arrays), path.scores(start)), rows.weights)
@@ -117,10 +134,15 @@ def exact_integrated_gradients(
         data[observed.named("attribution")] = array(values, (*lead, *observed.dims), units=unit)
         coords |= observed.coords
     data["completeness_error"] = array(summed, lead, units=unit)
-    rule = (
-        "exact: piecewise linear" if path.linear else f"Gauss-Legendre of order {order} in each piece, nothing frozen"
+    attrs = made_by(
+        policy,
+        "integrated gradients",
+        rule="exact: piecewise linear" if path.linear else "Gauss-Legendre in pieces, halved until it agrees",
+        kind="affine" if path.linear else "curved",
+        largest_completeness_error=_largest(summed),
     )
-    attrs = made_by(policy, "integrated gradients", rule=rule, largest_completeness_error=_largest(summed))
+    if not path.linear:
+        attrs |= {"tolerance": tolerance, "quadrature_error": _largest(torch.cat(errors))}
     return storable(xr.Dataset(data, coords=coords), attrs | {"sign": "positive raises the score"})
 
 
@@ -130,63 +152,94 @@ def _largest(values: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """What is walked: the policy without anything frozen, its gates by layer, and the rule within a piece."""
+    """What is walked: the policy without anything frozen, and its gates by layer."""
 
     policy: HookedPolicy
     scores_at: Address
     layers: tuple[tuple[Gate, ...], ...]
     last: tuple[Gate, ...]
     linear: bool
-    nodes: tuple[float, ...]
-    weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, policy: HookedPolicy, order: int) -> _Path:
+    def of(cls, policy: HookedPolicy) -> _Path:
         scores_at = scores_of(policy)
         before = [node for block in policy.attention.values() for node in _before_pattern(policy, block)]
-        whole = freeze(policy, (scores_at.node,))
+        whole = freeze(policy, (scores_at.node,), curves="tangent")
         if whole.patterns:
-            whole = freeze(policy, (scores_at.node, *before))
-        last = () if whole.patterns else _last(whole)
-        points, weights = np.polynomial.legendre.leggauss(order if whole.patterns else 1)
-        return cls(
-            policy=policy,
-            scores_at=scores_at,
-            layers=_layers(whole, without=last),
-            last=last,
-            linear=not whole.patterns,
-            nodes=tuple((points + 1) / 2),
-            weights=tuple(weights / 2),
-        )
+            whole = freeze(policy, (scores_at.node, *before), curves="tangent")
+        linear = not whole.patterns and not whole.curves
+        last = _last(whole) if linear else ()
+        return cls(policy=policy, scores_at=scores_at, layers=_layers(whole, without=last), last=last, linear=linear)
 
     def scores(self, arrays: Sequence[Tensor]) -> Tensor:
         """The action scores."""
         program = self.policy.graph_engine.program(returned=[self.scores_at.node])
         return self.scores_at.layout.show(program(arrays, (), ())[0])
 
-    def integrate(self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts) -> tuple[list[Tensor], Tensor]:
-        """Attributions by array, `[batch action ...]`, and the number of pieces of each row."""
-        row, t = self._breakpoints(start, ends)
+    def integrate(self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts, tolerance: float) -> Integrals:
+        """Attributions by array, `[batch action ...]`, and what is known of their error."""
+        if self.linear:
+            row, t = self._breakpoints(start, ends, _PARTS)
+            return self._add_pieces(start, ends, rows, row, t)
+        with torch.no_grad():
+            total = (self.scores(ends) - self.scores(start)) @ rows.weights.T
+        parts, before = _PARTS, torch.inf
+        while True:  # a gate that turns twice in one part is seen in finer ones
+            found = self._integrate(start, ends, rows, tolerance, parts)
+            missing = (sum(part.flatten(2).sum(2) for part in found.attributions) - total).abs()
+            size = total.abs() + sum(part.abs().flatten(2).sum(2) for part in found.attributions)
+            allowed = (tolerance + _NOISE * torch.finfo(total.dtype).eps) * size
+            worst = float((missing / allowed.clamp(min=torch.finfo(total.dtype).tiny)).max()) if len(total) else 0.0
+            if worst <= 1 or worst > before / 2 or parts >= _MOST_PARTS:
+                return found
+            parts, before = 4 * parts, worst
+
+    def _integrate(
+        self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts, tolerance: float, parts: int
+    ) -> Integrals:
+        row, t = self._breakpoints(start, ends, parts)
+        inside, width = row[1:] == row[:-1], t[1:] - t[:-1]
+
+        def gradients(which: Tensor, at: Tensor) -> list[Tensor]:
+            points = tuple(v.requires_grad_() for v in _between(start, ends, which, at))
+            with torch.enable_grad():
+                scores = self.scores(points)
+            return _stacked_slopes(scores, points, rows)
+
+        return integrate(
+            gradients,
+            row[:-1][inside],
+            t[:-1][inside],
+            width[inside],
+            change=[end - begin for begin, end in zip(start, ends, strict=True)],
+            n_readouts=len(rows.weights),
+            tolerance=tolerance,
+            at_once=_POINTS_AT_ONCE,
+        )
+
+    def _add_pieces(
+        self, start: Sequence[Tensor], ends: Sequence[Tensor], rows: Readouts, row: Tensor, t: Tensor
+    ) -> Integrals:
+        """The sum over linear pieces, each with the gradient of its middle."""
         slopes_put_in = self._secants(start, ends, row, t)
         inside, row, t, width = row[1:] == row[:-1], row[:-1], t[:-1], t[1:] - t[:-1]
         width = width * inside  # between the end of one line and the beginning of the next there is no piece
-        at = torch.cat([t + node * width for node in self.nodes])
-        share = torch.cat([weight * width for weight in self.weights]).to(start[0].dtype)
-        which = row.repeat(len(self.nodes))
+        at, share = t + width / 2, width.to(start[0].dtype)
         totals = [value.new_zeros(len(value), len(rows.weights), *value.shape[1:]) for value in start]
         for first in range(0, len(at), _POINTS_AT_ONCE):
             rest = slice(first, first + _POINTS_AT_ONCE)
-            points = tuple(v.requires_grad_() for v in _between(start, ends, which[rest], at[rest]))
+            points = tuple(v.requires_grad_() for v in _between(start, ends, row[rest], at[rest]))
             with torch.enable_grad():
                 scores = self._with_slopes(points, [slope[rest] for slope in slopes_put_in])
-            for place, weight in enumerate(rows.weights):
-                seed = weight * share[rest, None]
-                slopes = torch.autograd.grad(scores, points, seed, retain_graph=True, materialize_grads=True)
-                for total, slope in zip(totals, slopes, strict=True):
-                    total[:, place].index_add_(0, which[rest], slope)
+            for total, slopes in zip(totals, _stacked_slopes(scores, points, rows), strict=True):
+                weighted = slopes * share[rest].reshape(1, -1, *(1,) * (slopes.ndim - 2))
+                total.index_add_(0, row[rest], weighted.transpose(0, 1))
         change = [(end - begin)[:, None] for begin, end in zip(start, ends, strict=True)]
-        counts = torch.bincount(row[inside], minlength=len(start[0]))
-        return [total * by for total, by in zip(totals, change, strict=True)], counts
+        return Integrals(
+            attributions=[total * by for total, by in zip(totals, change, strict=True)],
+            error=totals[0].new_zeros(len(start[0]), len(rows.weights)),
+            n_pieces=torch.bincount(row[inside], minlength=len(start[0])),
+        )
 
     def _secants(self, start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Tensor) -> list[Tensor]:
         """The mean slope of each of the last gates between neighbouring points: its secant's where it turns."""
@@ -227,29 +280,43 @@ class _Path:
         bends = [bend(gate, slope) for gate, slope in zip(self.last, slopes, strict=True)]
         return self.scores_at.layout.show(program(points, (), [*map(keep, reads), *bends])[0])
 
-    def _breakpoints(self, start: Sequence[Tensor], ends: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _breakpoints(self, start: Sequence[Tensor], ends: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
         """Rows and places in [0, 1], in order, between which no gate turns."""
         n, device = len(start[0]), start[0].device
-        grid = torch.linspace(0, 1, 2 if self.linear else _PARTS + 1, dtype=torch.float64, device=device)
+        grid = torch.linspace(0, 1, 2 if self.linear else parts + 1, dtype=torch.float64, device=device)
         row, t = torch.arange(n, device=device).repeat_interleave(len(grid)), grid.repeat(n)
-        for _ in range(1 if self.linear else 1 + _REFINEMENTS):
+        for turn in range(1 if self.linear else 1 + _REFINEMENTS):
+            n_before = len(row)
             for layer in self.layers:
                 for _ in range(_TIES):
-                    new_row, new_t, again = self._crossings(layer, start, ends, row, t)
+                    new_row, new_t, again = self._crossings(layer, start, ends, row, t, beyond=turn % 2 == 1)
                     row, t = _merged(torch.cat([row, new_row]), torch.cat([t, new_t]))
                     if not again or not len(new_row):
                         break
+            if len(row) == n_before:
+                break
         return row, t
 
     def _crossings(
-        self, layer: Sequence[Gate], start: Sequence[Tensor], ends: Sequence[Tensor], row: Tensor, t: Tensor
+        self,
+        layer: Sequence[Gate],
+        start: Sequence[Tensor],
+        ends: Sequence[Tensor],
+        row: Tensor,
+        t: Tensor,
+        *,
+        beyond: bool,
     ) -> tuple[Tensor, Tensor, bool]:
-        """Where the gates of a layer turn between neighbouring points, and whether that must be looked at again."""
+        """Where the gates of a layer turn between neighbouring points, and whether that must be looked at again.
+
+        Where the line bends, a secant's point lies near the turn, on one side of it; `beyond` puts the point farther
+        from the nearer neighbour, at the root of its share, so that the next two neighbours hold the turn closely.
+        """
         reads = tuple(dict.fromkeys(read for gate in layer for read in gate.reads))
         program = self.policy.graph_engine.program(returned=reads)
         with torch.no_grad():
             values = dict(zip(reads, program(_between(start, ends, row, t), (), ()), strict=True))
-            boundaries = [boundary for gate in layer for boundary in gate.boundaries(values)]
+            boundaries = [boundary for gate in layer for boundary in _boundaries(gate, values)]
         piece = row[1:] == row[:-1]
         width = (t[1:] - t[:-1])[:, None]
         rows: list[Tensor] = []
@@ -257,10 +324,37 @@ class _Path:
         for boundary in boundaries:
             share = _turning(boundary)
             inside = (share > 0) & (share < 1) & piece[:, None]
+            nearer = torch.minimum(share, 1 - share)
+            if not self.linear:  # what is located well enough is left alone, and what is a breakpoint already
+                inside &= (width > _LOCATED) & (nearer.double() * width > torch.finfo(width.dtype).eps)
+            if beyond:
+                share = torch.where(share < 0.5, nearer.sqrt(), 1 - nearer.sqrt())
             where = (t[:-1, None] + share.double() * width)[inside]
             rows.append(row[:-1, None].expand_as(inside)[inside])
             places.append(where)
         return torch.cat(rows), torch.cat(places), any(boundary.competing for boundary in boundaries)
+
+
+def _stacked_slopes(scores: Tensor, points: Sequence[Tensor], rows: Readouts) -> list[Tensor]:
+    """The gradient of each readout at points, `[readout point ...]` for each array."""
+    found = [
+        torch.autograd.grad(scores, points, weight.expand_as(scores), retain_graph=True, materialize_grads=True)
+        for weight in rows.weights
+    ]
+    return [torch.stack(slopes) for slopes in zip(*found, strict=True)]
+
+
+def _boundaries(gate: Gate, values: dict[Node, Tensor]) -> list[Boundary]:
+    """Those of a gate; of a curve the kinks, which a rule would not see near the end of a piece."""
+    if not record_of(gate.node).curve:
+        return gate.boundaries(values)
+    x = values[gate.node.args[0]]
+    return [Boundary(distance=rows_first(gate.node, x - kink)) for kink in _kinks(gate)]
+
+
+def _kinks(gate: Gate) -> Points:
+    curve = curve_of(gate.node, {})
+    return () if curve is None else curve.kinks
 
 
 def _turning(boundary: Boundary) -> Tensor:
@@ -327,10 +421,10 @@ def _is_of_one(gate: Gate, whole: Frozen) -> bool:
 
 
 def _layers(whole: Frozen, *, without: Sequence[Gate]) -> tuple[tuple[Gate, ...], ...]:
-    """The gates but for some, by how many others stand before them at most."""
+    """The gates but for some, and the curves with kinks, by how many others stand before them at most."""
     graph = whole.policy.graph_engine.graph
     depth: dict[Node, int] = {}
-    gates = {gate.node: gate for gate in whole.gates}
+    gates = {gate.node: gate for gate in (*whole.gates, *(curve for curve in whole.curves if _kinks(curve)))}
 
     def of(end: Node) -> int:
         stack = [end]

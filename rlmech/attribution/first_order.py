@@ -4,7 +4,7 @@
 
 Cost: a forward pass of each run and one backward pass, for any number of sites; with `n_steps`, one of each per point
 and step. First order: it misses what a patch does by opening or closing a gate, and a saturated softmax; `exact` and
-`certificate` say where. Needs the traced graph and a metric that has a gradient.
+`certificate` say where. Needs a metric that has a gradient; repairs, steps and the certificate need the traced graph.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.attribution.certificate import certify
+from rlmech.attribution.eager_estimate import estimate_eagerly
 from rlmech.attribution.repairs import (
     dropout_magnitude,
     droppable_nodes,
@@ -48,7 +49,7 @@ from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
-from rlmech.patching.sweeps.independence import check_rows
+from rlmech.patching.sweeps.independence import check_rows, refuse_unfit
 from rlmech.results import storable
 from rlmech.statistics import Clusters
 
@@ -113,7 +114,8 @@ def attribution_patching(
         ObservationError: Clean and corrupt do not pair up.
         SiteError: A site does not fit the policy, or has no gradient.
         MetricError: The metric does not fit the policy, or has no gradient.
-        EngineError: The policy runs on the eager engine, or couples the rows of a batch.
+        EngineError: The policy couples the rows of a batch, or runs on the eager engine, where there are neither
+            repairs (by default none then) nor steps nor a certificate.
         ConfigError: Options that do not go together.
 
     Source:
@@ -131,16 +133,21 @@ def attribution_patching(
         >>> dict(result.sizes), result.attrs["certified_share"]  # nothing but a linear layer is behind a hidden unit
         ({'site': 8, 'pair': 16}, 1.0)
     """
+    policy = policy.over_time(clean)
     wanted = _checked_options(direction, n_steps=n_steps, repairs=repairs, certificate=certificate)
     chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
     refuse_undifferentiable(bound)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    with torch.no_grad():
+    if policy.engine == "eager" and not (n_steps or repairs or certificate):
+        refuse_unfit(policy)
+        wanted = ()
+        found = estimate_eagerly(policy, chosen, base=base, source=source, metric=bound)
+    else:
         check_rows(policy, base)
-    estimator = Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
-    found = estimator.integrated(n_steps) if n_steps else estimator.at_base(wanted, certificate=certificate)
+        estimator = Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
+        found = estimator.integrated(n_steps) if n_steps else estimator.at_base(wanted, certificate=certificate)
     if exact and not certificate:
         patching = activation_patching(
             policy, clean=clean, corrupt=corrupt, sites=chosen, metric=metric, direction=direction, seed=seed

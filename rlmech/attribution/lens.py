@@ -24,11 +24,12 @@ from rlmech.arguments import explain_misuse
 from rlmech.attribution.direct import ROWS_AT_ONCE, behind, flat, slopes_behind
 from rlmech.attribution.readouts import made_by, readouts
 from rlmech.circuits.labels import score_units
+from rlmech.core.cache import ActivationCache
 from rlmech.core.masked import is_masked
 from rlmech.core.names import Names
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, ObservationError, SiteError
+from rlmech.errors import CacheError, ConfigError, ObservationError, SiteError
 from rlmech.results import storable
 
 Lens = Literal["mean", "linear"]
@@ -43,7 +44,7 @@ def action_lens(
     obs: Observation,
     names: Names = None,
     *,
-    reference: Observation,
+    reference: Observation | ActivationCache,
     method: Lens = "mean",
     ridge: float = 1e-6,
     held_out: float = 0.25,
@@ -55,7 +56,8 @@ def action_lens(
         policy: The policy; for `mean`, piecewise linear behind the layers but for its attention.
         obs: A batch of observations.
         names: Hook points, as in `run_with_cache`; None for all layers with a way to the scores.
-        reference: Observations that the means, or the regression, are taken over: the policy's own states.
+        reference: The policy's own states, over which the means or the regression are taken: observations, or a cache
+            of them that holds `hook_obs`.
         method: `mean` or `linear`, as above.
         ridge: For `linear`: the penalty, as a share of the layer's mean variance.
         held_out: Share of the reference that the fit does not see.
@@ -91,6 +93,7 @@ def action_lens(
     _check(method, ridge, held_out)
     chosen = _layers(policy, names, method)
     rows = readouts(policy, better=None, worse=None)
+    reference = observed(reference)
     arrays = policy.coerce(reference)
     fitted, kept_out = _split(len(arrays[0]), held_out, seed)
     _, here = policy.run_with_cache(obs, names=chosen)
@@ -109,6 +112,28 @@ def action_lens(
         found.append(np.where(masked, own, lens(flat(here[name]))))
         r2.append(_explained(lens(known[kept_out]), truth[kept_out], shown[kept_out]))
     return _result(policy, chosen, np.stack(found), np.array(r2), own, rows.names, method, fitted, kept_out, seed)
+
+
+def observed(reference: Observation | ActivationCache) -> Observation:
+    """The observations of a reference, which a cache holds too.
+
+    Raises:
+        CacheError: The cache does not hold them.
+    """
+    if not isinstance(reference, ActivationCache):
+        return reference
+    raw = [name for name in reference if name.startswith("hook_obs_raw")]  # before a VecNormalize's statistics
+    names = raw or [name for name in reference if name.startswith("hook_obs")]
+    if not names:
+        raise CacheError(
+            "This cache does not hold the observations that it is of.",
+            given=f"a cache of {', '.join(list(reference)[:3])}...",
+            expected="one that holds hook_obs",
+            fix='policy.run_with_cache(obs)[1], or run_with_cache(obs, [..., "hook_obs*"])',
+        )
+    if names == [names[0]] and "." not in names[0]:
+        return reference[names[0]].detach()
+    return {name.partition(".")[2]: reference[name].detach() for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,8 +77,12 @@ def readouts(policy: HookedPolicy, *, better: int | str | None, worse: int | str
 
     Raises:
         MetricError: No such action, `worse` alone, or twice the same.
+        EngineError: The scores have another axis.
     """
-    n_actions = scores_of(policy).layout.canonical_shape[-1]
+    scores = next(point for point in policy.hook_dict.values() if point.kind == "output")
+    if len(scores.axes) != 2:
+        raise _more_axes(len(scores.axes))
+    n_actions = scores.size("action")
     names = policy.spec.names("action")
     like = next(policy.module.parameters(), torch.zeros(()))
     unit = torch.eye(n_actions, dtype=like.dtype, device=like.device)
@@ -109,13 +113,17 @@ def scores_of(policy: HookedPolicy) -> Address:
     engine = policy.graph_engine
     address = next(point.address for point in engine.points.values() if point.kind == "output")
     if len(address.layout.canonical_shape) != 2:
-        raise EngineError(
-            "The scores have more axes than batch and action.",
-            given=f"{len(address.layout.canonical_shape)} axes",
-            expected="batch and action",
-            fix="wrap the module in one that returns the scores of a single agent",
-        )
+        raise _more_axes(len(address.layout.canonical_shape))
     return address
+
+
+def _more_axes(n_axes: int) -> EngineError:
+    return EngineError(
+        "The scores have more axes than batch and action.",
+        given=f"{n_axes} axes",
+        expected="batch and action",
+        fix="wrap the module in one that returns the scores of a single agent",
+    )
 
 
 def as_variables(arrays: Sequence[Tensor], policy: HookedPolicy) -> tuple[Tensor, ...]:

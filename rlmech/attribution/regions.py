@@ -23,10 +23,13 @@ from torch import Tensor
 from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
-from rlmech.core.graph import Node
+from rlmech.core.curve_table import SMOOTH
+from rlmech.core.graph import Node, depends_on_input
 from rlmech.core.observation import Observation
+from rlmech.core.operations.reading import behaviour, record_of
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
+from rlmech.errors import EngineError
 from rlmech.results import storable
 
 FROZEN = "attention patterns and masks as on each observation"
@@ -43,7 +46,8 @@ def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
     out is as long as it. Where there is attention, of the policy with its patterns frozen.
 
     Args:
-        policy: A policy that is piecewise linear but for its attention.
+        policy: A policy that is piecewise linear but for its attention, and for a last curve of each score that only
+            rises, such as tanh on the actions of SAC and TD3: the regions are those of what it squashes.
         obs: A batch of observations.
 
     Returns:
@@ -52,7 +56,8 @@ def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
         point's axes, e.g. `3, 12`, and a place in the window last for a pool; `region[batch]` as in `local_affine`.
 
     Raises:
-        EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
+        EngineError: The policy runs on the eager engine, or something on the way bends between its gates; there
+            `local_affine` with a box bounds instead how far the tangent is off.
         AttentionError: A softmax is on the way that belongs to no verified attention block.
 
     Source:
@@ -73,7 +78,15 @@ def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
 
 def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
     """The same from the tensors of an observation."""
-    frozen = freeze(policy, (scores_of(policy).node,))
+    frozen = freeze(policy, (before_squashing(policy),), curves="tangent")
+    if frozen.curves:
+        first = frozen.curves[0]
+        raise EngineError(
+            f"There is no linear region to leave: {first.node.op!r} in {first.name!r} is a curve.",
+            given=type(policy.module).__name__,
+            expected="a network that is piecewise linear up to a last curve that only rises, such as tanh on an action",
+            fix="rlm.attribution.local_affine(policy, obs, box=...) bounds how far the tangent is off in a box",
+        )
     arrays = tuple(variable.detach() for variable in as_variables(observed, policy))
     size, n = sum(value[0].numel() for value in arrays) if len(arrays[0]) else 1, len(arrays[0])
     widths = _widths(frozen, arrays) if n else []
@@ -95,6 +108,27 @@ def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
         "region": ("batch", region_names(np.concatenate(region))),
     }
     return storable(xr.Dataset(data), made_by(policy, "region_margins", frozen=FROZEN, distance="Euclidean"))
+
+
+def before_squashing(policy: HookedPolicy) -> Node:
+    """What the scores are made of by functions of each number that only rise: where those of SAC and TD3 are linear.
+
+    Scales, offsets and moves of elements are passed too; the scores' own node where there is no such function.
+    """
+    node = before = scores_of(policy).node
+    while True:
+        record = record_of(node)
+        reads = [read for read in node.inputs() if depends_on_input(read) and read.op != "sym_size"]
+        if len(reads) != 1:
+            return before
+        acts = behaviour(node, reads)
+        if acts == "curve" and record.curve in SMOOTH:
+            if not SMOOTH[record.curve](*node.args[1:], **node.kwargs).rises:
+                return before
+            before = reads[0]
+        elif acts != "affine" or not (record.keeps_elements or record.moves == "elementwise"):
+            return before
+        node = reads[0]
 
 
 def region_ids(frozen: Frozen, values: dict[Node, Tensor]) -> Int64[np.ndarray, " batch"]:

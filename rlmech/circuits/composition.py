@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.circuits.feature_space import visible_keys
-from rlmech.circuits.held import bends_of, hold, reaches
+from rlmech.circuits.held import bends_of, linear_run
 from rlmech.circuits.labels import policy_attrs
 from rlmech.circuits.random_matrices import (
     NULLS,
@@ -35,6 +35,7 @@ from rlmech.circuits.random_matrices import (
 )
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.attention_nodes import Source
+from rlmech.core.hold import hold
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
@@ -166,15 +167,15 @@ def _pair(policy: HookedPolicy, earlier: AttentionBlock, later: AttentionBlock) 
         return None
     points, blocks = policy.points, policy.attention.values()
     written = points[earlier.names.get("attn_out", earlier.names["z"])].address.node
-    cut = [points[block.names["z"]].address.node for block in blocks if block is not earlier]
-    cut += [points[block.names["pattern"]].address.node for block in blocks]
+    others = [points[block.names["z"]].address.node for block in blocks if block is not earlier]
+    held = hold(policy, norms=True, cut=others)
     reads: list[Composition] = []
     between: set[str] = set()
     for composition, role in READ_AS.items():
         end = points[later.names[role]].address.node
-        if reaches(policy, written, end, cut=cut):
+        if held.reaches(written, end):
             reads.append(composition)
-            between |= set(bends_of(policy, end, start=[written], cut=cut))
+            between |= set(bends_of(held, end, start=[written]))
     if not reads:
         return None
     _ = earlier.W_O  # where heads have none, this says why
@@ -263,7 +264,7 @@ def _maps(
     patterns = [engine.points[block.names["pattern"]].address.node for block in blocks.values()]
     with torch.no_grad():
         values = dict(zip((*cut, *patterns), engine.program(returned=(*cut, *patterns))(arrays, (), ()), strict=True))
-    run = hold(
+    run = linear_run(
         policy,
         arrays,
         end.node,

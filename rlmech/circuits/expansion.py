@@ -2,7 +2,8 @@
 
     score_a = sum over paths  features_a(path) + bias_a(path),      path = (), (h), (h1, h2) ...
 
-Attention patterns and norms' scales are held and gates are as each state has them, so a path is a product of matrices.
+Attention patterns and norms' scales are held, and gates and tangents are as each state has them, so a path is a product
+of matrices.
 A head passes on what it reads (its OV), not where it looks: patching tells what a pattern does. Cost: one backward pass
 for each action and each path that can be longer.
 """
@@ -19,9 +20,10 @@ import xarray as xr
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.circuits.held import HeldRun, hold, reaches
+from rlmech.circuits.held import HeldRun, linear_run
 from rlmech.circuits.labels import Action, action_weights, policy_attrs, score_units
 from rlmech.core.graph import Node
+from rlmech.core.hold import hold
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError
@@ -44,7 +46,8 @@ def path_expansion(
     """What each path through the heads contributes to each action's score, or to a gap between two actions.
 
     Args:
-        policy: A policy with attention, piecewise linear around it; layer norms keep the scale that they have.
+        policy: A policy with attention; around it curves such as tanh act by their tangents at each state, and layer
+            norms keep the scale that they have.
         obs: States.
         better: With `worse`: the action whose lead is explained, by name or number.
         worse: The action that it leads over.
@@ -52,13 +55,15 @@ def path_expansion(
 
     Returns:
         `features[batch, path, action]`, what the observation sends down a path; `bias[batch, path, action]`, what the
-        constants do that enter on it (biases, and what saturated gates add); `longer[batch, action]`; and
+        constants do that enter on it (biases, and what saturated gates and tangents add); `longer[batch, action]`; and
         `total[batch, action]`, the policy's own score, all in the unit of the scores, positive for the action (or for
-        the better one). Features and biases summed over paths, and `longer`, give `total`. Coordinate `path` names the
+        the better one). `remainder[batch, action]` is what features and biases summed over paths, and
+        `longer`, lack to give `total`, measured: rounding, as the tangents meet the policy at each state; its largest
+        size is the attribute `completeness_error`. Coordinate `path` names the
         heads in their order, `direct` for none; `n_heads` counts them. With a gap, `action` is the one gap.
 
     Raises:
-        AttentionError: No attention, or something bends between the gates (tanh, GELU, softmax outside of attention).
+        AttentionError: No attention, or something bends that is no curve of each number (softmax outside of attention).
         ConfigError: Only one of `better` and `worse`, an unknown action, or `longest` below 0.
         EngineError: The policy runs on the eager engine.
         ObservationError: The observation does not fit, or is not made of real numbers.
@@ -66,7 +71,7 @@ def path_expansion(
     Source:
         Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "path expansion".
 
-    Exact on each state, with patterns and norms' scales held.
+    Exact on each state, with patterns, gates, norms' scales and curves' tangents held.
 
     Example:
         >>> import torch
@@ -127,10 +132,8 @@ class _Expansion:
 
     def _before(self, end: Node) -> list[str]:
         """The blocks whose heads reach a node without passing another block's, in the order of the graph."""
-        cut = [node for node in (*self.block_at, *self.patterns) if node is not end]
-        return [
-            path for node, path in self.block_at.items() if node is not end and reaches(self.policy, node, end, cut=cut)
-        ]
+        held = hold(self.policy, norms=True, cut=[node for node in self.block_at if node is not end])
+        return [path for node, path in self.block_at.items() if node is not end and held.reaches(node, end)]
 
     def paths(self) -> list[Path]:
         """All paths of at most `longest` heads, the short ones first."""
@@ -157,7 +160,10 @@ class _Expansion:
             values = dict(zip((*ends, *self.patterns), program(tuple(arrays), (), ()), strict=True))
         cuts = {node: values[node] for node in self.block_at}
         patterns = {node: values[node] for node in self.patterns}
-        runs = {end: hold(self.policy, arrays, end, cuts=cuts, patterns=patterns) for end in self.before}
+        runs = {
+            end: linear_run(self.policy, arrays, end, cuts=cuts, patterns=patterns, curves="tangent")
+            for end in self.before
+        }
         scores = self.scores.layout.show(values[self.scores.node])
         shares = _Shares(total=scores @ weights.to(scores).T)
         for weight in weights.to(scores):
@@ -223,12 +229,15 @@ def _dataset(
 
     longer = np.concatenate([torch.stack(part.longer, -1).cpu().numpy() for part in parts])
     total = np.concatenate([part.total.detach().cpu().numpy() for part in parts])
+    features, bias = gathered("features"), gathered("bias")
+    remainder = total - features.sum(1) - bias.sum(1) - longer
     units = {"units": score_units(policy)}
     return storable(
         xr.Dataset(
             {
-                "features": (("batch", "path", "action"), gathered("features"), units),
-                "bias": (("batch", "path", "action"), gathered("bias"), units),
+                "features": (("batch", "path", "action"), features, units),
+                "bias": (("batch", "path", "action"), bias, units),
+                "remainder": (("batch", "action"), remainder, units),
                 "longer": (("batch", "action"), longer, units),
                 "total": (("batch", "action"), total, units),
             },
@@ -241,7 +250,8 @@ def _dataset(
         policy_attrs(
             policy,
             metric="action gap" if gap else "action score",
-            held="attention patterns, gates and norms' scales, as in each state",
+            held="attention patterns, gates, norms' scales and tangents, as in each state",
+            completeness_error=float(np.abs(remainder).max(initial=0.0)),
             longest=longest,
         ),
     )

@@ -9,10 +9,9 @@ anything that multiplies as a tensor does; decompositions and indexing need tens
 
 from __future__ import annotations
 
-import operator
 import warnings
 from functools import cached_property
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -20,39 +19,12 @@ from einops import einsum
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rlmech.circuits.indexing import consumes, expand_ellipsis, keeping, position, takes_index, tensor_of
+from rlmech.circuits.tensor_like import TensorLike
 from rlmech.errors import IndexRangeError, ShapeError
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 """Linear algebra does not exist in these: it is done, and given, in float32."""
-
-
-@runtime_checkable
-class TensorLike(Protocol):
-    """What a factor or an operand must do to take part in products without being a tensor."""
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        ...
-
-    @property
-    def shape(self) -> Any:
-        """Its sizes."""
-        ...
-
-    def unsqueeze(self, dim: int) -> Any:
-        """It with a dimension of size 1 added."""
-        ...
-
-    def squeeze(self, dim: int) -> Any:
-        """It without a dimension of size 1."""
-        ...
-
-    def broadcast_to(self, shape: Any) -> Any:
-        """It with larger sizes."""
-        ...
-
-    def __matmul__(self, other: Any) -> Any: ...
 
 
 @final
@@ -281,11 +253,15 @@ class FactoredMatrix:
             IndexRangeError: A number is out of range, or a mask has not the length of its dimension.
         """
         given = index if isinstance(index, tuple) else (index,)
-        parts = _expand_ellipsis(tuple(_tensor_of(part) for part in given), self.ndim)
-        n_leading = _position(parts, self.ndim - 2)
+        parts = expand_ellipsis(tuple(tensor_of(part) for part in given), self.ndim)
+        n_leading = position(parts, self.ndim - 2)
         rows, columns = (*parts[n_leading:], slice(None), slice(None))[:2]
-        taken = sum(_consumes(part) for part in parts[:n_leading])
-        fits = len(parts) - n_leading <= 2 and taken <= self.ndim - 2 and all(_fits(part) for part in (rows, columns))
+        taken = sum(consumes(part) for part in parts[:n_leading])
+        fits = (
+            len(parts) - n_leading <= 2
+            and taken <= self.ndim - 2
+            and all(takes_index(part) for part in (rows, columns))
+        )
         if not fits:
             raise ShapeError(
                 "The index does not fit the matrix.",
@@ -295,7 +271,7 @@ class FactoredMatrix:
             )
         try:
             left, right = self._A[tuple(parts[:n_leading])], self._B[tuple(parts[:n_leading])]
-            rows, columns = _keeping(rows, self.ldim), _keeping(columns, self.rdim)
+            rows, columns = keeping(rows, self.ldim), keeping(columns, self.rdim)
             left, right = left[..., rows, :], right[..., columns]
         except (IndexError, ValueError, TypeError) as error:  # what torch says of an index that it cannot follow
             raise IndexRangeError(
@@ -398,59 +374,6 @@ def _mismatch(given: str, expected: str) -> ShapeError:
     return ShapeError(
         "The shapes do not match on the inner dimension.", given=given, expected=expected, fix="transpose one of them"
     )
-
-
-def _expand_ellipsis(parts: tuple[Any, ...], ndim: int) -> list[Any]:
-    places = [place for place, part in enumerate(parts) if part is Ellipsis]
-    if not places:
-        return list(parts)
-    taken = sum(_consumes(part) for part in parts if part is not Ellipsis)
-    return [*parts[: places[0]], *[slice(None)] * (ndim - taken), *parts[places[0] + 1 :]]
-
-
-def _consumes(part: Any) -> int:
-    """How many dimensions an index stands for."""
-    if part is None:
-        return 0
-    return part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else 1
-
-
-def _position(parts: list[Any], n_dims: int) -> int:
-    """How many of the indices stand for the first n_dims dimensions; None among them included."""
-    place = 0
-    while place < len(parts) and (n_dims > 0 or parts[place] is None):
-        n_dims -= _consumes(parts[place])
-        place += 1
-    return place
-
-
-def _tensor_of(part: Any) -> Any:
-    """Lists and arrays as tensors, a tensor of one number as that number; any other index as it is."""
-    if isinstance(part, list | np.ndarray):
-        part = torch.as_tensor(np.asarray(part, dtype=None if len(part) else np.int64))
-    if isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool:
-        return int(part)
-    return part
-
-
-def _fits(part: Any) -> bool:
-    """Whether an index can stand on rows or columns: one dimension of them goes in, and one comes out."""
-    if isinstance(part, Tensor):
-        return part.ndim == 1
-    return part is not None and not isinstance(part, bool | np.bool)
-
-
-def _keeping(part: Any, size: int) -> Any:
-    """A number as a slice of one; any other index as it is."""
-    if isinstance(part, Tensor):  # one of a single element would pass for a number, a mask of one even for 1
-        return part
-    try:
-        number = operator.index(part)
-    except TypeError:
-        return part
-    if not -size <= number < size:
-        raise IndexError(f"index {number} is out of range for a dimension of size {size}")
-    return slice(number % size, number % size + 1)
 
 
 def _upcast(matrix: Tensor) -> Tensor:

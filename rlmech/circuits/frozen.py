@@ -2,8 +2,9 @@
 
     scores = J x + sum over sources of their share        on the observation's own linear region
 
-`freeze` walks the graph once and refuses what bends between gates. `run` is one forward pass, ready for backward
-passes; the patterns are the policy's own on that observation, and pass on no gradient. Cost of `freeze`: about 1 ms.
+`freeze` walks the graph once and refuses what bends between gates, or takes the tangents of curves at the observation.
+`run` is one forward pass, ready for backward passes; the patterns are the policy's own on that observation, and pass on
+no gradient. Cost of `freeze`: about 1 ms.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rlmech.core.graph import Node
-from rlmech.core.operations.reading import behaviour, boundaries_of, nodes_in, record_of, rows_first
+from rlmech.core.hold import hold
+from rlmech.core.operations.reading import boundaries_of, nodes_in, record_of, rows_first
 from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, EngineError
@@ -27,7 +29,7 @@ _PLAIN_BIASES = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """A gate on the way to the scores.
+    """A gate, or a smooth curve, on the way to the scores.
 
     Attributes:
         node: The operation.
@@ -54,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate.
+    """Where a number enters that does not come from the observation: a bias, a constant, a saturated gate, a tangent.
 
     Attributes:
         name: The parameter's name, or the place in the network.
@@ -83,6 +85,7 @@ class Frozen:
         patterns: The pattern nodes on the way.
         varying: The nodes that vary with the inputs.
         gates: The gates on the way, in the order in which they are computed.
+        curves: The smooth functions on the way that act by their tangents, likewise.
         sources: Where offsets enter, likewise.
         mixes: Products of a frozen pattern of a single query and values, whose gradient is an outer product.
     """
@@ -93,6 +96,7 @@ class Frozen:
     patterns: tuple[Node, ...]
     varying: frozenset[Node]
     gates: tuple[Gate, ...]
+    curves: tuple[Gate, ...]
     sources: tuple[Source, ...]
     mixes: tuple[Node, ...]
 
@@ -109,11 +113,20 @@ class Frozen:
             hooks[mixed] = lambda value, node=mixed: held.setdefault(node, value)
             hooks[mix] = lambda value, p=pattern, v=mixed: _apply_mix(value, held[p], held[v])
         program = self.policy.graph_engine.program(returned=wanted, given=self.given, hooked=tuple(hooks))
-        return dict(zip(wanted, program(arrays, given, tuple(hooks.values())), strict=True))
+        values = dict(zip(wanted, program(arrays, given, tuple(hooks.values())), strict=True))
+        for source in self.sources:
+            if source.added is source.node and source.node in values:  # an end that is a constant, and a leaf
+                values[source.node] = values[source.node].detach().requires_grad_()
+        return values
 
 
 def freeze(
-    policy: HookedPolicy, ends: Sequence[Node], *, given: Sequence[Node] = (), vary: Literal["all", "given"] = "all"
+    policy: HookedPolicy,
+    ends: Sequence[Node],
+    *,
+    given: Sequence[Node] = (),
+    vary: Literal["all", "given"] = "all",
+    curves: Literal["refused", "tangent"] = "refused",
 ) -> Frozen:
     """Find what varies, the gates and the sources of offsets between the inputs and some nodes.
 
@@ -122,51 +135,50 @@ def freeze(
         ends: Where to.
         given: Nodes to cut the graph at.
         vary: `all` for the inputs and the given nodes, `given` for these alone, the rest held as it is.
+        curves: What to do with smooth functions such as tanh.
 
     Raises:
         EngineError: The policy runs on the eager engine, or something on the way bends between its gates.
         AttentionError: A softmax is on the way that belongs to no verified attention block.
     """
-    graph = policy.graph_engine.graph
-    every = [policy.points[block.names["pattern"]].address.node for block in policy.attention.values()]
-    patterns = [pattern for pattern in every if pattern not in given]
-    replaced = {*patterns, *given}
-    order = graph.computed_order(ends, replaced=replaced, cut=replaced)
-    read = {*ends, *(source for node in order for source in graph.sources_of(node, replaced=replaced))}
+    graph, held = policy.graph_engine.graph, hold(policy, cut=given)
     namer = _Namer(policy)
-    varying: set[Node] = set(given)
+    varying = {*given, *(graph.inputs if vary == "all" else ())}
     gates: list[Gate] = []
+    bent: list[Gate] = []
     sources: list[Source] = []
-    for node in order:
-        if node.op == "input" and vary == "all":
-            varying.add(node)
-        definition = graph.definition_of(node, replaced=replaced)
-        if definition is not None:
-            if definition in varying:
-                varying.add(node)
-            continue
-        acts = behaviour(node, varying)
-        if acts == "fixed":
-            continue
-        if acts == "gate":
-            gates.append(Gate(node=node, name=namer.gate(node)))
-        elif acts != "affine":
+    passing = ("affine", "gate", "curve") if curves == "tangent" else ("affine", "gate")
+    for node, acts in held.moving(ends, tuple(varying)):
+        if acts not in passing or not _is_told(node):
             raise _bent(policy, node, namer.place(node))
+        if acts != "affine":
+            (gates if acts == "gate" else bent).append(Gate(node=node, name=namer.gate(node)))
         if node.dtype is None or node.dtype.is_floating_point:
             varying.add(node)
-            sources.extend(_sources(node, varying, namer))
-        elif record_of(node).role != "comparison" and node.op != "getitem":
-            raise _bent(policy, node, namer.place(node))
+            if graph.definition_of(node, replaced=held.fixed) is None:
+                sources.extend(_sources(node, varying, namer))
+    if vary == "all":  # what does not vary, as behind switches alone, is an offset as a whole
+        constant = [end for end in ends if end not in varying]
+        sources.extend(Source(name=namer.place(end), node=end, added=end) for end in constant)
+    order = held.order(ends)
+    read = {*ends, *(source for node in order for source in held.sources(node))}
     return Frozen(
         policy=policy,
         ends=tuple(ends),
         given=tuple(given),
-        patterns=tuple(pattern for pattern in patterns if pattern in read),
+        patterns=tuple(pattern for pattern in held.patterns if pattern in read),
         varying=frozenset(varying),
         gates=tuple(gates),
+        curves=tuple(bent),
         sources=tuple(sources),
-        mixes=tuple(node for node in order if node in varying - set(given) and _is_mix(node, patterns, varying)),
+        mixes=tuple(node for node in order if _is_mix(node, held.patterns, varying)),
     )
+
+
+def _is_told(node: Node) -> bool:
+    """Whether what a node decides is told by gates: numbers are, and comparisons; other whole numbers jump unseen."""
+    real = node.dtype is None or node.dtype.is_floating_point
+    return real or record_of(node).role == "comparison" or node.op == "getitem"
 
 
 class _Mix(torch.autograd.Function):
@@ -221,9 +233,11 @@ def _added(source: Source, values: dict[Node, Tensor], varying: frozenset[Node])
     call: Any = node.call
     if source.added is not None:
         bias = values[source.added].detach()
-        is_convolution = record_of(node).moves == "convolution"
+        is_convolution = record_of(node).moves == "convolution" and source.added is not node
         return bias.reshape(-1, *(1,) * (len(node.sizes) - 2)) if is_convolution else bias
-    if record_of(node).gating is not None:  # its value less what its slopes make of what varies
+    if (
+        record_of(node).gating is not None or record_of(node).curve
+    ):  # its value less what its slopes make of what varies
         leaves = {
             read: values[read].detach().expand(_rows_of(node, values[read])).requires_grad_()
             for read in source.reads
@@ -257,7 +271,9 @@ def _filled(value: Any, values: dict[Node, Tensor]) -> Any:
 
 def _sources(node: Node, varying: set[Node], namer: _Namer) -> Iterator[Source]:
     record = record_of(node)
-    if record.gating is not None:
+    if record.curve:
+        yield Source(name=namer.place(node), node=node, added=None)
+    elif record.gating is not None:
         read = [node.args[place] for place in record.gating.reads if len(node.args) > place]
         if record.gating.shifts and (len(read) == 1 or not all(arg in varying for arg in read)):
             yield Source(name=namer.place(node), node=node, added=None)

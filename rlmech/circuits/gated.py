@@ -16,14 +16,11 @@ import torch
 from einops import einsum, rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlmech.core.hold import hold
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError
-
-GATES = ("relu", "relu_", "leaky_relu", "leaky_relu_", "threshold", "hardtanh", "hardtanh_", "relu6")
-"""Names of the ATen operations that `ungated_maps` takes away."""
 
 _CHECK_SEED = 0
 _TOLERANCE = 1e-4
@@ -90,7 +87,7 @@ def ungated_maps(
     n_entities, n_features = observation.size("entity"), observation.size("feature")
     probes = repeat(_probes(policy, n_features), "probe feature -> probe entity feature", entity=n_entities)
     random = torch.randn(n_entities, n_features, generator=torch.Generator().manual_seed(_CHECK_SEED)).to(probes)
-    with torch.no_grad(), _OpenGates():
+    with torch.no_grad(), hold(policy, gates="open").acting():
         activations = _capture(policy, torch.cat((probes, random[None])), names)
     maps: dict[str, Tensor] = {}
     for name, value in activations.items():
@@ -114,7 +111,7 @@ def ungated_downstream(policy: HookedPolicy, name: str) -> Float[Tensor, "1 quer
     random = torch.randn(size, generator=torch.Generator().manual_seed(_CHECK_SEED)).to(probes)
     values = rearrange([*probes, random], "probe (query d_model) -> probe query d_model", query=n_queries)
     states = torch.zeros(size + 2, observation.size("entity"), observation.size("feature")).to(probes)
-    with torch.no_grad(), _OpenGates():
+    with torch.no_grad(), hold(policy, gates="open").acting():
         scores = policy.run_with_hooks(states, fwd_hooks=[(name, lambda value, hook: values)])
     slope = scores[:-2] - scores[-2]
     _check_affine(policy, name, scores[-1], scores[-2] + random @ slope)
@@ -217,12 +214,3 @@ def _capture(policy: HookedPolicy, states: Tensor, names: Sequence[str]) -> Mapp
     held: dict[str, Tensor] = {}
     policy.run_with_hooks(states, fwd_hooks=[(name, _keep_in(held)) for name in names])
     return held
-
-
-class _OpenGates(TorchDispatchMode):
-    """Lets through whatever comes to a gate."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in GATES:
-            return args[0]
-        return func(*args, **(kwargs or {}))

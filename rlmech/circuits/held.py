@@ -9,25 +9,19 @@ for each `pull`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rlmech.core.graph import Node
-from rlmech.core.operations.reading import behaviour
+from rlmech.core.hold import Curves, Held, hold
 from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ObservationError
 
 Values = Mapping[Node, Tensor]
-NORMS = ("layer_norm", "rms_norm")
-"""Names of the norms whose scale is held."""
-
-_FUSED = "scaled_dot_product_attention"
 _CHECK_SEED = 0
 
 
@@ -65,7 +59,7 @@ class HeldRun:
         return any(bool(part.any()) for part in curvature)
 
 
-def hold(
+def linear_run(
     policy: HookedPolicy,
     arrays: Sequence[Tensor],
     end: Node,
@@ -73,6 +67,7 @@ def hold(
     cuts: Values,
     patterns: Values,
     start: Node | None = None,
+    curves: Curves = "own",
 ) -> HeldRun:
     """Run a policy up to one node from the observation and the given cuts, patterns and norms' scales held.
 
@@ -83,6 +78,7 @@ def hold(
         cuts: Nodes that are given, with their values.
         patterns: Attention patterns, with their values.
         start: The one cut whose part is asked for; None for those of all of them and of the observation.
+        curves: Whether smooth functions such as tanh are themselves, which is refused, or their tangents.
 
     Raises:
         AttentionError: Between the cuts something bends that is no gate.
@@ -91,17 +87,17 @@ def hold(
     given = {node: value.detach().clone() for node, value in cuts.items() if node is not end}
     inputs = dict(zip(policy.graph_engine.graph.inputs, arrays, strict=True)) if start is None else {}
     _check_real(inputs.values())
-    frozen = {node: value.detach() for node, value in patterns.items()}
-    with torch.enable_grad(), _HeldNorms():
+    held = hold(policy, norms=True, curves=curves, cut=tuple(given))
+    with torch.enable_grad():
         leaves = tuple(array.detach().clone().requires_grad_(start is None) for array in arrays)
         for node, value in given.items():
             value.requires_grad_(start in (None, node))
-        program = policy.graph_engine.program(returned=(end,), given=(*given, *frozen))
-        (value,) = program(leaves, (*given.values(), *frozen.values()), ())
+        frozen = {node: patterns[node].detach() for node in held.patterns}
+        value = held.run(leaves, (end,), given=given | frozen)[end]
         varying = given if start is None else {start: given[start]}
         run = HeldRun(end=value, arrays=leaves if start is None else (), cuts=varying)
-        bends = bends_of(policy, end, start=(*inputs, *varying), cut=(*given, *frozen))
-        if _FUSED in bends or (value.requires_grad and run.bends()):
+        bends = bends_of(held, end, start=(*inputs, *varying))
+        if any(known(name).role == "attention" for name in bends) or (value.requires_grad and run.bends()):
             found = [name for name in bends if not (known(name).gating or known(name).role == "norm")]
             raise AttentionError(
                 f"There is no linear path through {type(policy.module).__name__}: something bends between its gates.",
@@ -123,89 +119,11 @@ def _check_real(arrays: Iterable[Tensor]) -> None:
             )
 
 
-def bends_of(policy: HookedPolicy, end: Node, *, start: Collection[Node], cut: Collection[Node]) -> list[str]:
-    """Names of the operations up to a node that are not linear in what varies with the start; gates and norms too."""
-    cuts = {*start, *cut} - {end}
-    varying = set(start)
-    found: set[str] = set()
-    for node in reversed(_before(policy, end, cut=cuts)):
-        real = node.dtype is None or node.dtype.is_floating_point
-        if node not in varying and real and any(source in varying for source in _sources(policy, node, cuts)):
-            varying.add(node)
-            if _defined_anew(policy, node, cuts) is None and behaviour(node, varying) not in ("affine", "fixed"):
-                found.add(node.op)
-    return sorted(found)
-
-
-def reaches(policy: HookedPolicy, start: Node, end: Node, *, cut: Collection[Node]) -> bool:
-    """Whether one node reaches another on a way that avoids the cuts."""
-    return start in _before(policy, end, cut=set(cut) - {end})
-
-
-def _defined_anew(policy: HookedPolicy, node: Node, cut: set[Node]) -> Node | None:
-    """The second definition that is used of a node, given that its graph is cut."""
-    alternative = policy.graph_engine.graph.alternatives.get(node)
-    return alternative.definition if alternative is not None and alternative.triggers & cut else None
-
-
-def _sources(policy: HookedPolicy, node: Node, cut: set[Node]) -> list[Node]:
-    if node in cut:
-        return []
-    definition = _defined_anew(policy, node, cut)
-    return list(node.inputs()) if definition is None else [definition]
-
-
-def _before(policy: HookedPolicy, end: Node, *, cut: set[Node]) -> list[Node]:
-    """The nodes that a node is computed from, itself first, each after those that read it."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    stack = [(end, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif node not in done:
-            done.add(node)
-            stack.append((node, True))
-            stack.extend((source, False) for source in _sources(policy, node, cut))
-    return order[::-1]
+def bends_of(held: Held, end: Node, *, start: Collection[Node]) -> list[str]:
+    """Names of the operations up to a node that are not linear in what moves with the start; gates and norms too."""
+    found = (node for node, acts in held.moving([end], start) if acts != "affine")
+    return sorted({node.op for node in found if node.dtype is None or node.dtype.is_floating_point})
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-
-class _HeldNorms(TorchFunctionMode):
-    """Norms whose scale is a number of the state: linear in what they normalise."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "_opname", getattr(func, "__name__", ""))
-        if name == "layer_norm":
-            return _layer_norm(*args, **(kwargs or {}))
-        if name == "rms_norm":
-            return _rms_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _layer_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,  # noqa: FBT001, FBT002  # torch's signature
-) -> Tensor:
-    axes = tuple(range(-len(shape), 0))
-    centred = x - x.mean(axes, keepdim=True)
-    normed = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt().detach()
-    scaled = normed if weight is None else normed * weight
-    return scaled if bias is None else scaled + bias
-
-
-def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    axes = tuple(range(-len(shape), 0))
-    normed = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt().detach()
-    return normed if weight is None else normed * weight

@@ -13,7 +13,12 @@ from rlmech.core.points import OutputKind
 
 
 def choose_actions(
-    scores: Float[Tensor, "batch *choice action"], kind: OutputKind, space: Any, *, deterministic: bool
+    scores: Float[Tensor, "batch *choice action"],
+    kind: OutputKind,
+    space: Any,
+    *,
+    deterministic: bool,
+    uniform: np.ndarray | None = None,
 ) -> np.ndarray:
     """Actions of a batch of scores.
 
@@ -21,7 +26,8 @@ def choose_actions(
         scores: Q-values, logits or the mean action; of several choices a row for each.
         kind: Which of them.
         space: The action space, for the bounds of continuous actions; None for none.
-        deterministic: The best action; else logits are sampled, with torch's generator.
+        deterministic: The best action; else logits are sampled.
+        uniform: Numbers in [0, 1), `[batch *choice]`, that decide which; None draws with torch's generator.
     """
     if kind == "mean_action":
         actions = scores.cpu().numpy()
@@ -29,6 +35,10 @@ def choose_actions(
         if low is None or high is None:
             return actions
         return np.clip(actions.reshape(-1, *low.shape), low, high)
+    if kind == "logits" and not deterministic and uniform is not None:
+        passed = scores.double().softmax(-1).cumsum(-1)
+        draws = torch.as_tensor(uniform, dtype=torch.float64, device=scores.device) * passed[..., -1]
+        return _shaped((passed <= draws[..., None]).sum(-1).clamp(max=scores.shape[-1] - 1), space)
     if kind == "logits" and not deterministic:
         return _shaped(torch.distributions.Categorical(logits=scores).sample(), space)
     return _shaped(scores.argmax(-1), space)

@@ -57,8 +57,10 @@ def _affine(layer: Node) -> tuple[Node, Node, Node | None, bool]:
             return source, weight, bias[0] if bias else None, False
         case "matmul" | "mm", (source, weight) if not depends_on_input(weight):
             return source, weight, None, True
-        case "addmm", (bias, source, weight):
+        case "addmm", (bias, source, weight) if not layer.kwargs:
             return source, weight, bias, True
+        case "addmm", _:
+            raise _NoProjectionError("the layer is an addmm that scales its product or its bias")
         case _:
             pass
     raise _NoProjectionError(f"they come from {layer.op!r}, not from one linear layer")
@@ -94,7 +96,11 @@ def _find_output(graph: Graph, block: Found, users: Mapping[Node, list[Node]]) -
     if layer is None:
         block.reasons["output"] = "the heads' outputs do not go into one linear layer"
         return
-    source, weight, bias, transposed = _affine(layer)
+    try:
+        source, weight, bias, transposed = _affine(layer)
+    except _NoProjectionError as error:
+        block.reasons["output"] = str(error)
+        return
     z = block.z.layout
     sizes = [PROBE_BATCH if size < 0 else size for size in z.canonical_shape]
     index = torch.arange(math.prod(sizes)).reshape(sizes)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def automatic_sites(policy: HookedPolicy) -> list[Site]:
-    """Heads and entities where there is attention, else every hidden neuron and channel."""
+    """Heads and entities where there is attention, else every hidden neuron and channel, those of states included."""
     points = policy.hook_dict
     if policy.attention:
         heads = [site for block in policy.attention.values() for site in policy.sites(block.names["z"], over=("head",))]
@@ -20,8 +20,9 @@ def automatic_sites(policy: HookedPolicy) -> list[Site]:
             [n for n, p in points.items() if p.kind == "activation" and "entity" in p.axes]
         )
         return heads + [site for name in embeddings for site in policy.sites(name, over=("entity",))]
-    hidden = [n for n, p in points.items() if p.kind == "activation" and p.axes[-1] == "neuron"]
-    channels = [n for n, p in points.items() if p.kind == "activation" and "channel" in p.axes]
+    inside = {n: p for n, p in points.items() if p.kind in ("activation", "state") and not n.endswith("_pre")}
+    hidden = [n for n, p in inside.items() if p.axes[-1] == "neuron"]
+    channels = [n for n, p in inside.items() if "channel" in p.axes]
     neurons = [site for name in hidden for site in policy.sites(name, over=(points[name].axes[-1],))]
     chosen = [site for name in channels for site in policy.sites(name, over=("channel",))] + neurons
     return chosen or [Site(name) for name, point in points.items() if point.kind in ("linear", "observation")]

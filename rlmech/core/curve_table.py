@@ -64,6 +64,7 @@ def _gelu(approximate: str = "none") -> Curve:
         return _gelu_by_tanh()
     return Curve(
         name="gelu",
+        cancels=True,
         value=F.gelu,
         slope=lambda x: _normal(x) + x * _density(x),
         curvature=lambda x: _density(x) * (2 - x * x),
@@ -86,6 +87,7 @@ def _gelu_by_tanh() -> Curve:
 
     return Curve(
         name="gelu (tanh)",
+        cancels=True,
         value=lambda x: F.gelu(x, approximate="tanh"),
         slope=lambda x: torch.sigmoid(2 * inner(x)) + x / 2 * _tanh_slope(inner(x)) * inner_slope(x),
         curvature=curvature,
@@ -115,6 +117,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
         slope=lambda x: torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x)),
         curvature=lambda x: torch.where(beta * x > threshold, 0.0, beta * _sigmoid_slope(beta * x)),
         knots=(straight_from,),
+        kinks=(straight_from,),
         bends=(0.0,),
     )
 
@@ -132,6 +135,7 @@ def _log_sigmoid() -> Curve:
 def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, *, name: str = "elu") -> Curve:
     return Curve(
         name=name,
+        cancels=True,
         value=lambda x: torch.where(x > 0, scale * x, scale * alpha * torch.expm1(input_scale * x.clamp(max=0))),
         slope=lambda x: torch.where(
             x > 0, scale, scale * alpha * input_scale * torch.exp(input_scale * x.clamp(max=0))
@@ -140,6 +144,7 @@ def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, *, na
             x > 0, 0.0, scale * alpha * input_scale**2 * torch.exp(input_scale * x.clamp(max=0))
         ),
         knots=(0.0,),
+        kinks=(0.0,),
     )
 
 
@@ -166,11 +171,13 @@ def _mish() -> Curve:
 def _hardswish() -> Curve:
     return Curve(
         name="hardswish",
+        cancels=True,
         value=F.hardswish,
         slope=lambda x: torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, (2 * x + 3) / 6)),
         curvature=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 3,
         turns=(-1.5,),
         knots=(-3.0, 3.0),
+        kinks=(-3.0, 3.0),
     )
 
 
@@ -254,6 +261,7 @@ def _shrink(size: float = 0.5, *, jumps: bool) -> Curve:
 def _hardsigmoid() -> Curve:
     return Curve(
         name="hardsigmoid",
+        cancels=True,
         value=F.hardsigmoid,
         slope=lambda x: (x.abs() < 3).to(x.dtype) / 6,
         knots=(-3.0, 3.0),

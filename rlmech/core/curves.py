@@ -46,7 +46,9 @@ class Curve:
         turns: Where the value has an extreme, knots aside.
         knots: Where the slope has an extreme, or jumps; the value may jump there too. In ascending order.
         bends: Where the curvature has an extreme, knots aside.
+        kinks: Where the slope or the curvature jumps; knots, all of them.
         straight: Whether the function is linear between its knots.
+        cancels: Whether torch computes it as a difference of larger numbers, so that it errs by epsilons of these.
     """
 
     name: str
@@ -56,7 +58,17 @@ class Curve:
     turns: Points = ()
     knots: Points = ()
     bends: Points = ()
+    kinks: Points = ()
     straight: bool = False
+    cancels: bool = False
+
+    @property
+    def rises(self) -> bool:
+        """Whether the function falls nowhere."""
+        ends = sorted(float(place) for place in (*self.turns, *self.knots))
+        inside = [-1.0, *ends, 1.0] if not ends else [ends[0] - 1, *map(_mean, itertools.pairwise(ends)), ends[-1] + 1]
+        points = torch.tensor(inside, dtype=torch.float64)  # one of each piece on which the slope has one sign
+        return bool((self.slope(points) >= 0).all())
 
     def range(self, low: Tensor, high: Tensor) -> Range:
         """The least and the greatest value over `[low, high]`, element by element."""
@@ -144,6 +156,10 @@ class Curve:
             onward = (self.slope(middle) < slope) == rising
             left, right = torch.where(onward, middle, left), torch.where(onward, right, middle)
         return left, right
+
+
+def _mean(pair: tuple[float, float]) -> float:
+    return sum(pair) / 2
 
 
 def _at(function: Function, points: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.core.operations.reading import axes_of, nodes_in, record_of
+from rlmech.core.operations.reading import axes_of, nodes_in, numbers_read, record_of
 from rlmech.core.operations.record import Movement
 from rlmech.core.operations.table import known as known_operation
 
@@ -52,7 +52,7 @@ def push_dependence(
         definition = graph.definition_of(node, replaced=replaced)
         if definition is not None:
             value = known.get(definition)
-        elif node.op == "input" or not any(source in known for source in node.inputs()):
+        elif node.op == "input" or not any(source in known for source in numbers_read(node)):
             value = None
         else:
             value = _Pusher(known, n_rows, head_layouts).push(node)

@@ -28,23 +28,12 @@ from rlmech.core.graph import Graph, Node, Size
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
+from rlmech.core.operations.aliases import plain_name
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
 
 Key = tuple[str, str, int, int]
 """(module call, operation, which call of it there, which of its results)."""
 
-PLAIN_NAMES = {
-    "__matmul__": "matmul",
-    "__truediv__": "div",
-    "true_divide": "div",
-    "divide": "div",
-    "__mul__": "mul",
-    "__rmul__": "mul",
-    "multiply": "mul",
-    "__add__": "add",
-    "__radd__": "add",
-    "masked_fill_": "masked_fill",
-}
 _watch: ContextVar[object] = ContextVar("rlmech eager pass", default=None)
 """The pass whose module calls are followed at present, in this thread."""
 NO_WEIGHTS = "the eager engine sees calls, not the graph that leads from weights to heads"
@@ -125,7 +114,7 @@ class EagerEngine:
             if name in active:
                 value = layout.restore(registry.intercept(hook_dict[name], layout.show(value)))
             if name in names:
-                values[name] = layout.show(value).clone()
+                values[name], value = _kept(value, layout)
             return value
 
         wanted = [name for name in self.points if name in active or name in names]
@@ -282,8 +271,7 @@ class _FunctionMode(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not name or name in ("__set__", "__setitem__") or not _makes_tensors(result):
             return result
-        op = PLAIN_NAMES.get(name, name)
-        op = op.removesuffix("_") if op.endswith("_") and not op.endswith("__") else op
+        op = plain_name(name if name.endswith("__") else name.removesuffix("_"))
         scope = self.scope()
         k = self.counts[scope, op]
         self.counts[scope, op] += 1
@@ -366,6 +354,13 @@ def _symbolic(shape: tuple[int, ...], other: tuple[int, ...] | None) -> tuple[Si
     return tuple(
         a if a == b else -(a // first) if a * second == b * first else a for a, b in zip(shape, other, strict=True)
     )
+
+
+def _kept(value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """What a cache keeps of a value, and the value that the network goes on with, which it may change in place."""
+    kept = layout.show(value).clone()
+    followed = torch.is_grad_enabled() and value.requires_grad  # gradients are taken at what the cache holds
+    return kept, layout.restore(kept).clone() if followed else value
 
 
 def _layout_for(point: Point, value: Tensor) -> Layout:

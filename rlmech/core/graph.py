@@ -444,7 +444,7 @@ class _Reader:
         if name in IDENTITIES or _whole_slice(name, args) or _same_dtype(name, source, args):
             return args[0]
         shape, dtype = _shape(source.meta.get("val"))
-        call = source.target
+        call = _DIFFERENTIABLE.get(name, source.target)
         assert callable(call)  # noqa: S101  # fx's own invariant for call_function
         node = Node(len(self.graph.nodes), name, call, args, kwargs, _scope(source), shape, dtype)
         self.graph.nodes.append(node)
@@ -462,6 +462,28 @@ class _Reader:
         if isinstance(value, Mapping):
             return {key: self._convert(item) for key, item in value.items()}
         return value
+
+
+def _copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: FBT001, FBT002  # torch's own
+    """What `aten::copy` gives: it has no derivative of its own."""
+    return source.to(into.dtype, non_blocking=non_blocking).expand_as(into)
+
+
+def _floor_divided(value: Tensor, by: Tensor | float) -> Tensor:
+    """What `aten::floor_divide` gives, which has no derivative either: zero, where there is one."""
+    return torch.div(value, by, rounding_mode="floor")
+
+
+def _heaviside(value: Tensor, at_zero: Tensor) -> Tensor:
+    return torch.heaviside(value.detach(), at_zero.detach())
+
+
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "copy": _copied,
+    "floor_divide": _floor_divided,
+    "heaviside": _heaviside,
+}
+"""Stand-ins for operations that autograd refuses: an export makes `copy` of `y[:, 2:4] = x`, which autograd can do."""
 
 
 def _plain_name(target: Any) -> str:

@@ -109,6 +109,10 @@ class ObservationFormat:
         self.state(state, module, n_rows=0)
         return obs
 
+    def n_steps_of(self, obs: Observation) -> int | None:
+        """Steps of observations that are sequences of what a recurrent policy takes; None where they are not."""
+        return None
+
     def restarted(self, obs: Observation, starts: Any) -> Observation:
         """The observations themselves, of a policy that remembers nothing."""
         return obs

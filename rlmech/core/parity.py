@@ -70,8 +70,14 @@ def live_scores(module: nn.Module, observation: ObservationFormat, arrays: tuple
     return scores
 
 
-def difference(given: Tensor, expected: Tensor) -> str | None:
-    """How scores differ from those expected, in words; None where they are the same within the tolerance."""
+def difference(given: Tensor, expected: Tensor, *, n_steps: int | None = None) -> str | None:
+    """How scores differ from those expected, in words; None where they are the same within the tolerance.
+
+    Args:
+        given: Scores.
+        expected: Those expected.
+        n_steps: Of a sequence, its steps, each of which rounds anew what the one before it left.
+    """
     if torch.equal(given, expected):
         return None
     if given.shape != expected.shape:
@@ -80,7 +86,9 @@ def difference(given: Tensor, expected: Tensor) -> str | None:
         here, there = int(given.isnan().sum()), int(expected.isnan().sum())
         return f"{here} scores that are NaN, where the module gives {there} of {expected.numel()}"
     largest = float(excess(given, expected, 1e-12).max())
-    return None if largest <= TOLERANCE else f"a largest difference of {largest:.2g} of the scores' scale"
+    return (
+        None if largest <= TOLERANCE * (n_steps or 1) else f"a largest difference of {largest:.2g} of the scores' scale"
+    )
 
 
 def is_fused_path(
@@ -114,7 +122,7 @@ def _compare(
     given: Tensor, module: nn.Module, observation: ObservationFormat, arrays: tuple[Tensor, ...], where: str
 ) -> None:
     expected = live_scores(module, observation, arrays)
-    found = difference(given, expected)
+    found = difference(given, expected, n_steps=observation.n_steps)
     if found is None:
         return
     if is_fused_path(given, module, observation, arrays):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlmech.arguments import explain_misuse
 from rlmech.axes import Axis
 from rlmech.core.acting import choose_actions
+from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.automatic_sites import automatic_sites
 from rlmech.core.cache import ActivationCache
@@ -84,7 +85,8 @@ class HookedPolicy(nn.Module):
             that takes the observation), or a function of what the module returns; a list of these for several choices.
         value: Which output is the state value, likewise.
         state: Of a recurrent module, `module(obs, state)`, which returns (scores, state) or (scores, value, state): a
-            function of the number of rows that gives the state at the beginning, or that state for the example.
+            function of the number of rows that gives the state at the beginning, or that state for the example. The
+            LSTM agents of CleanRL and PufferLib need none.
 
     Raises:
         ConfigError: The module cannot be opened, or which of its outputs the scores are cannot be told.
@@ -126,8 +128,14 @@ class HookedPolicy(nn.Module):
         self._root = root
         self._form: StateForm | None = None
         self._length: tuple[int, int] | None = None
-        self._format = format_of(example_obs, self.module)
-        if state is not None:
+        agent = recurrent_agent(self.module) if state is None else None
+        if agent is not None:
+            self.module, state = agent
+            self._root = root = f"{AGENT}.{root}".rstrip(".")
+            self._told_kind = output_kind or "logits"
+        if state is None:
+            self._format = format_of(example_obs, self.module)
+        else:
             self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()
 
@@ -379,6 +387,11 @@ class HookedPolicy(nn.Module):
             return made
 
         return self._sequences.get((n_steps, read), make)
+
+    def over_time(self, obs: Observation) -> HookedPolicy:
+        """The policy that takes these observations: this one, or unrolled over their steps where they are sequences."""
+        n_steps = self._format.n_steps_of(obs)
+        return self if n_steps is None else self.unrolled(n_steps)
 
     @explain_misuse
     def run_with_hooks(
@@ -707,14 +720,15 @@ class HookedPolicy(nn.Module):
                     if scores.dtype == torch.float32:
                         raise
                     return  # after .double(): modules that cast observations to float32 themselves cannot run
-                found = difference(scores, live)
+                found = difference(scores, live, n_steps=self.n_steps)
                 if found is None:
                     continue
                 if is_fused_path(scores, self.scored_module, self._format, arrays):
                     raise fused_path_error(found, "on a row of this observation")
                 training = [module for module in self.module.modules() if module.training]
                 with evaluating(self.module):
-                    resting = difference(scores, live_scores(self.scored_module, self._format, arrays))
+                    live = live_scores(self.scored_module, self._format, arrays)
+                    resting = difference(scores, live, n_steps=self.n_steps)
                 if training and resting is None:
                     self._mode_dependent += training
                     return

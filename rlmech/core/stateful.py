@@ -37,6 +37,10 @@ class Step(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run it; `inputs` holds the observation's arrays and the state's parts."""
+        n_rows = next(iter(inputs.values())).shape[0]
+        for value in inputs.values():
+            # told to the export, which takes each array's batch for one of its own
+            torch._check(value.shape[0] == n_rows)  # pyright: ignore[reportPrivateUsage]
         own = {key: value for key, value in inputs.items() if key not in self.form.initial}
         return self.form.step(self.network, own.get(OBSERVATION, own), inputs)
 
@@ -129,6 +133,19 @@ class StatefulFormat(ObservationFormat):
         arrays = self._own(obs, module)
         return dict(zip(self.own.shapes, arrays, strict=True)) | self.state(state, module, n_rows=arrays[0].shape[0])
 
+    def n_steps_of(self, obs: Observation) -> int | None:
+        """Steps of observations that are sequences of what a recurrent policy takes; None where they are not."""
+        if self.is_sequence:
+            return None
+        given = (
+            {key: tuple(np.shape(obs[key])) for key in obs} if isinstance(obs, Mapping) else {"": tuple(np.shape(obs))}
+        )
+        wanted = {key: tuple(shape) for key, shape in self.own.shapes.items()}
+        fits = given.keys() == wanted.keys() and all(
+            len(shape) == len(wanted[key]) + 2 and shape[2:] == wanted[key] for key, shape in given.items()
+        )
+        return next(iter(given.values()))[1] or None if fits else None
+
     def restarted(self, obs: Observation, starts: Any) -> Observation:
         """Observations with a state, that of the beginning in the rows where an episode begins.
 
@@ -180,15 +197,7 @@ class StatefulFormat(ObservationFormat):
         try:
             return self.own.coerce(obs, module)
         except ObservationError as error:
-            given = {
-                k: tuple(getattr(v, "shape", ())) for k, v in (obs if isinstance(obs, Mapping) else {"": obs}).items()
-            }
-            wanted = {key: tuple(shape) for key, shape in self.own.shapes.items()}
-            if (
-                self.n_steps is None
-                and given.keys() == wanted.keys()
-                and all(len(shape) == len(wanted[key]) + 2 and shape[2:] == wanted[key] for key, shape in given.items())
-            ):
+            if self.n_steps_of(obs) is not None:
                 raise ObservationError(
                     "These are sequences, and this asks about single steps.",
                     given=error.given,
@@ -224,16 +233,18 @@ def state_form(module: nn.Module, example: Observation, state: Any, *, root: str
         StateError: It is no state, or the module does not give it back.
     """
     own = ObservationFormat(example)
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.dtype != torch.float64 and torch.float64 in own.dtypes.values():
+        own.retype(parameter.dtype)  # numpy's own precision, which the network does not compute in
     n_rows = next(iter(own.example.values())).shape[0]
     seen = own.example
     if n_rows == 1 and callable(state):
         n_rows, seen = 2, {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in own.example.items()}
-    parameter = next(module.parameters(), None)
     if parameter is not None:
         seen = {key: value.to(parameter.device) for key, value in seen.items()}
     with evaluating(module):
         form = StateForm(module, state, seen if own.is_dict else seen[OBSERVATION], n_rows=n_rows, root=root)
-    return form, StatefulFormat(example, form.initial)
+    return form, StatefulFormat(_bare(own.example), form.initial)
 
 
 def scored_step(

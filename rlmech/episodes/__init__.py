@@ -4,6 +4,7 @@ Record: `record` runs a policy and writes a `Recording`; `save_video` makes a fi
 Intervene: `when` says at which moments edits act; a `Condition` is edits, a moment and a policy.
 Compare: `compare_rollouts` runs conditions on the same seeds, `compare_recordings` compares what was recorded;
 `dose_response` steers by several coefficients; `comparison_table` prints a comparison; `seeds_needed` plans the next.
+Ask: `moments` are what was decided in, as any analysis takes it, with the state of a policy that remembers.
 Exchange: `to_minari`, `from_minari`.
 
 Importing this module imports neither xarray nor an environment; each name does so when it is first used.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.controls import Control
     from rlmech.episodes.driving import Condition
     from rlmech.episodes.exchange import from_minari, to_minari
+    from rlmech.episodes.moments import moments
     from rlmech.episodes.recorder import record
     from rlmech.episodes.recording import Recording
     from rlmech.episodes.video import save_video
@@ -33,6 +35,7 @@ _MODULE_OF = {
     "comparison_table": "rlmech.episodes.comparison",
     "dose_response": "rlmech.episodes.compare",
     "from_minari": "rlmech.episodes.exchange",
+    "moments": "rlmech.episodes.moments",
     "record": "rlmech.episodes.recorder",
     "save_video": "rlmech.episodes.video",
     "seeds_needed": "rlmech.episodes.comparison",
@@ -48,6 +51,7 @@ __all__ = [
     "comparison_table",
     "dose_response",
     "from_minari",
+    "moments",
     "record",
     "save_video",
     "seeds_needed",

@@ -46,6 +46,7 @@ def compare_rollouts(
     controls: Sequence[Control] = (),
     n_controls: int = 3,
     names: Names = (),
+    deterministic: bool = True,
     outcomes: Sequence[Outcome] = (),
     workers: int = 1,
     backend: Backend = "processes",
@@ -67,6 +68,8 @@ def compare_rollouts(
             `random_direction` (a random direction instead, as long as what the edits change there), besides.
         n_controls: Of each kind, for each condition.
         names: Hook points to record.
+        deterministic: Whether the best action is done; else logits are sampled, with common random numbers: one number
+            decides in a step of a seed under every condition, so that pairs stay pairs.
         outcomes: What to compare beside what the environment's simulator tells of an episode, read from `info`: e.g.
             `rlm.simulators.Outcome(name="is_success", kind="share")`.
         workers: Processes.
@@ -121,6 +124,7 @@ def compare_rollouts(
         everything,
         seeds=seeds,
         names=names,
+        deterministic=deterministic,
         frames=False,
         outcomes=outcomes,
         workers=workers,

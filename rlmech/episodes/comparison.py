@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.acting import choose_actions
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MetricError, RecordingError, nearest
 from rlmech.results import storable
@@ -390,8 +392,20 @@ def _agrees(recording: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, " 
     """Whether a policy would do in each recorded state what was done there."""
     if recording.manifest["policy"].get("fingerprint") == policy.fingerprint:
         return ~recording.steps["action_changed"].to_numpy()
-    actions = [policy.predict(part.observations, deterministic=True)[0] for part in recording.parts()]
+    if policy.is_recurrent:
+        actions = [_in_order(recording.episode(seed), policy) for seed in recording.episodes["seed"]]
+    else:
+        actions = [policy.predict(part.observations, deterministic=True)[0] for part in recording.parts()]
     return (np.concatenate(actions) == recording.actions).reshape(len(recording.actions), -1).all(1)
+
+
+def _in_order(episode: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, "step ..."]:
+    """What a policy with a memory would do along an episode, having seen what was seen there."""
+    seen = episode.observations
+    sequence = {key: value[None] for key, value in seen.items()} if isinstance(seen, dict) else seen[None]
+    with torch.no_grad():
+        scores, _ = policy.run_sequence(sequence, names=())
+    return choose_actions(scores[0], policy.output_kind, policy.action_space, deterministic=True)
 
 
 def _attrs(

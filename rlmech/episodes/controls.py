@@ -21,6 +21,7 @@ from torch import Tensor
 from rlmech.core.edit import Edit, Site, read, steer
 from rlmech.core.modes import evaluating
 from rlmech.episodes.driving import Condition
+from rlmech.episodes.moments import moments
 from rlmech.episodes.recorder import record_conditions
 from rlmech.errors import ConfigError
 
@@ -88,7 +89,7 @@ def _own(name: str, edit: Any) -> Edit:
 def _elsewhere(policy: HookedPolicy, edit: Edit, generator: torch.Generator) -> Edit:
     """The same edit at as many other positions along each axis that the site selects, where there are others."""
     point = policy.point(edit.site.name)
-    own, other = edit.site.positions(point), dict[str, Any]()
+    own, other = edit.site.in_time(point)[1].positions(point), dict[str, Any]()
     for axis, chosen in own.items():
         free = [place for place in range(point.size(axis)) if place not in chosen]
         if len(free) >= len(chosen):
@@ -109,13 +110,14 @@ def _elsewhere(policy: HookedPolicy, edit: Edit, generator: torch.Generator) -> 
 def _pushed(policy: HookedPolicy, edit: Edit, states: Any, generator: torch.Generator) -> Edit:
     """A push in a random direction, as long as what the edit changes."""
     point = policy.point(edit.site.name)
+    here = replace(edit, site=edit.site.in_time(point)[1])  # what it changes, whichever step it acts at
     with torch.no_grad(), evaluating(policy.module):
         before = policy.run_with_cache(states, [point.name])[1][point.name]
-        with policy.edited([edit]):
+        with policy.edited([here]):
             after = policy.run_with_cache(states, [point.name])[1][point.name]
-    change: Tensor = read(after - before, edit.site.index(point)).flatten(1).double()
+    change: Tensor = read(after - before, here.site.index(point)).flatten(1).double()
     length = float(change.square().sum(1).mean().sqrt())
-    direction = torch.randn(edit.site.block_shape(point), generator=generator, dtype=torch.float64)
+    direction = torch.randn(here.site.block_shape(point), generator=generator, dtype=torch.float64)
     return steer(edit.site, (direction / direction.norm() * length).to(before.dtype))
 
 
@@ -133,4 +135,4 @@ def _states(policy: HookedPolicy, env: gym.Env, seeds: list[int]) -> Any:
         paths=None,
         progress=False,
     )
-    return recordings[""].observations
+    return moments(recordings[""], policy)

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from rlmech.core.acting import choose_actions
-from rlmech.core.edit import Edit
+from rlmech.core.edit import AtSteps, Edit
+from rlmech.core.hook_point import at_step
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
+DRAWS = 0x5EED
+"""What tells the stream that actions are drawn from from others of the same seed."""
 Hook = tuple[str, Callable[..., Any]]
 Names = None | str | Sequence[str] | Callable[[str], bool]
 
@@ -58,11 +61,13 @@ class Look:
         scores: `[1, action]`.
         activations: Those asked for.
         action: What it would do.
+        state: Its state afterwards, of a recurrent policy.
     """
 
     scores: Tensor
     activations: Mapping[str, Tensor]
     action: Any
+    state: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +97,25 @@ class Driver:
         policy: The policy.
         edits: What acts in it, in order.
         when: When; None for always.
-        names: Hook points whose values are kept.
+        names: Hook points whose values are kept; of a recurrent policy its state is, besides.
+        deterministic: Whether the best action is done; else it is drawn, with numbers that follow from the episode's
+            seed alone, so that one number decides in a step whatever is edited.
     """
 
     policy: HookedPolicy
     edits: tuple[Edit | Hook, ...] = ()
     when: When | None = None
     names: Names = ()
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
+        if not self.deterministic and self.policy.output_kind != "logits":
+            raise ConfigError(
+                "Only the actions of logits can be drawn.",
+                given=f"deterministic=False, and a policy whose scores are {self.policy.output_kind}",
+                expected="a policy with logits: Q-values have no probabilities, and a mean action not its spread",
+                fix="leave deterministic=True",
+            )
         known = tuple(edit.on(self.policy) if isinstance(edit, Edit) else edit for edit in self.edits)
         object.__setattr__(self, "edits", known)  # observations as a reference are run on once, not in each episode
         given: tuple[Any, ...] = self.edits
@@ -125,19 +140,21 @@ class Driver:
             )
 
     @classmethod
-    def of(cls, policy: HookedPolicy, condition: Condition, *, names: Names = ()) -> Driver:
+    def of(cls, policy: HookedPolicy, condition: Condition, *, names: Names = (), deterministic: bool = True) -> Driver:
         """The driver of a condition, the policy being that of the baseline."""
         return cls(
             policy=condition.policy or policy,
             edits=tuple(condition.edits),
             when=when_of(condition.when),
             names=names,
+            deterministic=deterministic,
         )
 
     def describe(self) -> dict[str, Any]:
         """What tells this driver from others, for a manifest; functions are told by their names alone."""
         return {
             "policy": {"fingerprint": self.policy.fingerprint, "output_kind": self.policy.output_kind},
+            "deterministic": self.deterministic,
             "edits": [str(edit) if isinstance(edit, Edit) else f"{edit[0]}: {_named(edit[1])}" for edit in self.edits],
             "edits_digest": [_digest(edit) if isinstance(edit, Edit) else None for edit in self.edits],
             "when": None if self.when is None else str(self.when),
@@ -146,18 +163,42 @@ class Driver:
 
     @property
     def unedited_names(self) -> Names:
-        """Hook points whose values are kept of the unedited policy: none where edits are always at work."""
-        return () if self.edits and self.when is None else self.names
+        """Hook points whose values are kept of the unedited policy: none where edits are at work at every step."""
+        in_time = any(
+            isinstance(edit, Edit) and dict(edit.site.selection).get("step") is not None for edit in self.edits
+        )
+        return () if self.edits and self.when is None and not in_time else self.names
 
-    def look(self, observation: Any, names: Names) -> Look:
-        """What the policy, with whatever hooks are attached to it now, makes of one observation."""
-        batch = _batched(observation)
-        if names is not None and not callable(names) and len(names) == 0:
-            scores, activations = self.policy(batch), {}
+    def look(
+        self,
+        observation: Any,
+        names: Names,
+        *,
+        state: Mapping[str, Tensor] | None = None,
+        uniform: np.ndarray | None = None,
+    ) -> Look:
+        """What the policy, with whatever hooks are attached to it now, makes of one observation.
+
+        Args:
+            observation: What is observed.
+            names: Hook points whose values are kept.
+            state: The state that it comes in with; None for that of an episode's beginning.
+            uniform: The number that draws its action, one for each choice; None for the best one.
+        """
+        policy, batch = self.policy, _batched(observation)
+        if policy.is_recurrent:
+            batch = policy.with_state(batch, state)
+            kept = tuple(dict.fromkeys((*(site.name for site in policy.sites(names)), *policy.state_names)))
+            scores, activations = policy.run_with_cache(batch, kept)
+        elif names is not None and not callable(names) and len(names) == 0:
+            scores, activations = policy(batch), {}
         else:
-            scores, activations = self.policy.run_with_cache(batch, names)
-        action = choose_actions(scores, self.policy.output_kind, self.policy.action_space, deterministic=True)[0]
-        return Look(scores, activations, action if np.ndim(action) else int(action))
+            scores, activations = policy.run_with_cache(batch, names)
+        after = {name: activations[name] for name in policy.state_names}
+        action = choose_actions(
+            scores, policy.output_kind, policy.action_space, deterministic=uniform is None, uniform=uniform
+        )[0]
+        return Look(scores, activations, action if np.ndim(action) else int(action), after)
 
 
 @dataclass(slots=True)
@@ -176,11 +217,28 @@ class Drive:
     action_names: tuple[str, ...] = ()
     measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, float]] = field(default=lambda entities: {})
     _hooks: list[Hook] = field(init=False)
+    _draws: np.random.Generator = field(init=False)
+    _uniform: np.ndarray | None = field(init=False, default=None)
+    _state: Mapping[str, Tensor] | None = None
     _previous: Any = None
     _step: int = 0
 
     def __post_init__(self) -> None:
         self._hooks = [self._bound(edit) for edit in self.driver.edits]
+        self._draws = np.random.default_rng([DRAWS, self.seed])
+        self._draw()
+
+    @property
+    def told(self) -> tuple[object, ...]:
+        """What the unedited policy's view follows from, beside the observation: its state, and the number drawn."""
+        state = self._state or {}
+        parts = (part.cpu().numpy().tobytes() for part in state.values())
+        return (*parts, None if self._uniform is None else self._uniform.tobytes())
+
+    def look(self, observation: Any, names: Names) -> Look:
+        """What the policy, with whatever hooks are attached to it now, makes of what is observed at this step."""
+        with at_step(self._step):
+            return self.driver.look(observation, names, state=self._state, uniform=self._uniform)
 
     def decide(self, observation: Any, vehicles: list[tuple[Any, ...]], unedited: Look) -> Decision:
         """Decide in a state.
@@ -190,12 +248,14 @@ class Drive:
             vehicles: Who is on the road.
             unedited: What the unedited policy makes of it.
         """
-        edited = bool(self._hooks) and self._acts(observation, vehicles, unedited)
+        hooks = [(name, function) for name, function in self._hooks if self._is_of_step(function)]
+        edited = bool(hooks) and self._acts(observation, vehicles, unedited)
         look = unedited
         if edited:
-            with self.driver.policy.hooks(fwd_hooks=self._hooks):
-                look = self.driver.look(observation, self.driver.names)
-        self._previous, self._step = look.action, self._step + 1
+            with self.driver.policy.hooks(fwd_hooks=hooks):
+                look = self.look(observation, self.driver.names)
+        self._previous, self._step, self._state = look.action, self._step + 1, look.state
+        self._draw()
         return Decision(
             action=look.action,
             scores=look.scores[0].cpu().numpy(),
@@ -203,6 +263,16 @@ class Drive:
             edited=edited,
             action_changed=edited and not np.array_equal(look.action, unedited.action),
         )
+
+    def _is_of_step(self, function: Callable[..., Any]) -> bool:
+        return not isinstance(function, AtSteps) or self._step in function.steps
+
+    def _draw(self) -> None:
+        """The number that decides at the coming step: it follows from the episode's seed and the step alone."""
+        if not self.driver.deterministic:
+            choices = self.driver.policy.choices
+            n_choices = () if choices is None else (len(choices.sizes),)
+            self._uniform = self._draws.random((1, *n_choices))
 
     def _acts(self, observation: Any, vehicles: list[tuple[Any, ...]], unedited: Look) -> bool:
         when = self.driver.when

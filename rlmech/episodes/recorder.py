@@ -10,7 +10,8 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def record(
     names: Names = (),
     edits: Sequence[Edit | Hook] = (),
     when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
+    deterministic: bool = True,
     frames: bool = False,
     outcomes: Sequence[Outcome] = (),
     workers: int = 1,
@@ -62,6 +64,8 @@ def record(
 ) -> Recording:
     """Record one episode for each seed, driven by the policy's best action.
 
+    A recurrent policy begins each episode in its initial state; what it carries on is recorded at its state's points.
+
     Args:
         policy: The policy.
         env: An environment that fits it, or the id of one, which is made as the policy's own where it has that id.
@@ -70,6 +74,8 @@ def record(
         edits: Edits, or pairs of a hook name and a function, that act while the policy drives.
         when: When they act: None for always, a step, several, a range, one of `rlm.episodes.when`, or a function
             of a `Moment`.
+        deterministic: Whether the policy's best action is done; else logits are sampled, by numbers that follow from
+            the episode's seed and the step alone: the same in every recording.
         frames: Whether to keep a picture of every scene decided in; needs `render_mode="rgb_array"`.
         outcomes: What to tell of each episode beside what the environment's simulator tells, read from `info`: e.g.
             `rlm.simulators.Outcome(name="is_success", kind="share")`. Columns of `steps` and `episodes`.
@@ -105,6 +111,7 @@ def record(
         {"": condition},
         seeds=seeds,
         names=names,
+        deterministic=deterministic,
         frames=frames,
         outcomes=outcomes,
         workers=workers,
@@ -128,6 +135,7 @@ def record_conditions(
     *,
     seeds: Iterable[int],
     names: Names,
+    deterministic: bool = True,
     frames: bool,
     outcomes: Sequence[Outcome],
     workers: int,
@@ -143,6 +151,7 @@ def record_conditions(
         conditions: By name.
         seeds: As for `record`, like the rest.
         names: Hook points to record.
+        deterministic: Whether the best action is done, or one is drawn.
         frames: Whether to keep pictures.
         outcomes: What to tell of each episode beside what the simulator tells.
         workers: Processes.
@@ -157,7 +166,8 @@ def record_conditions(
     outcomes = checked_outcomes(simulator_of(env), outcomes)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
-        drivers = {name: Driver.of(policy, condition, names=names) for name, condition in conditions.items()}
+        given: dict[str, Any] = {"names": names, "deterministic": deterministic}
+        drivers = {name: Driver.of(policy, condition, **given) for name, condition in conditions.items()}
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
             check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
@@ -273,7 +283,7 @@ def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -
             expected="the environment that was recorded, with its keywords, configuration, wrappers and attributes",
             fix="choose another path, or make the environment as it was",
         )
-    keys = [key for key in ours if key not in ("seeds", "lanes", "identity") and key in there]
+    keys = [key for key in ours if key not in ("seeds", "lanes", "identity", "acceleration") and key in there]
     differ = [key for key in keys if there[key] != ours[key]]
     if differ or None in ours["edits_digest"] or not ours["when_told"]:
         untold = "its edits are functions" if None in ours["edits_digest"] else "its condition is a function"
@@ -335,11 +345,12 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
         policy = driver.policy
         manifest = {
             "format": FORMAT,
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "versions": {package: _version(package) for package in PACKAGES},
             **driver.describe(),
             "spec": (spec if spec.features or spec.actions else policy.spec).to_json(),
             "env": {"id": spec.env_id, "config": spec.env_config, **_made(env)},
             "simulator": simulator.name,
+            "acceleration": asdict(simulator.acceleration(env)),
             "identity": dict(work.identity),
             "outcomes": [outcome.to_json() for outcome in (*simulator.outcomes, *work.outcomes)],
             "seeds": seeds,
@@ -350,6 +361,11 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
         }
         manifests[name] = json.loads(json.dumps(manifest, default=_as_json))  # as it will be read back
     return manifests
+
+
+@cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def _made(env: gym.Env) -> dict[str, Any]:

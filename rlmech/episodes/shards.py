@@ -237,6 +237,7 @@ class Writer:
         self._clean({shard.path for shard in shards})
         self.finished = {number for shard in shards for number in range(shard.first, shard.last + 1)}
         self._small = {shard.first: _size(shard.path) for shard in shards if shard.first == shard.last}
+        self._at_hand: dict[int, Episodes] = {}  # small ones that were written here: merged without reading them
 
     def add(self, part: Episodes) -> None:
         """Add episodes with consecutive numbers: wholly, or not at all.
@@ -249,6 +250,7 @@ class Writer:
         self.finished.update(numbers)
         if len(numbers) == 1:
             self._small[numbers[0]] = _size(folder)
+            self._at_hand[numbers[0]] = part
             self._merge(self._run_to(numbers[0]), whole=False)
 
     def close(self) -> None:
@@ -285,12 +287,14 @@ class Writer:
     def _merge_exactly(self, numbers: list[int]) -> None:
         folders = [self._folder / _name(number, number) for number in numbers]
         if len(numbers) > 1:
-            parts = [Shard(folder, n, n).load() for folder, n in zip(folders, numbers, strict=True)]
+            at_hand = self._at_hand
+            parts = [at_hand.get(n) or Shard(folder, n, n).load() for folder, n in zip(folders, numbers, strict=True)]
             self._write(joined(parts), numbers[0], numbers[-1])
             for folder in folders:
                 shutil.rmtree(folder)
         for number in numbers:
             del self._small[number]
+            self._at_hand.pop(number, None)
 
     def _write(self, part: Episodes, first: int, last: int) -> Path:
         partial = self._folder / f".{_name(first, last)}.{os.getpid()}"

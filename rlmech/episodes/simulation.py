@@ -154,13 +154,13 @@ class Runner:
     def _advance(self, branch: _Branch, traces: Mapping[str, _Trace]) -> list[_Branch]:
         """One decision of all drivers of a branch: the branches that it goes on in."""
         picture = [_picture(branch.world.env)] if self.frames else []
-        looks: dict[tuple[int, str], Look] = {}
+        looks: dict[tuple[object, ...], Look] = {}
         groups: dict[bytes, list[str]] = {}
         for name in branch.names:
             trace, driver = traces[name], self.drivers[name]
-            asked = id(driver.policy), repr(driver.unedited_names)
+            asked = id(driver.policy), repr(driver.unedited_names), *trace.drive.told
             if asked not in looks:
-                looks[asked] = driver.look(branch.observation, driver.unedited_names)
+                looks[asked] = trace.drive.look(branch.observation, driver.unedited_names)
             decision = trace.drive.decide(branch.observation, branch.world.entities, looks[asked])
             trace.decisions.append(decision)
             trace.scenes.append(branch.world.entities)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -217,10 +218,6 @@ def bind(
     )
 
 
-MADE_BY = ("action_gap", "action_score", "action_flip", "action_shift", "policy_kl", "state_value")
-"""The functions that make metrics; one of them without its brackets is a slip, not a function of the scores."""
-
-
 def as_metric(metric: Metric | MetricFunction) -> Metric:
     """A metric, made of a plain function where it is one.
 
@@ -230,10 +227,11 @@ def as_metric(metric: Metric | MetricFunction) -> Metric:
     if isinstance(metric, Metric):
         return metric
     label = metric if isinstance(metric, str) else getattr(metric, "__name__", None)
-    made = str(getattr(metric, "__module__", "")).startswith("rlmech.") and label in MADE_BY
+    made = str(getattr(metric, "__module__", "")) == "rlmech.metrics.score_metrics"  # a maker without its brackets
     if callable(metric) and not made:
         return Metric.of(metric)
-    name = label if label in MADE_BY else (nearest(str(label), MADE_BY) or ["action_gap"])[0]
+    makers = [name for name in import_module("rlmech.metrics").__all__ if name != "Metric"]
+    name = label if label in makers else (nearest(str(label), makers) or ["action_gap"])[0]
     raise MetricError(
         "A metric is made by calling its function." if made else "This is no metric.",
         given=f"the function {label} itself" if made else repr(metric)[:80],

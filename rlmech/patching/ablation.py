@@ -60,7 +60,7 @@ def ablation_sweep(
 
     Args:
         policy: The policy.
-        obs: Observations, one row per run.
+        obs: Observations, one row per run; of a recurrent policy also sequences, whose last step is measured.
         sites: `auto`, a hook name or glob, or a list of sites; a tuple of sites in the list is ablated together.
         kind: `zero`, `mean` (over the reference), `resample` (a random reference row for each run) or `optimal` (the
             constant that changes the scores least, trained on the reference).
@@ -93,6 +93,7 @@ def ablation_sweep(
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
+    policy = policy.over_time(obs)
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))

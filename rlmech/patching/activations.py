@@ -44,7 +44,8 @@ def activation_patching(
 
     Args:
         policy: The policy.
-        clean: Observations, one row per pair.
+        clean: Observations, one row per pair; of a recurrent policy also sequences `[pair step ...]`, whose last step
+            is measured: sites then say which step they stand in, `Site("lstm.hook_h", step=3)`.
         corrupt: Their counterparts, row by row.
         sites: `auto` (what the metric's outputs depend on: the value head's units only for a metric that reads the
             value), a hook name or glob, or a list of sites; a tuple of sites in the list is patched together.
@@ -81,6 +82,7 @@ def activation_patching(
     """
     if direction not in ("denoise", "noise", "both"):
         raise unknown_choice("direction", direction, ("denoise", "noise", "both"))
+    policy = policy.over_time(clean)
     if direction == "both":
         return _both(
             policy,

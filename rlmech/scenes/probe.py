@@ -161,7 +161,7 @@ def actions_of(policy: HookedPolicy, observations: Sequence[Any]) -> Int[np.ndar
     """Best actions of many observations.
 
     Raises:
-        SceneError: The policy's actions are continuous.
+        SceneError: The policy's actions are continuous, or it has a memory.
     """
     check_discrete(policy)
     return scores_of(policy, observations).argmax(-1)
@@ -173,6 +173,13 @@ def check_discrete(policy: HookedPolicy) -> None:
     Raises:
         SceneError: It does not.
     """
+    if policy.is_recurrent:
+        raise SceneError(
+            "What a policy with a memory does in a state follows from what it has seen before.",
+            given="a recurrent policy",
+            expected="a policy that decides by the observation alone",
+            fix="look at scene.decide(policy, state=...).scores along the change instead",
+        )
     if policy.output_kind == "mean_action":
         raise SceneError(
             "A continuous action changes with everything: it does not flip.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
 
+from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ class Roll:
         arrived: Whether it reached its goal; None where there is none.
         ended: Whether the episode was over, rather than the number of steps.
         last: The scene at the end.
+        state: Of a recurrent policy, its state there; else empty.
 
     Example:
         >>> import rlmech as rlm
@@ -42,9 +46,38 @@ class Roll:
     arrived: bool | None
     ended: bool
     last: Scene = field(repr=False)
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
 
-def roll(scene: Scene, policy: HookedPolicy, *, n_steps: int | None, edits: Sequence[Edit]) -> Roll:
+def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str, Any]:
+    """The state of a recurrent policy after some observations.
+
+    Raises:
+        SceneError: They are not known.
+    """
+    if past is None:
+        raise SceneError(
+            "What a policy with a memory does here follows from what it has seen before, which is not known.",
+            given="a scene captured from an environment",
+            expected="Scene.replay(env, seed=..., actions=...), which observes the episode from its beginning",
+            fix="or give its state: scene.decide(policy, state=...), at the beginning policy.initial_state()",
+        )
+    state: Mapping[str, Any] = policy.initial_state()
+    with torch.no_grad():
+        for seen in past:
+            one = {key: np.asarray(value)[None] for key, value in seen.items()} if isinstance(seen, Mapping) else seen
+            _, state = policy.step(one if isinstance(seen, Mapping) else np.asarray(seen)[None], state)
+    return state
+
+
+def roll(
+    scene: Scene,
+    policy: HookedPolicy,
+    *,
+    n_steps: int | None,
+    edits: Sequence[Edit],
+    state: Mapping[str, Any] | None,
+) -> Roll:
     """Let a policy drive on from a scene; see `Scene.roll`."""
     if scene.ended or (n_steps is not None and n_steps < 1):
         raise SceneError(
@@ -56,8 +89,11 @@ def roll(scene: Scene, policy: HookedPolicy, *, n_steps: int | None, edits: Sequ
     lines: list[dict[str, Any]] = []
     info: Any = {}
     here = scene
+    carried = remembered(policy, scene.past) if policy.is_recurrent and state is None else state
     while not here.ended and (n_steps is None or len(lines) < n_steps):
-        decision = here.decide(policy, edits=edits)
+        with at_step(len(lines)):
+            decision = here.decide(policy, edits=_of_step(edits, len(lines)), state=carried)
+        carried = decision.state if policy.is_recurrent else carried
         line = {"step": len(lines), "action": decision.action, "name": decision.name} | _ego(here)
         here, reward, info = here.advance(decision.action)
         lines.append(line | {"reward": reward})
@@ -69,7 +105,18 @@ def roll(scene: Scene, policy: HookedPolicy, *, n_steps: int | None, edits: Sequ
         arrived=None if arrived is None else bool(arrived),
         ended=here.ended,
         last=here,
+        state=carried or {},
     )
+
+
+def _of_step(edits: Sequence[Edit], step: int) -> list[Edit]:
+    """The edits that act at a step: all but those whose site selects others."""
+    chosen: list[Edit] = []
+    for edit in edits:
+        steps = dict(edit.site.selection).get("step")
+        if steps is None or step in (steps if isinstance(steps, tuple) else (steps,)):
+            chosen.append(edit)
+    return chosen
 
 
 def _ego(scene: Scene) -> dict[str, float]:

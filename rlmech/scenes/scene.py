@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.pair import aligned_rows, scene_pair
-from rlmech.scenes.rolling import Roll, roll
+from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import action_number, check_fit, environment, spec_of
 from rlmech.simulators.highway.staging.editable import Change, Named, SceneEdit, number_of
@@ -47,6 +48,7 @@ class Decision:
         action: The action, as the environment takes it.
         name: Its name; its number where actions have no names, empty for a continuous one.
         scores: Dimension `action`: Q-values, logits or the mean action.
+        state: Of a recurrent policy, its state after this step, by hook name; else empty.
 
     Example:
         >>> import rlmech as rlm
@@ -59,6 +61,7 @@ class Decision:
     action: Any
     name: str
     scores: xr.DataArray
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor], repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +80,8 @@ class Scene:
         base_rows: Observation row by vehicle number when captured, or last stepped: the rows that pairs keep.
         seen: The observation, where it is known; see `observation`.
         moment: Which moment of an episode it is: the same for all edits of one scene, another after each step.
+        past: What was observed before, from the episode's beginning, which a recurrent policy remembers; None where it
+            is not known.
 
     Example:
         >>> import rlmech as rlm
@@ -94,6 +99,7 @@ class Scene:
     base_rows: Mapping[int, int] = field(default_factory=dict[int, int])
     seen: Any = field(default=_UNKNOWN, repr=False)
     moment: object = field(default_factory=object, repr=False)
+    past: tuple[Any, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def capture(cls, env: gym.Env[Any, Any] | World, *, observation: Any = None) -> Scene:
@@ -139,7 +145,7 @@ class Scene:
         """
         world = (env if isinstance(env, World) else HighwayWorld(environment(env))).copied()
         observation, _ = world.reset(seed=seed)
-        scene = cls.capture(world, observation=observation)
+        scene = replace(cls.capture(world, observation=observation), past=())
         for action in actions:
             scene = scene.step(action)
         return scene
@@ -206,17 +212,23 @@ class Scene:
 
     # ---- deciding and driving on
 
-    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit] = ()) -> Decision:
+    def decide(
+        self, policy: HookedPolicy, *, edits: Sequence[Edit] = (), state: Mapping[str, Any] | None = None
+    ) -> Decision:
         """What a policy would do here.
 
         Args:
             policy: The policy.
             edits: Edits of its activations.
+            state: Of a recurrent policy, its state before this step; None for the one that it would have, unedited,
+                after all that was observed before.
 
         Raises:
             EnvironmentFitError: The environment's spaces do not fit it.
+            SceneError: A recurrent policy, and what was observed before is not known.
         """
         check_fit(policy, self.stage.env)
+        before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
             observation = self.observation
             batch = (
@@ -224,9 +236,11 @@ class Scene:
                 if isinstance(observation, Mapping)
                 else np.asarray(observation)[None]
             )
-            scores = policy(batch)[0].cpu().numpy()
+            found, after = policy.step(batch, before)
+            scores = found[0].cpu().numpy()
             continuous = policy.output_kind == "mean_action"
-            action: Any = policy.predict(observation)[0] if continuous else int(scores.argmax())
+            chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
+            action: Any = chosen if continuous else int(scores.argmax())
         names = policy.spec.actions or self.spec.actions
         labels = list(names) if len(names) == len(scores) else list(range(len(scores)))
         return Decision(
@@ -235,6 +249,7 @@ class Scene:
             scores=xr.DataArray(
                 scores, dims=("action",), coords={"action": labels}, attrs={"long_name": policy.output_kind}
             ),
+            state=after,
         )
 
     def step(self, action: Any) -> Scene:
@@ -264,22 +279,33 @@ class Scene:
         seen, reward, terminated, truncated, info = stage.step(action)
         over = bool(terminated or truncated)
         rows = dict(stage.in_sight) if has_rows(stage) else {}
-        after = replace(self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object())
+        past = None if self.past is None else (*self.past, self.seen)
+        after = replace(
+            self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object(), past=past
+        )
         return after, float(reward), info
 
-    def roll(self, policy: HookedPolicy, *, n_steps: int | None = None, edits: Sequence[Edit] = ()) -> Roll:
+    def roll(
+        self,
+        policy: HookedPolicy,
+        *,
+        n_steps: int | None = None,
+        edits: Sequence[Edit] = (),
+        state: Mapping[str, Any] | None = None,
+    ) -> Roll:
         """Let a policy drive on from here, in a copy.
 
         Args:
             policy: The policy.
             n_steps: How many steps at the most; None until the episode ends.
-            edits: Edits of its activations, at every step.
+            edits: Edits of its activations, at every step, or at the one that a site selects, counted from here.
+            state: Of a recurrent policy, its state before the first step, as for `decide`; it is carried on.
 
         Raises:
             EnvironmentFitError: The environment's spaces do not fit the policy.
             SceneError: The episode is over.
         """
-        return roll(self, policy, n_steps=n_steps, edits=edits)
+        return roll(self, policy, n_steps=n_steps, edits=edits, state=state)
 
     def pair(self, edited: Scene | None = None, **edit: Any) -> xr.Dataset:
         """A pair for activation patching, entity rows aligned: this scene clean, the edited one corrupt.

@@ -6,6 +6,7 @@ highway-env is imported when an environment of its own is asked for, never befor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 
+OWN = {"CueRecall-v0": "rlmech.testbed.cue_env"}
+"""This package's own environments, and the modules that register them."""
+
+
 @explain_misuse
 def make_env(
     env_id: str,
@@ -31,7 +36,7 @@ def make_env(
     accelerated: bool = True,
     **keywords: Any,
 ) -> gym.Env:
-    """Make a Gymnasium environment; highway-env's are registered on demand.
+    """Make a Gymnasium environment; highway-env's and this package's own (`CueRecall-v0`) are registered on demand.
 
     Args:
         env_id: Gymnasium id, e.g. `intersection-v2`.
@@ -53,7 +58,9 @@ def make_env(
         >>> env.observation_space.shape
         (5, 5)
     """
-    if env_id not in gym.registry:
+    if env_id in OWN:
+        import_module(OWN[env_id])
+    elif env_id not in gym.registry:
         import highway_env
 
         gym.register_envs(highway_env)

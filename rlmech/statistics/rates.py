@@ -4,7 +4,11 @@
     the difference of two paired shares:  Tango (1998), from the differences -1, 0 and 1 themselves
 
 Where samples come in clusters, n is replaced by the number of independent samples that would spread as much, and the
-normal quantile by t's with one degree of freedom less than there are clusters. Vectorised over sites; a bisection of
+normal quantile by t's with one degree of freedom less than there are clusters.
+
+What a score interval promises is its coverage on average over rates: 95 % of 95. At a single rate near 0 or 1 it lies
+below, worst where a single event decides (Wilson's at a rate of 0.02 and n = 8: 0.84; Clopper and Pearson's never does,
+and is a third wider everywhere). Vectorised over sites; a bisection of
 60 steps for Tango's, which has no closed form.
 """
 

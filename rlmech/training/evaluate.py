@@ -35,14 +35,25 @@ Actor = Callable[[int], Decide]
 class Predicts(Protocol):
     """A policy with Stable-Baselines3's `predict`."""
 
-    def predict(self, observation: Any, /, *, deterministic: bool = ...) -> tuple[Any, Any]:
+    def predict(self, observation: Any, /, state: Any = ..., *, deterministic: bool = ...) -> tuple[Any, Any]:
         """Choose an action; the second value is a recurrent policy's state."""
         ...
 
 
 def policy_actor(policy: Predicts) -> Actor:
-    """Drive by a policy's best action."""
-    return lambda _: lambda observation: policy.predict(observation, deterministic=True)[0]
+    """Drive by a policy's best action; a recurrent one begins each episode in its initial state."""
+
+    def begin(_: int) -> Decide:
+        state: Any = None
+
+        def decide(observation: Any) -> Any:
+            nonlocal state
+            action, state = policy.predict(observation, state, deterministic=True)
+            return action
+
+        return decide
+
+    return begin
 
 
 def constant_actor(action: int) -> Actor:

@@ -410,18 +410,6 @@ def test_a_policy_class_of_its_own_is_refused_with_the_ways_that_are_left(make_m
     assert "trust_pickle=True" in error.value.fix
 
 
-def test_a_zip_of_a_policy_with_memory_is_refused_in_words(dqn_zip):
-    entry = {
-        "__module__": "sb3_contrib.common.recurrent.policies",
-        "__init__": "<function RecurrentActorCriticPolicy.__init__ at 0x0>",
-    }
-
-    with pytest.raises(CheckpointError, match=r"has a memory \(an LSTM\)") as error:
-        load(_rewritten(dqn_zip, policy_class=entry))
-
-    assert error.value.given == "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy"
-
-
 def test_a_zip_of_sb3_contrib_says_when_that_is_not_installed(make_model, kinematics, tmp_path, monkeypatch):
     make_model(QRDQN, obs=kinematics, actions=THREE).save(tmp_path / "qrdqn.zip")
     monkeypatch.setitem(sys.modules, "sb3_contrib.qrdqn.policies", None)
@@ -493,7 +481,7 @@ def test_a_policy_that_acts_otherwise_than_its_scores_is_refused(make_model, kin
         from_sb3(make_model(DQN, Contrary, obs=kinematics, actions=THREE))
 
 
-def test_a_policy_with_memory_is_refused(make_model, kinematics):
+def test_a_policy_with_a_memory_of_its_own_is_refused(make_model, kinematics):
     class WithMemory(ActorCriticPolicy):
         lstm_actor = None
 

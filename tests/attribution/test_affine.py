@@ -124,13 +124,11 @@ def test_shipped_policies_are_their_maps_to_single_precision(name):
 @pytest.mark.parametrize(
     ("network", "obs", "named"),
     [
-        (mlp(4, 6, 3, activation=nn.Tanh), torch.randn(3, 4), "'tanh' in '1'"),
-        (mlp(4, 6, 3, activation=nn.GELU), torch.randn(3, 4), "'gelu' in '1'"),
         (nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), torch.randn(3, 4), "'layer_norm' in '1'"),
         (Transformer(), scenes(3), "'layer_norm'"),
-        (DictObservation(), {"track": torch.randn(3, 2, 3), "camera": torch.randn(3, 4)}, "'lstm'|'sigmoid'"),
+        (DictObservation(), {"track": torch.randn(3, 2, 3), "camera": torch.randn(3, 4)}, "'lstm'"),
     ],
-    ids=["tanh", "gelu", "layer_norm", "transformer", "lstm"],
+    ids=["layer_norm", "transformer", "lstm"],
 )
 def test_what_bends_is_refused_by_name(network, obs, named):
     policy = HookedPolicy(network.eval(), obs)
@@ -145,7 +143,7 @@ def test_products_of_what_varies_and_hidden_steps_are_refused(op):
             bent = {
                 "square": lambda: x**2,
                 "self_product": lambda: x * x,
-                "quotient": lambda: 1 / (x + 9),
+                "quotient": lambda: x / (x + 9),
                 "round": lambda: x.long().float() + x,
                 "softmax": lambda: x.softmax(1),
             }

@@ -5,12 +5,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import rlmech as rlm
 from rlmech.attribution import captum_attribution, captum_conductance
 from rlmech.attribution.exact_gradients import exact_integrated_gradients
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import EngineError, MissingPackageError, ObservationError, SiteError
+from rlmech.errors import ConfigError, EngineError, MissingPackageError, ObservationError, SiteError
 from tests.circuits.linear_networks import ATTENTIVE, PLAIN, Dictionary, wrapped
 from tests.networks import SPEC, mlp
 
@@ -39,7 +40,7 @@ def quadrature(policy, obs, baseline, n_steps):
 def test_attributions_add_up_to_the_change_of_the_scores(name):
     policy, obs = wrapped(name)
     baseline = baseline_of(name, obs)
-    found = exact_integrated_gradients(policy, obs, baseline=baseline, order=6)
+    found = exact_integrated_gradients(policy, obs, baseline=baseline, tolerance=1e-10)
     summed = found.attribution.sum(found.attribution.dims[2:])
     np.testing.assert_allclose(found.total, (policy(obs) - policy(baseline)).detach(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(summed, found.total, rtol=0, atol=1e-10)
@@ -60,7 +61,9 @@ def test_quadrature_comes_closer_the_finer_it_is(name):
 def test_with_attention_the_pattern_moves_and_the_rule_converges(name):
     policy, obs = wrapped(name)
     baseline = baseline_of(name, obs)
-    coarse, fine = (exact_integrated_gradients(policy, obs[:2], baseline=baseline[:2], order=n) for n in (1, 4))
+    coarse, fine = (
+        exact_integrated_gradients(policy, obs[:2], baseline=baseline[:2], tolerance=t) for t in (1e-1, 1e-8)
+    )
     reference = quadrature(policy, obs[:2], baseline[:2], 300).numpy()
     np.testing.assert_allclose(fine.attribution, reference, rtol=0, atol=5e-5)  # the reference's own error
     assert np.abs(fine.completeness_error).max() < 0.1 * np.abs(coarse.completeness_error).max() + 1e-12
@@ -114,10 +117,45 @@ def test_a_baseline_across_the_mask_is_refused_without_a_spec_too():
         exact_integrated_gradients(bare, obs, baseline=obs[:2])
 
 
-def test_what_bends_is_refused():
-    policy = HookedPolicy(mlp(4, 6, 3, activation=torch.nn.Tanh), torch.rand(2, 4))
-    with pytest.raises(EngineError, match="tanh"):
-        exact_integrated_gradients(policy, torch.rand(2, 4), baseline=torch.zeros(1, 4))
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.Mish])
+def test_curves_are_integrated_to_the_tolerance(activation):
+    torch.manual_seed(0)
+    policy = HookedPolicy(mlp(4, 8, 8, 3, activation=activation).double(), torch.rand(2, 4).double())
+    obs, baseline = 3 * torch.randn(5, 4).double(), torch.zeros(1, 4).double()
+    coarse, fine = (exact_integrated_gradients(policy, obs, baseline=baseline, tolerance=t) for t in (1e-4, 1e-11))
+    sizes = np.abs(fine.attribution).sum("feature")
+    assert (np.abs(fine.completeness_error) <= 1e-10 * sizes).all()
+    assert (np.abs(coarse.attribution - fine.attribution).sum("feature") <= 1e-4 * sizes).all()
+    reference = quadrature(policy, obs, baseline.expand_as(obs), 200).numpy()
+    np.testing.assert_allclose(fine.attribution, reference, rtol=0, atol=1e-3)  # the reference's own error
+    assert (fine.attrs["kind"], fine.attrs["tolerance"]) == ("curved", 1e-11)
+    assert fine.attrs["quadrature_error"] <= 1e-11 * float(sizes.max())
+
+
+def test_gates_behind_curves_and_jumps_are_closed_in_on():
+    class Kinked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.second(torch.tanh(self.first(x)))))
+
+    torch.manual_seed(1)
+    policy = HookedPolicy(Kinked().double(), torch.rand(2, 3).double())
+    obs = 4 * torch.randn(6, 3).double()
+    found = exact_integrated_gradients(policy, obs, baseline=-obs, tolerance=1e-9)
+    assert (np.abs(found.completeness_error) <= 2e-9 * np.abs(found.attribution).sum("feature")).all()
+    assert int(found.n_pieces.max()) < 500
+
+
+def test_tolerances_are_positive_and_what_bends_otherwise_is_refused_by_name():
+    policy = HookedPolicy(mlp(4, 6, 3, activation=nn.Tanh), torch.rand(2, 4))
+    with pytest.raises(ConfigError, match="positive"):
+        exact_integrated_gradients(policy, torch.rand(2, 4), baseline=torch.zeros(1, 4), tolerance=0)
+    normed = HookedPolicy(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), torch.rand(2, 4))
+    with pytest.raises(EngineError, match="layer_norm"):
+        exact_integrated_gradients(normed, torch.rand(2, 4), baseline=torch.zeros(1, 4))
 
 
 def test_captum_comes_to_the_same_in_the_limit():

@@ -77,9 +77,9 @@ def gated() -> rlm.HookedPolicy:
     return policy_of(Stream(Gate()))
 
 
-def by_hand(policy: rlm.HookedPolicy, between: torch.Tensor) -> np.ndarray:
+def by_hand(policy: rlm.HookedPolicy, between: torch.Tensor, later: str = "second") -> np.ndarray:
     """Elhage et al.'s formula with dense products through one map between the blocks: `[composition earlier later]`."""
-    first, second = policy.attention["first"], policy.attention["second"]
+    first, second = policy.attention["first"], policy.attention[later]
     scores = torch.zeros(3, first.n_heads, second.n_heads, dtype=torch.float64)
     for i in range(first.n_heads):
         write = first.W_V[i] @ first.W_O[i]
@@ -90,8 +90,8 @@ def by_hand(policy: rlm.HookedPolicy, between: torch.Tensor) -> np.ndarray:
     return scores.detach().numpy()
 
 
-def found_scores(found) -> np.ndarray:
-    later = found.later.values[found.later_block.values == "second"]
+def found_scores(found, later: str = "second") -> np.ndarray:
+    later = found.later.values[found.later_block.values == later]
     earlier = found.earlier.values[found.earlier_block.values == "first"]
     return found.score.sel(earlier=earlier, later=later).values
 
@@ -106,6 +106,34 @@ def test_on_a_plain_residual_stream_it_is_the_published_formula_and_needs_no_sta
     assert np.isnan(found.score.sel(earlier="second head 0").values).all()
     assert np.nanmax(found.spread.values) < 1e-7
     assert list(found.composition.values) == list(KINDS)
+
+
+class ThreeBlocks(nn.Module):
+    """Three attentions, each of which reads the sum of all before it, or with `chained` only the one before it."""
+
+    def __init__(self, *, chained: bool) -> None:
+        super().__init__()
+        self.embed, self.readout, self.chained = nn.Linear(7, 8), nn.Linear(8, 3), chained
+        self.first, self.second, self.third = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        r = self.embed(x)
+        for attention in (self.first, self.second, self.third):
+            written = attention(r, r, r, need_weights=False)[0]
+            r = written if self.chained else r + written
+        return self.readout(r.mean(1))
+
+
+def test_a_third_block_between_two_is_passed_by_but_not_passed_through():
+    summed = policy_of(ThreeBlocks(chained=False))
+    found = composition_scores(summed)
+    for later in ("second", "third"):  # past the second block the residual stream is the identity
+        expected = by_hand(summed, torch.eye(8).double(), later)
+        np.testing.assert_allclose(found_scores(found, later), expected, atol=1e-10)
+    chained = policy_of(ThreeBlocks(chained=True))
+    found = composition_scores(chained)
+    np.testing.assert_allclose(found_scores(found), by_hand(chained, torch.eye(8).double()), atol=1e-10)
+    assert np.isnan(found_scores(found, "third")).all()
 
 
 def test_a_linear_layer_between_is_part_of_what_the_later_head_reads():

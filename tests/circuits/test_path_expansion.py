@@ -320,12 +320,22 @@ class Normalised(Causal):
         return self.head(torch.softmax(self.listed(x, x, x, need_weights=False)[0], -1).mean(1))
 
 
-@pytest.mark.parametrize(("network", "culprit"), [(Bent, "tanh"), (Normalised, "softmax")])
-def test_what_bends_between_gates_is_refused_by_name(network, culprit):
-    policy = rlm.HookedPolicy(random_weights(network()), states(2))
+def test_curves_act_by_their_tangents_and_the_remainder_is_rounding():
+    policy, obs = rlm.HookedPolicy(random_weights(Bent()), states(2)), states(3)
+    found = path_expansion(policy, obs)
+    np.testing.assert_allclose(summed(found), policy(obs).detach().numpy(), atol=1e-9)
+    np.testing.assert_allclose(found.remainder, found.total - summed(found), atol=1e-12)
+    assert found.attrs["completeness_error"] == float(abs(found.remainder).max()) < 1e-9
+    step = 1e-6 * torch.randn(obs.shape, generator=torch.Generator().manual_seed(0)).double()
+    moved = path_expansion(policy, obs + step)
+    assert float(abs(moved.features.sel(path="direct") - found.features.sel(path="direct")).max()) < 1e-4
+
+
+def test_a_softmax_that_is_no_attention_is_refused_by_name():
+    policy = rlm.HookedPolicy(random_weights(Normalised()), states(2))
     with pytest.raises(AttentionError, match="no linear path") as caught:
         path_expansion(policy, states(3))
-    assert caught.value.given == f"operations {culprit}"
+    assert caught.value.given == "operations softmax"
 
 
 def test_the_paths_through_a_fused_causal_attention_sum_to_the_scores():

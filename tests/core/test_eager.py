@@ -235,3 +235,95 @@ def test_an_eager_policy_follows_its_modules_precision():
     scores, cache = policy.run_with_cache(torch.rand(3, 4))
     assert {value.dtype for value in (scores, *cache.values())} == {torch.float64}
     assert torch.equal(policy(torch.ones(1, 4)), policy.module(torch.ones(1, 4, dtype=torch.float64)))
+
+
+class Guarded(nn.Module):
+    """A perceptron whose forward asks the data a question, so that it cannot be exported; and the same without it."""
+
+    def __init__(self, *, asks=True):
+        super().__init__()
+        self.first, self.second, self.asks = nn.Linear(4, 8), nn.Linear(8, 3), asks
+
+    def forward(self, x):
+        y = torch.tanh(self.first(x))
+        if self.asks and float(y.sum()) > 1e9:
+            y = y * 2
+        return self.second(y)
+
+
+def eager_and_graph():
+    torch.manual_seed(0)
+    module = Guarded()
+    twin = Guarded(asks=False)
+    twin.load_state_dict(module.state_dict())
+    eager, graph = (rlm.HookedPolicy(net, torch.rand(3, 4)) for net in (module, twin))
+    assert (eager.engine, graph.engine) == ("eager", "graph")
+    return eager, graph
+
+
+def test_gradients_at_what_the_eager_cache_holds_are_the_graphs():
+    eager, graph = eager_and_graph()
+    obs = torch.rand(5, 4)
+    found = []
+    for policy in (eager, graph):
+        scores, cache = policy.run_with_cache(obs)
+        names = [name for name in cache if cache[name].requires_grad]
+        slopes = torch.autograd.grad(scores.square().sum(), [cache[name] for name in names])
+        found.append(dict(zip(names, slopes, strict=True)))
+    assert list(found[0]) == list(found[1])
+    for name, slope in found[0].items():
+        torch.testing.assert_close(slope, found[1][name], msg=name)
+
+
+def test_backward_hooks_fire_at_every_point_of_the_eager_engine():
+    eager, graph = eager_and_graph()
+    obs, found = torch.rand(5, 4), []
+    for policy in (eager, graph):
+        seen = {}
+        for name in policy.hook_dict:
+            keep = lambda tensor, hook, seen=seen: seen.__setitem__(hook.name, tensor.clone())  # noqa: E731
+            scores = policy.run_with_hooks(obs.clone().requires_grad_(), bwd_hooks=[(name, keep)])
+            scores.square().sum().backward()
+        found.append(seen)
+    assert set(found[0]) == set(eager.hook_dict) == set(found[1])
+    for name, slope in found[0].items():
+        torch.testing.assert_close(slope, found[1][name], msg=name)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_attribution_patching_on_the_eager_engine_is_that_on_the_graph(direction):
+    eager, graph = eager_and_graph()
+    clean, corrupt = torch.rand(6, 4), torch.rand(6, 4)
+    sites = [rlm.Site("hook_obs"), *(rlm.Site("tanh_0.hook_out", neuron=i) for i in range(8))]
+    found = [
+        rlm.attribution_patching(
+            policy, clean=clean, corrupt=corrupt, sites=sites, direction=direction, repairs=given, exact=True
+        )
+        for policy, given in ((eager, None), (graph, ()))
+    ]
+    for name in ("estimate", "patched", "remainder", "clean", "corrupt"):
+        assert found[0][name].values == pytest.approx(found[1][name].values, abs=1e-5), name
+    assert found[0].attrs["repairs"] == "none"
+    with pytest.raises(EngineError, match="needs the traced graph"):
+        rlm.attribution_patching(eager, clean=clean, corrupt=corrupt, sites=sites, n_steps=4)
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "saliency"])
+def test_captums_methods_run_on_the_eager_engine(method):
+    pytest.importorskip("captum")
+    eager, graph = eager_and_graph()
+    obs = torch.rand(4, 4)
+    given = {"baseline": torch.zeros(1, 4)} if method == "integrated_gradients" else {}
+    found = [getattr(rlm.attribution, method)(policy, obs, **given) for policy in (eager, graph)]
+    assert found[0].attribution.values == pytest.approx(found[1].attribution.values, abs=1e-5)
+
+
+def test_attribution_works_on_a_mixture_of_experts_and_leaves_out_what_it_cannot_show():
+    torch.manual_seed(0)
+    obs = torch.randn(16, 4)
+    policy = rlm.HookedPolicy(Experts(), obs)
+    found = rlm.attribution_patching(policy, clean=obs[:6], corrupt=obs[6:12], sites=["hook_obs"], exact=True)
+    chosen = [policy.module.gate(rows).argmax(-1) for rows in (obs[:6], obs[6:12])]
+    same = (chosen[0] == chosen[1]).numpy()
+    assert same.any()
+    assert found.estimate.values[0][same] == pytest.approx((found.patched - found.corrupt).values[0][same], abs=1e-5)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import highway_env
 import numpy as np
 import pytest
+import torch
 from highway_env.envs.common.observation import KinematicObservation
 from highway_env.envs.intersection_env import IntersectionEnv
 from highway_env.road.road import Road, RoadNetwork
 from highway_env.vehicle.behavior import IDMVehicle
 
+import rlmech as rlm
 from rlmech.simulators import Acceleration, compiled
 from rlmech.simulators.env import acceleration, make_env
 from rlmech.simulators.highway import fast
@@ -113,3 +116,19 @@ def test_a_primitive_that_is_not_numpys_switches_the_kernel_off(monkeypatch: pyt
 
 def test_other_environments_run_as_they_are() -> None:
     assert acceleration(make_env("CartPole-v1")).why == "nothing is known that would be faster than CartPoleEnv"
+
+
+@needs_kernel
+def test_a_recording_says_what_it_was_made_with_and_goes_on_with_the_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 5)), torch.rand(2, 5, 5))
+    quick, stock = make_env("highway-v0", config=SMALL), make_env("highway-v0", config=SMALL, accelerated=False)
+    for env, where in ((quick, "quick"), (stock, "stock")):
+        recording = rlm.record(policy, env, seeds=[0], path=tmp_path / where, progress=False)
+        assert recording.manifest["acceleration"]["frames"] == (where == "quick")
+    rlm.record(policy, stock, seeds=[0, 1], path=tmp_path / "quick", progress=False)
+    both = [
+        rlm.record(policy, stock, seeds=[0, 1], path=tmp_path / where, progress=False) for where in ("quick", "stock")
+    ]
+    assert both[0].steps.equals(both[1].steps)
+    assert both[0].vehicles.equals(both[1].vehicles)

@@ -250,3 +250,12 @@ def test_the_nearest_name_is_the_one_meant(given, known, wanted):
 
 def test_a_name_that_is_near_nothing_gets_no_advice():
     assert nearest("hook_pattern", ["hook_q_values", "hook_obs", "1.hook_out"]) == []
+
+
+def test_a_cache_is_a_reference_of_a_lens_as_its_observations_are():
+    obs = torch.rand(12, 4)
+    lens = functools.partial(rlm.attribution.action_lens, perceptron(), torch.rand(3, 4))
+    by_cache = lens(reference=perceptron().run_with_cache(obs)[1])
+    np.testing.assert_array_equal(by_cache.r2, lens(reference=obs).r2)
+    with pytest.raises(RlmechError, match="does not hold the observations"):
+        lens(reference=perceptron().run_with_cache(obs, "1.hook_out")[1])

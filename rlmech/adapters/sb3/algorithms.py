@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from rlmech.adapters.sb3.scores import (
     MaskedScores,
     OutputKind,
     QuantileScores,
+    RecurrentScores,
     without_mask,
 )
 from rlmech.errors import CheckpointError, ConfigError
@@ -39,8 +41,37 @@ def _own_space(policy: Any) -> spaces.Space[Any]:
     return policy.observation_space
 
 
-def _decide(policy: Any, obs: Any) -> Tensor:
+def _decide(policy: Any, obs: Any, state: Any) -> Tensor:
     return policy._predict(obs, deterministic=True)
+
+
+def _decide_with_state(policy: Any, obs: Any, state: Any) -> Tensor:
+    n_rows = state[0][0].shape[1]
+    starts = torch.zeros(n_rows, device=policy.device)
+    return policy._predict(obs, lstm_states=state[0], episode_starts=starts, deterministic=True)[0]
+
+
+def _forgotten(policy: Any) -> Callable[[int], Any]:
+    """The state of zeros that each episode begins with, by the number of rows."""
+    lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
+    if any(lstm.bidirectional or lstm.batch_first for lstm in lstms):
+        raise CheckpointError(
+            "The policy's LSTM reads more than its past, or its batch as time.",
+            given=f"lstm_kwargs={policy.lstm_kwargs}",
+            expected="neither bidirectional nor batch_first, which sb3-contrib's own steps do not allow for",
+            fix="train the policy without them",
+        )
+
+    def state(n_rows: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple(
+            (
+                torch.zeros(lstm.num_layers, n_rows, lstm.proj_size or lstm.hidden_size, device=policy.device),
+                torch.zeros(lstm.num_layers, n_rows, lstm.hidden_size, device=policy.device),
+            )
+            for lstm in lstms
+        )
+
+    return state
 
 
 def _with_mask(policy: Any) -> spaces.Space[Any]:
@@ -52,7 +83,7 @@ def _with_mask(policy: Any) -> spaces.Space[Any]:
     return spaces.Dict([*inner.items(), (MASK_KEY, mask)])
 
 
-def _decide_masked(policy: Any, obs: Any) -> Tensor:
+def _decide_masked(policy: Any, obs: Any, state: Any) -> Tensor:
     return policy._predict(without_mask(obs), deterministic=True, action_masks=obs[MASK_KEY].cpu().numpy())
 
 
@@ -67,7 +98,9 @@ class Family:
         extractor: Prefix of the features extractor's tensors in `policy.pth`.
         net_arch: From the tensors in `policy.pth` to the hidden sizes.
         observation_space: From the policy to the space of the observations that the module takes.
-        decide: SB3's own greedy actions of such a batch.
+        decide: SB3's own greedy actions of such a batch, in a state where there is one.
+        initial_state: From a policy with a memory to a function of the number of rows that gives the state at an
+            episode's beginning; None for policies without.
     """
 
     scores: Callable[[Any], Scores]
@@ -76,7 +109,8 @@ class Family:
     extractor: str
     net_arch: Callable[[Mapping[str, Tensor]], NetArch]
     observation_space: Callable[[Any], spaces.Space[Any]] = _own_space
-    decide: Callable[[Any, Any], Tensor] = _decide
+    decide: Callable[[Any, Any, Any], Tensor] = _decide
+    initial_state: Callable[[Any], Callable[[int], Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +227,12 @@ MASKED_ACTOR_CRITIC = replace(
     observation_space=_with_mask,
     decide=_decide_masked,
 )
+RECURRENT_ACTOR_CRITIC = replace(
+    ACTOR_CRITIC,
+    scores=lambda policy: (RecurrentScores(policy), kind_of_scores(policy), "policy"),
+    decide=_decide_with_state,
+    initial_state=_forgotten,
+)
 ACTOR = Family(
     scores=lambda policy: (ActorScores(policy), kind_of_scores(policy), "policy"),
     owner=lambda module: module.policy,
@@ -289,6 +329,26 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         activation="Tanh",
         options=("share_features_extractor",),
     ),
+    Algorithm(  # RecurrentPPO
+        name="RecurrentActorCriticPolicy",
+        module="sb3_contrib.common.recurrent.policies",
+        variants={
+            "RecurrentActorCriticPolicy": "FlattenExtractor",
+            "RecurrentActorCriticCnnPolicy": "NatureCNN",
+            "RecurrentMultiInputActorCriticPolicy": "CombinedExtractor",
+        },
+        family=RECURRENT_ACTOR_CRITIC,
+        network=(
+            "RecurrentActorCriticPolicy",
+            "RecurrentActorCriticCnnPolicy",
+            "RecurrentMultiInputActorCriticPolicy",
+        ),
+        activation="Tanh",
+        options=(
+            *("use_sde", "full_std", "squash_output", "use_expln", "share_features_extractor"),
+            *("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs"),
+        ),
+    ),
     Algorithm(
         name="ARSPolicy",
         module="sb3_contrib.ars.policies",
@@ -307,17 +367,17 @@ def algorithm_of(policy: Any) -> Algorithm:
     """The record of a live policy.
 
     Raises:
-        CheckpointError: It is of no class in the table, or it has a memory.
+        CheckpointError: It is of no class in the table, or it has a memory that its class in the table has not.
     """
     known = {(algorithm.module, algorithm.name): algorithm for algorithm in ALGORITHMS}
     ancestors = [(base.__module__, base.__name__) for base in type(policy).__mro__]
     found = next((known[name] for name in ancestors if name in known), None)
-    if found is not None and not hasattr(policy, "lstm_actor"):
+    if found is not None and (found.family.initial_state is not None or not hasattr(policy, "lstm_actor")):
         return found
     raise CheckpointError(
         f"A {type(policy).__name__} is not a kind of policy that rlmech knows how to score actions with.",
-        given=f"{type(policy).__module__}.{type(policy).__name__}{', which has a memory' if found else ''}",
-        expected=f"a policy without memory: {', '.join(BY_NAME)}",
+        given=f"{type(policy).__module__}.{type(policy).__name__}",
+        expected=f"one of {', '.join(BY_NAME)}",
         fix="wrap the network that scores the actions: HookedPolicy(module, example_obs)",
     )
 

@@ -126,9 +126,9 @@ class NormalizedScores(nn.Module):
             return {key: layers[key](value) if key in layers else value for key, value in obs.items()}
         return layers(obs)
 
-    def forward(self, obs: Any) -> Any:
-        """What the policy gives for observations as they come from the environment."""
-        return self.scores(self.normalize(obs))
+    def forward(self, obs: Any, *state: Any) -> Any:
+        """What the policy gives for observations as they come from the environment, in its state where it has one."""
+        return self.scores(self.normalize(obs), *state)
 
     def statistics(self) -> Statistics:
         """The statistics, read off the layers."""

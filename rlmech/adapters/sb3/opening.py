@@ -7,7 +7,7 @@ scores are compared with those of SB3's own `predict`. Statistics of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +93,7 @@ def from_sb3(model: Any, *, env: Any = None, vecnormalize: Any = None) -> Hooked
     """Open a live algorithm or policy: its own modules, which may train on underneath.
 
     Args:
-        model: A model of SB3 or sb3-contrib without memory, or the policy of one.
+        model: A model of SB3 or sb3-contrib, or the policy of one.
         env: The environment, for names and units; the algorithm's own by default.
         vecnormalize: Statistics of VecNormalize as they are now: a live one, a path to its pickle or an npz; the
             algorithm's own by default, False for none.
@@ -160,7 +160,8 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
         root = f"scores.{root}".rstrip(".")
     example = _to(example, policy.device)
     seen = module.normalize(example) if isinstance(module, NormalizedScores) else example
-    has_value = _check_actions(policy, family, scores, seen, output_kind)
+    state = None if family.initial_state is None else family.initial_state(policy)
+    has_value = _check_actions(policy, family, scores, seen, output_kind, state=state)
     n_actions = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else None
     check_spec(spec, shape=policy.observation_space.shape, n_actions=n_actions)
     return HookedPolicy(
@@ -171,8 +172,9 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
         root=root,
         observation_space=space,
         action_space=policy.action_space,
-        scores=0 if has_value else None,
-        value=1 if has_value else None,
+        scores=0 if has_value and state is None else None,
+        value=1 if has_value and state is None else None,
+        state=state,
     )
 
 
@@ -181,16 +183,23 @@ def _to(obs: Observation, device: torch.device) -> Observation:
 
 
 def _check_actions(
-    policy: BasePolicy, family: Family, module: nn.Module, example: Observation, output_kind: OutputKind
+    policy: BasePolicy,
+    family: Family,
+    module: nn.Module,
+    example: Observation,
+    output_kind: OutputKind,
+    *,
+    state: Callable[[int], Any] | None,
 ) -> bool:
     """Compare the scores' greedy actions with SB3's own, in eval mode as `predict` has it. Is there a value too?"""
     modes = {part: part.training for part in policy.modules()}
     policy.set_training_mode(False)
     try:
         with torch.no_grad():
-            outputs = module(example)
+            here: Any = None if state is None else _stirred(state(EXAMPLES))
+            outputs = module(example) if here is None else module(example, here)
             scores: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            own = family.decide(policy, example)
+            own = family.decide(policy, example, here)
             if output_kind == "mean_action":
                 own = own.reshape(scores.shape)
                 own = _unscaled(policy, own) if policy.squash_output else own
@@ -208,6 +217,12 @@ def _check_actions(
             fix="wrap a module of your own that computes the scores: HookedPolicy(module, example_obs)",
         )
     return isinstance(outputs, tuple)
+
+
+def _stirred(state: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, ...], ...]:
+    """A state of small random numbers of the same shapes."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(tuple(torch.rand(part.shape, generator=generator).to(part) for part in parts) for parts in state)
 
 
 def _unscaled(policy: BasePolicy, action: Tensor) -> Tensor:

@@ -47,10 +47,27 @@ def options_of_zip(
         options["n_quantiles"] = of_actions[-1] // (n_actions or 1) if of_actions else sizes(tensors, "critic.qf0.")[-1]
     if "batch_norm" in algorithm.options:
         options["batch_norm"] = any(key.endswith(".ra_mean") for key in tensors)
+    if "lstm_kwargs" in algorithm.options:
+        options |= _lstm_options(tensors, options.get("lstm_kwargs"))
     if "with_bias" in algorithm.options:
         options["with_bias"] = any(key.endswith(".bias") for key in tensors)
         options.setdefault("squash_output", variant != "ARSLinearPolicy")
     return options
+
+
+def _lstm_options(tensors: Mapping[str, Tensor], kwargs: Any) -> dict[str, Any]:
+    """Sizes of the LSTMs, and who has one of their own."""
+    recurrent = tensors["lstm_actor.weight_hh_l0"]
+    projected = "lstm_actor.weight_hr_l0" in tensors
+    shown = {"bias": "lstm_actor.bias_ih_l0" in tensors} | ({"proj_size": recurrent.shape[1]} if projected else {})
+    has_own = any(key.startswith("lstm_critic.") for key in tensors)
+    return {
+        "lstm_hidden_size": recurrent.shape[0] // 4,
+        "n_lstm_layers": sum(re.fullmatch(r"lstm_actor\.weight_hh_l\d+", key) is not None for key in tensors),
+        "enable_critic_lstm": has_own,
+        "shared_lstm": not has_own and "critic.weight" not in tensors,
+        "lstm_kwargs": {**shown, **(kwargs if isinstance(kwargs, Mapping) else {})},
+    }
 
 
 def options_of_scores(algorithm: Algorithm, module: nn.Module) -> dict[str, Any]:
@@ -72,6 +89,11 @@ def options_of_scores(algorithm: Algorithm, module: nn.Module) -> dict[str, Any]
         "n_quantiles": lambda: (network if critic is None else critic).n_quantiles,
         "batch_norm": lambda: any(hasattr(layer, "ra_mean") for layer in network.modules()),
         "batch_norm_eps": lambda: next((layer.eps for layer in network.modules() if hasattr(layer, "ra_mean")), 0.001),
+        "lstm_hidden_size": lambda: network.lstm_actor.hidden_size,
+        "n_lstm_layers": lambda: network.lstm_actor.num_layers,
+        "shared_lstm": lambda: network.shared_lstm,
+        "enable_critic_lstm": lambda: network.enable_critic_lstm,
+        "lstm_kwargs": lambda: dict(network.lstm_kwargs),
         "with_bias": lambda: any(name.endswith(".bias") for name, _ in network.named_parameters()),
     }
     without_sde = "use_sde" in algorithm.options and not network.use_sde

@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 OutputKind = Literal["q_values", "logits", "mean_action"]
+LSTMState = tuple[Float[Tensor, "layer batch unit"], Float[Tensor, "layer batch unit"]]
 OBSERVATION_KEY, MASK_KEY, FORBIDDEN = "observation", "action_mask", -1e8
 
 
@@ -41,6 +42,37 @@ class ActorCriticScores(nn.Module):
         scores = policy.action_net(extractor.policy_net(actor_features))
         value = policy.value_net(extractor.value_net(critic_features))
         return scores if self.squashed is None else self.squashed(torch.tanh(scores)), value
+
+
+class RecurrentScores(nn.Module):
+    """A recurrent actor-critic (RecurrentPPO): observation and state -> (logits or mean action, value, state).
+
+    The state holds `(h, c)` of the actor's LSTM and, where the critic has its own, of the critic's, each
+    `[layer batch unit]`. An episode's beginning is a state of zeros: `episode_start` is not an input.
+    """
+
+    def __init__(self, policy: BasePolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.squashed = _Unscaled(policy) if policy.squash_output else None
+
+    def forward(
+        self, obs: Any, state: tuple[LSTMState, ...]
+    ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch 1"], tuple[LSTMState, ...]]:
+        """Score the actions, estimate the value, and go on to the next state."""
+        policy: Any = self.policy
+        features = policy.extract_features(obs)
+        actor_features, critic_features = features if isinstance(features, tuple) else (features, features)
+        latent, after = policy.lstm_actor(actor_features.unsqueeze(0), state[0])
+        latent, states = latent.squeeze(0), (after,)
+        if policy.lstm_critic is not None:
+            of_critic, after = policy.lstm_critic(critic_features.unsqueeze(0), state[1])
+            of_critic, states = of_critic.squeeze(0), (*states, after)
+        else:
+            of_critic = latent if policy.shared_lstm else policy.critic(critic_features)
+        scores = policy.action_net(policy.mlp_extractor.forward_actor(latent))
+        value = policy.value_net(policy.mlp_extractor.forward_critic(of_critic))
+        return scores if self.squashed is None else self.squashed(torch.tanh(scores)), value, states
 
 
 class SharedLayers(nn.Module):

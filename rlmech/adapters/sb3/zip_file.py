@@ -170,18 +170,12 @@ def _policy_class(entry: Any) -> tuple[Algorithm, str]:
     for algorithm in ALGORITHMS:
         if module == algorithm.module and printed and printed[1] in algorithm.variants:
             return algorithm, printed[1]
-    recurrent = module.startswith("sb3_contrib.common.recurrent")
     raise CheckpointError(
-        "The zip's policy has a memory (an LSTM), which is not opened."
-        if recurrent
-        else "The zip's policy class is not one of Stable-Baselines3's or sb3-contrib's own, and the class itself is "
+        "The zip's policy class is not one of Stable-Baselines3's or sb3-contrib's own, and the class itself is "
         "only there as a pickle.",
         given=f"{module or 'an unnamed module'}{f'.{printed[1]}' if printed else ''}",
-        expected="MlpPolicy, CnnPolicy or MultiInputPolicy of an algorithm of SB3 or sb3-contrib without memory",
-        fix="wrap one step of the network, with the state as a part of the observation: "
-        "HookedPolicy(module, example_obs)"
-        if recurrent
-        else "load the model with SB3 and open it live: HookedPolicy.from_sb3(model); "
+        expected="MlpPolicy, CnnPolicy, MultiInputPolicy or MlpLstmPolicy of an algorithm of SB3 or sb3-contrib",
+        fix="load the model with SB3 and open it live: HookedPolicy.from_sb3(model); "
         "or, if you trust whoever wrote the file, load(..., trust_pickle=True)",
     )
 

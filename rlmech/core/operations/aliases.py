@@ -9,7 +9,7 @@ _ALIASES = {
     "__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor",
     "special_expit": "sigmoid", "special_log_softmax": "log_softmax", "special_softmax": "softmax",
     "__matmul__": "matmul", "__truediv__": "div", "__mul__": "mul", "__rmul__": "mul", "__add__": "add",
-    "__radd__": "add", "__sub__": "sub", "masked_fill_": "masked_fill",
+    "__radd__": "add", "__sub__": "sub",
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from rlmech.core.operations.record import Boundary, Gating
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> list[Boundary]:
     sides = [] if low is None else [Boundary(distance=x - low, inclusive=True)]
+    if isinstance(low, Tensor) and isinstance(high, Tensor):  # where they cross, the upper one holds
+        sides.append(Boundary(distance=(low - high).expand_as(x)))
     return sides if high is None else [*sides, Boundary(distance=x - high)]
 
 
@@ -93,19 +95,22 @@ def pool_gating(n_axes: int) -> Gating:
 
 
 GATINGS: dict[str, Gating] = {
-    **dict.fromkeys(("relu", "leaky_relu", "prelu", "rrelu"), Gating(boundaries=_at_zero)),
+    **dict.fromkeys(("relu", "leaky_relu", "prelu", "rrelu"), Gating(boundaries=_at_zero, opens=True)),
     "abs": Gating(boundaries=_about_zero),
     "threshold": Gating(
-        boundaries=lambda x, threshold, value: [Boundary(distance=x - threshold)], shifts=True, continuous=False
+        boundaries=lambda x, threshold, value: [Boundary(distance=x - threshold)],
+        shifts=True,
+        continuous=False,
+        opens=True,
     ),
-    "clamp": Gating(boundaries=_between, reads=(0, 1, 2), shifts=True),
-    "clamp_min": Gating(boundaries=lambda x, low: _between(x, low), reads=(0, 1), shifts=True),
-    "clamp_max": Gating(boundaries=lambda x, high: _between(x, None, high), reads=(0, 1), shifts=True),
-    "hardtanh": Gating(boundaries=_within, shifts=True),
-    "relu6": Gating(boundaries=lambda x: _within(x, 0.0, 6.0), shifts=True),
+    "clamp": Gating(boundaries=_between, reads=(0, 1, 2), shifts=True, opens=True),
+    "clamp_min": Gating(boundaries=lambda x, low: _between(x, low), reads=(0, 1), shifts=True, opens=True),
+    "clamp_max": Gating(boundaries=lambda x, high: _between(x, None, high), reads=(0, 1), shifts=True, opens=True),
+    "hardtanh": Gating(boundaries=_within, shifts=True, opens=True),
+    "relu6": Gating(boundaries=lambda x: _within(x, 0.0, 6.0), shifts=True, opens=True),
     "hardsigmoid": Gating(boundaries=lambda x: _within(x, -3.0, 3.0), shifts=True),
-    "softshrink": Gating(boundaries=_beyond, shifts=True),
-    "hardshrink": Gating(boundaries=_beyond, continuous=False),
+    "softshrink": Gating(boundaries=_beyond, shifts=True, opens=True),
+    "hardshrink": Gating(boundaries=_beyond, continuous=False, opens=True),
     "sign": Gating(boundaries=_about_zero, shifts=True, continuous=False),
     "amax": Gating(boundaries=_largest, each=False),
     "amin": Gating(boundaries=_smallest, each=False),

@@ -57,6 +57,13 @@ def behaviour(node: Node, moving: Collection[Node]) -> Behaviour:
     return "curve" if record.curve and set(taken) == {0} else "unknown"
 
 
+def numbers_read(node: Node) -> list[Node]:
+    """The nodes whose numbers, and not only their sizes, a node's operation reads."""
+    shape_only = record_of(node).shape_only
+    values = [*(value for place, value in enumerate(node.args) if place not in shape_only), *node.kwargs.values()]
+    return [read for value in values for read in nodes_in(value)]
+
+
 def axes_of(node: Node) -> tuple[int, ...] | None:
     """The axes along which a node's operation runs, counted from the first; None where they are not told."""
     place = known(node.op).axes

@@ -76,6 +76,7 @@ class Gating:
         shifts: Whether it puts in numbers of its own on some of its sides.
         continuous: Whether its value does not jump at a boundary.
         each: Whether it acts on each number of its first argument by itself.
+        opens: Whether it lets numbers through as they are on one of its sides.
     """
 
     boundaries: Callable[..., list[Boundary]]
@@ -83,6 +84,7 @@ class Gating:
     shifts: bool = False
     continuous: bool = True
     each: bool = True
+    opens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

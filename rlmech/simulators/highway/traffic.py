@@ -197,12 +197,13 @@ def _noting_clips(kind: Any, *, rowed: bool) -> Generator[np.ndarray]:
     original = kind.normalize_obs
 
     def normalize_obs(raw: Any) -> Any:
-        before = dict(zip(raw.columns, raw.to_numpy(dtype=float).T, strict=True))
+        names, before = list(raw.columns), raw.to_numpy(dtype=float)
         after = original(raw)
-        for feature, (low, high) in kind.features_range.items():
-            if feature in before:
-                scaled = 2 * (before[feature] - low) / (high - low) - 1
-                clipped[: len(scaled)] |= np.abs(scaled) > 1
+        ranges = [(names.index(name), *ends) for name, ends in kind.features_range.items() if name in names]
+        if ranges:
+            columns, low, high = map(np.array, zip(*ranges, strict=True))
+            scaled = 2 * (before[:, columns] - low) / (high - low) - 1
+            clipped[: len(scaled)] |= (np.abs(scaled) > 1).any(axis=1)
         return after
 
     kind.normalize_obs = normalize_obs

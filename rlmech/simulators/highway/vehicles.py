@@ -2,7 +2,7 @@
 
 Only attributes are read and only the simulator's own lane geometry is called: nothing is observed, drawn or changed.
 What a vehicle means to do is read from its controller (route, target lane, target speed), which the policy does not
-see. Cost: about 0.02 ms a vehicle.
+see. Cost: about 0.005 ms a vehicle, four times that without the compiled part.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rlmech.simulators.highway import fast
 from rlmech.simulators.highway.measures import Encounter, Rectangle
 
 STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
-TO_ITSELF = (math.nan,) * 4
+TO_ITSELF = (math.nan, math.nan, math.nan, math.nan)
 NO_LANE = ("", "", -1, math.nan, math.nan)
 
 
@@ -73,28 +74,63 @@ def table(
         plans: What is known of their routes; brought up to date.
     """
     bodies = [_body(v) for v in vehicles]
-    rectangles = [_rectangle(body) for body in bodies]
+    cosines = [(math.cos(body[2]), math.sin(body[2])) for body in bodies]
+    rectangles = [_rectangle(body, *turn) for body, turn in zip(bodies, cosines, strict=True)]
+    measured = _measured(vehicles, rectangles, cosines, road)
     rule = hasattr(road, "respect_priorities")
-    return [
-        (
-            numbers[i],
-            rows[i],
-            type(v).__name__,
-            *bodies[i],
-            bool(v.crashed),
-            rectangles[i].vx,
-            rectangles[i].vy,
-            *(_towards(rectangles[0], rectangles[i], v) if i else TO_ITSELF),
-            *_lane(v),
-            *plans.of(numbers[i], v, road.network),
-            *_controls(v),
-            v.lane.priority if v.lane else -1,
-            rule and i > 0 and _goes_first(v, vehicles[0]),
-            bool(getattr(v, "is_yielding", False)),
-            clipped[i],
+    ego_priority = vehicles[0].lane.priority if vehicles[0].lane else -1
+    table_rows: list[tuple[Any, ...]] = []
+    for i, (v, body, rectangle, to_ego, place, in_front) in enumerate(
+        zip(vehicles, bodies, rectangles, *measured, strict=True)
+    ):
+        priority = v.lane.priority if v.lane else -1
+        distance, gap, closing_speed, ttc = to_ego
+        table_rows.append(
+            (
+                numbers[i],
+                rows[i],
+                type(v).__name__,
+                *body,
+                bool(v.crashed),
+                rectangle.vx,
+                rectangle.vy,
+                distance,
+                gap,
+                closing_speed,
+                ttc if v.collidable and v.solid else math.nan,
+                *_lane(v, place),
+                *plans.of(numbers[i], v, road.network),
+                *_controls(v),
+                priority,
+                rule and i > 0 and (in_front if priority == ego_priority else bool(priority > ego_priority)),
+                bool(getattr(v, "is_yielding", False)),
+                clipped[i],
+            )
         )
-        for i, v in enumerate(vehicles)
+    return table_rows
+
+
+Measured = tuple[Sequence[tuple[float, float, float, float]], Sequence[tuple[float, float]], Sequence[bool]]
+
+
+def _measured(
+    vehicles: Sequence[Any], rectangles: Sequence[Rectangle], cosines: Sequence[tuple[float, float]], road: Any
+) -> Measured:
+    """Of each: distance, gap, closing speed and time to collision; coordinates on its lane; goes first among equals."""
+    rule = hasattr(road, "respect_priorities")
+    if fast.has_kernel():
+        from rlmech.simulators.highway.fast import measuring
+
+        places = measuring.along_and_across(vehicles, road.network)
+        first = measuring.in_front(vehicles) if rule else [False] * len(vehicles)
+        return measuring.towards(rectangles, cosines), places or [_place(v) for v in vehicles], first
+    ego = rectangles[0]
+    meetings = [Encounter.of(ego, other) for other in rectangles[1:]]
+    to_ego: list[tuple[float, float, float, float]] = [
+        TO_ITSELF,
+        *((m.distance, m.gap, m.closing_speed, m.ttc) for m in meetings),
     ]
+    return to_ego, [_place(v) for v in vehicles], [rule and _in_front(v, vehicles[0]) for v in vehicles]
 
 
 def _body(vehicle: Any) -> tuple[float, ...]:
@@ -102,24 +138,23 @@ def _body(vehicle: Any) -> tuple[float, ...]:
     return (x, y, float(vehicle.heading), float(vehicle.speed), float(vehicle.LENGTH), float(vehicle.WIDTH))
 
 
-def _rectangle(body: tuple[float, ...]) -> Rectangle:
+def _rectangle(body: tuple[float, ...], cos: float, sin: float) -> Rectangle:
     x, y, heading, speed, length, width = body
-    vx, vy = speed * math.cos(heading), speed * math.sin(heading)
-    return Rectangle(x=x, y=y, heading=heading, vx=vx, vy=vy, length=length, width=width)
+    return Rectangle(x=x, y=y, heading=heading, vx=speed * cos, vy=speed * sin, length=length, width=width)
 
 
-def _towards(ego: Rectangle, other: Rectangle, vehicle: Any) -> tuple[float, float, float, float]:
-    meeting = Encounter.of(ego, other)
-    ttc = meeting.ttc if vehicle.collidable and vehicle.solid else math.nan
-    return meeting.distance, meeting.gap, meeting.closing_speed, ttc
+def _place(vehicle: Any) -> tuple[float, float]:
+    if vehicle.lane is None:
+        return NO_LANE[-2:]
+    along, across = vehicle.lane.local_coordinates(vehicle.position)
+    return float(along), float(across)
 
 
-def _lane(vehicle: Any) -> tuple[str, str, int, float, float]:
+def _lane(vehicle: Any, place: tuple[float, float]) -> tuple[str, str, int, float, float]:
     if vehicle.lane is None:
         return NO_LANE
     start, end, index = vehicle.lane_index
-    along, across = vehicle.lane.local_coordinates(vehicle.position)
-    return str(start), str(end), int(index), float(along), float(across)
+    return str(start), str(end), int(index), *place
 
 
 def _controls(vehicle: Any) -> tuple[int, float]:
@@ -130,10 +165,8 @@ def _controls(vehicle: Any) -> tuple[int, float]:
     return change, float(getattr(vehicle, "target_speed", math.nan))
 
 
-def _goes_first(vehicle: Any, ego: Any) -> bool:
-    """What `RegulatedRoad.respect_priorities` says: the higher lane goes first, of equals the one in front."""
-    if vehicle.lane.priority != ego.lane.priority:
-        return bool(vehicle.lane.priority > ego.lane.priority)
+def _in_front(vehicle: Any, ego: Any) -> bool:
+    """What `RegulatedRoad.respect_priorities` says of equals: the one in front goes first."""
     return bool(vehicle.front_distance_to(ego) <= ego.front_distance_to(vehicle))
 
 

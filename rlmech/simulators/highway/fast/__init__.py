@@ -7,7 +7,8 @@ data frames. The installed package and other environments stay as they are. Cost
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from rlmech.simulators.compiled import Acceleration
@@ -16,17 +17,32 @@ HIGHWAY_VERSIONS = ("1.12.1",)
 """Versions of highway-env whose every step was compared; with others its own code runs, and nothing is imported."""
 
 
+@cache
+def _version() -> str:
+    try:
+        return metadata.version("highway-env")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
 def accelerate(env: Any) -> None:
     """Accelerate an environment of highway-env where that can be done bit for bit."""
-    if version("highway-env") in HIGHWAY_VERSIONS:
+    if _version() in HIGHWAY_VERSIONS:
         from rlmech.simulators.highway.fast import environments
 
         environments.accelerate(env)
 
 
+def has_kernel() -> bool:
+    """Whether the compiled part can be used in this process, with the highway-env that is installed."""
+    from rlmech.simulators.highway.fast.kernel import kernel
+
+    return _version() in HIGHWAY_VERSIONS and not isinstance(kernel(), str)
+
+
 def acceleration(env: Any) -> Acceleration:
     """What is accelerated of an environment of highway-env, as it is now."""
-    found = version("highway-env")
+    found = _version()
     if found in HIGHWAY_VERSIONS:
         from rlmech.simulators.highway.fast import environments
 

@@ -195,6 +195,12 @@ EXPORT void coordinates(const Lane *l, const double *xy, int64_t n, double *out)
   for (int64_t i = 0; i < n; i++) local_coordinates(l, xy[2 * i], xy[2 * i + 1], &out[2 * i], &out[2 * i + 1]);
 }
 
+/* The same for entities that each stand on a lane of their own. */
+EXPORT void on_own_lanes(const Lane *lane, const int64_t *which, const double *xy, int64_t n, double *out) {
+  for (int64_t i = 0; i < n; i++)
+    local_coordinates(&lane[which[i]], xy[2 * i], xy[2 * i + 1], &out[2 * i], &out[2 * i + 1]);
+}
+
 static void look(World *w, int i, int find_lane) {           /* an entity's direction and lane coordinates, all lanes */
   Entity *e = &w->entity[i];
   e->cos = unary(COS, e->heading);
@@ -446,6 +452,79 @@ static int may_collide(const World *w, int i, int j) {
   if (!(a->checks || b->checks) || !(a->collidable && b->collidable)) return 0;
   if (norm(b->x - a->x, b->y - a->y) > (a->diagonal + b->diagonal) / 2 + a->speed * w->set->dt) return 0;
   return !apart(w, a, b);
+}
+
+/* ---- what is measured: `Encounter.of` of rlmech.simulators.highway.measures, of the first rectangle with each other */
+
+typedef struct { double x, y, cos, sin, vx, vy, length, width; } Rectangle;
+typedef struct {
+  double dx, dy, closing, ttc;
+  double n_near, near[8][2];       /* corners that may be nearest to the other rectangle: hypot is left to Python */
+} Meeting;
+
+static void corners(double x, double y, double h, double w, double cos, double sin, double to_h, double to_w,
+                    double (*out)[2]) {
+  for (int k = 0; k < 4; k++) {
+    double along = k < 2 ? h : -h, across = k & 1 ? -w : w;
+    out[k][0] = above_zero(fabs(x + cos * along - sin * across) - to_h);
+    out[k][1] = above_zero(fabs(y + sin * along + cos * across) - to_w);
+  }
+}
+
+static void keep_nearest(Meeting *m) {            /* of the eight, those that rounding could make the nearest */
+  double square[8], least = INFINITY;
+  for (int k = 0; k < 8; k++) {
+    square[k] = m->near[k][0] * m->near[k][0] + m->near[k][1] * m->near[k][1];
+    if (square[k] < least) least = square[k];
+  }
+  int n = 0;
+  for (int k = 0; k < 8; k++) {
+    if (square[k] > least * (1 + 1e-12)) continue;
+    m->near[n][0] = m->near[k][0];
+    m->near[n++][1] = m->near[k][1];
+  }
+  m->n_near = n;
+}
+
+static double first_overlap(const double *offset, const double *speed, const double *reach) {
+  double first = 0, last = INFINITY;
+  for (int k = 0; k < 4; k++) {
+    if (fabs(speed[k]) < 1e-9) {                              /* measures.RELATIVE_REST */
+      if (fabs(offset[k]) > reach[k]) return INFINITY;
+      continue;
+    }
+    double middle = -offset[k] / speed[k], half = reach[k] / fabs(speed[k]);
+    if (middle - half > first) first = middle - half;
+    if (middle + half < last) last = middle + half;
+    if (first > last) return INFINITY;
+  }
+  return first;
+}
+
+EXPORT void encounters(const Rectangle *r, int64_t n, Meeting *out) {
+  double c1 = r->cos, s1 = r->sin, h1 = r->length / 2, w1 = r->width / 2;
+  for (int64_t i = 1; i < n; i++) {
+    Meeting *m = &out[i];
+    const Rectangle *o = &r[i];
+    double dx = o->x - r->x, dy = o->y - r->y, dvx = o->vx - r->vx, dvy = o->vy - r->vy;
+    double c2 = o->cos, s2 = o->sin, h2 = o->length / 2, w2 = o->width / 2;
+    double turn_cos = c1 * c2 + s1 * s2, turn_sin = c1 * s2 - s1 * c2;
+    double parallel = fabs(turn_cos), square = fabs(turn_sin);
+    double offsets[4] = {dx * c1 + dy * s1, dy * c1 - dx * s1, dx * c2 + dy * s2, dy * c2 - dx * s2};
+    double speeds[4] = {dvx * c1 + dvy * s1, dvy * c1 - dvx * s1, dvx * c2 + dvy * s2, dvy * c2 - dvx * s2};
+    double reaches[4] = {h1 + parallel * h2 + square * w2, w1 + square * h2 + parallel * w2,
+                         h2 + parallel * h1 + square * w1, w2 + square * h1 + parallel * w1};
+    int overlap = 1;
+    for (int k = 0; k < 4; k++) overlap &= fabs(offsets[k]) <= reaches[k];
+    m->dx = dx, m->dy = dy;
+    m->closing = -(dx * dvx + dy * dvy);
+    m->ttc = first_overlap(offsets, speeds, reaches);
+    m->n_near = 0;
+    if (overlap) continue;
+    corners(offsets[0], offsets[1], h2, w2, turn_cos, turn_sin, h1, w1, m->near);
+    corners(-offsets[2], -offsets[3], h1, w1, turn_cos, -turn_sin, h2, w2, m->near + 4);
+    keep_nearest(m);
+  }
 }
 
 /* ---- the frames: Road.act and Road.step, as often as asked for */

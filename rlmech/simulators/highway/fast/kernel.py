@@ -69,6 +69,8 @@ def _declared(library: ctypes.PyDLL) -> ctypes.PyDLL:
         "primitives": (None, (address, address, number, address)),
         "closest_lane": (number, (address, number, real, real, real)),
         "coordinates": (None, (address, address, number, address)),
+        "on_own_lanes": (None, (address, address, address, number, address)),
+        "encounters": (None, (address, number, address)),
         "run": (number, (address,) * 8),
     }
     for name, (result, arguments) in signatures.items():

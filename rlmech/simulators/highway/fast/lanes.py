@@ -7,6 +7,7 @@ added or replaced are seen at the next look. Networks with other lanes than stra
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,16 @@ from highway_env.road.road import RoadNetwork
 from rlmech.simulators.highway.fast.kernel import SIZES
 
 KINDS: dict[type, float] = {StraightLane: 0.0, CircularLane: 1.0, SineLane: 2.0}
+
+
+_OF_ALL = ("length", "width", "speed_limit", "forbidden", "priority")
+_OF_STRAIGHT = ("start", "direction", "direction_lateral", "heading")
+READ: dict[type, Any] = {
+    StraightLane: attrgetter(*_OF_STRAIGHT, *_OF_ALL),
+    CircularLane: attrgetter("center", "radius", "start_phase", "direction", *_OF_ALL),
+    SineLane: attrgetter(*_OF_STRAIGHT, "amplitude", "pulsation", "phase", *_OF_ALL),
+}
+"""What a lane's row is made of."""
 
 
 class LaneTable:
@@ -33,10 +44,12 @@ class LaneTable:
     """
 
     def __init__(self, network: Any) -> None:
-        self._seen = _attributes(network)
         roads = [(a, b, lanes) for a, ends in network.graph.items() for b, lanes in ends.items()]
         self.index = [(a, b, k) for a, b, lanes in roads for k in range(len(lanes))]
         self.lanes = [lane for _, _, lanes in roads for lane in lanes]
+        self._reads = [READ[type(lane)] for lane in self.lanes]
+        self._read = [read(lane) for read, lane in zip(self._reads, self.lanes, strict=True)]
+        self._listed, self._n_attributes = _listed(network), sum(map(len, map(vars, self.lanes)))
         self.number = {index: place for place, index in enumerate(self.index)}
         self.place = {id(lane): place for place, lane in enumerate(self.lanes)}
         self.one_lane = all(len(lanes) == 1 for _, _, lanes in roads)
@@ -56,9 +69,11 @@ class LaneTable:
         return len(self.lanes)
 
     def describes(self, network: RoadNetwork) -> bool:
-        """Whether the network's lanes are as they were."""
-        try:
-            return self._seen == _attributes(network)  # the same objects are equal without comparing arrays
+        """Whether the network's lanes are as they were: about 10 microseconds."""
+        if _listed(network) != self._listed or sum(map(len, map(vars, self.lanes))) != self._n_attributes:
+            return False
+        try:  # what is the same object is equal without comparing arrays
+            return [read(lane) for read, lane in zip(self._reads, self.lanes, strict=True)] == self._read
         except ValueError:  # two arrays: one has been replaced
             return False
 
@@ -105,15 +120,12 @@ def lane_table(network: Any) -> LaneTable | None:
     return made
 
 
-def _attributes(network: Any) -> list[Any]:
+def _listed(network: Any) -> list[Any]:
+    """Nodes and lanes in order."""
     found: list[Any] = []
     for a, ends in network.graph.items():
-        found.append(a)
         for b, lanes in ends.items():
-            found += (b, len(lanes))
-            for lane in lanes:
-                found.append(lane)
-                found += lane.__dict__.values()
+            found += (a, b, *lanes)
     return found
 
 
