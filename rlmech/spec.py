@@ -79,6 +79,9 @@ class PolicySpec:
         relative: Whether x, y, vx and vy of the entities after the first are relative to the first one's.
         env_id: Gymnasium id of the environment, or None.
         env_config: The environment's configuration as JSON values.
+        env_kwargs: Keywords that it was made with, besides its configuration.
+        env_wrappers: What it was wrapped in, the innermost first: `"module.Class"`, with its keywords as JSON in
+            brackets where it has some, and `frame_stack(4)`.
 
     Example:
         >>> spec = PolicySpec(entities=("ego", "vehicle_1"), actions=("SLOWER", "IDLE", "FASTER"))
@@ -94,6 +97,8 @@ class PolicySpec:
     relative: bool = False
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_wrappers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for axis in ("entity", "feature", "action", "choice"):
@@ -189,6 +194,8 @@ class PolicySpec:
             relative=bool(values.get("relative", False)),
             env_id=values["env_id"],
             env_config=dict(values["env_config"]),
+            env_kwargs=dict(values.get("env_kwargs", {})),
+            env_wrappers=tuple(values.get("env_wrappers", ())),
         )
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import rlmech
 from rlmech.public_names import MODULES, PUBLIC, stub
@@ -35,3 +39,11 @@ def test_no_function_hides_its_module():
 
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(rlmech, "no_such_name")
+
+
+@pytest.mark.parametrize("name", ["record", "compare_rollouts", "Scene", "load"])
+def test_each_name_can_be_the_first_that_is_used(name):
+    """A file of a package that is imported by name must not bring in all modules: that would go in a circle."""
+    done = subprocess.run([sys.executable, "-c", f"import rlmech as rlm; rlm.{name}"], capture_output=True, check=False)
+
+    assert done.returncode == 0, done.stderr.decode()[-300:]

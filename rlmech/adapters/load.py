@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -19,12 +19,44 @@ from torch import nn
 from rlmech.adapters import native, rl_agents
 from rlmech.adapters.environment import check_spaces, read_spec
 from rlmech.adapters.rl_agents.config import read_config
+from rlmech.adapters.safe import read_safetensors, read_weights
+from rlmech.adapters.weights import open_weights
 from rlmech.arguments import explain_misuse
+from rlmech.core.outputs import Selector
+from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest
 
-Kind = Literal["sb3", "rl_agents", "native"]
+Kind = Literal["sb3", "weights", "safetensors", "native"]
 ConfigSource = Mapping[str, Any] | str | Path
+
+
+class Untold(TypedDict, total=False):
+    """What a file of another library may not say itself; `load` takes each as a keyword.
+
+    Attributes:
+        features_extractor_class: For SB3: the class of a features extractor that is not SB3's or this package's, or its
+            name, `"module:Class"` or `"path/to/file.py:Class"`.
+        vecnormalize: For SB3: the statistics of VecNormalize: a path to its pickle, which is read as data, or to an npz
+            with `mean` and `var`, or a live one. By default those beside the zip; False for none.
+        module: For weights alone: the network that they are of.
+        activation: For weights alone: the name in `torch.nn` of what stands between their layers, or its class.
+        output_kind: For weights alone: what the scores are.
+        scores: For weights alone: which output is the scores, as `HookedPolicy` takes it.
+        value: For weights alone: which output is the value.
+        observation_space: The observation space, where neither the file nor the environment tells it.
+        action_space: Likewise the action space.
+    """
+
+    features_extractor_class: type[nn.Module] | str | None
+    vecnormalize: Any
+    module: nn.Module | None
+    activation: Any
+    output_kind: OutputKind | None
+    scores: Selector | Sequence[Selector] | None
+    value: Selector | None
+    observation_space: spaces.Space[Any] | None
+    action_space: spaces.Space[Any] | None
 
 
 @explain_misuse
@@ -34,31 +66,25 @@ def load(
     config: ConfigSource | None = None,
     env_config: ConfigSource | None = None,
     env: gym.Env[Any, Any] | None = None,
-    features_extractor_class: type[nn.Module] | None = None,
-    observation_space: spaces.Space[Any] | None = None,
-    action_space: spaces.Space[Any] | None = None,
-    vecnormalize: Any = None,
     trust_pickle: bool = False,
     device: str = "cpu",
+    **untold: Unpack[Untold],
 ) -> HookedPolicy:
     """Open a trained policy.
 
     Nothing that a file holds is run, unless `trust_pickle` allows it.
 
     Args:
-        path: An SB3 `.zip`, an rl-agents `.tar` or `.pt`, a file of `save_policy` or the directory of one, or
-            `"zoo:name"` or `"zoo:name@checkpoint"`.
+        path: An SB3 `.zip`, an rl-agents `.tar`, weights that `torch.save` or safetensors wrote, a file of
+            `save_policy`; the directory of one of these; or `"zoo:name"` or `"zoo:name@checkpoint"`.
         config: For rl-agents the agent's configuration; for SB3 entries of `policy_kwargs` that the zip does not have
             in clear. Values, or the path to a JSON file.
         env_config: The environment's configuration, for names, units and shapes. Values, or the path to a JSON file.
         env: The environment itself, instead.
-        features_extractor_class: For SB3: the class of a features extractor that is not SB3's or this package's.
-        observation_space: The observation space, where neither the file nor the environment tells it.
-        action_space: For SB3: likewise the action space.
-        vecnormalize: For SB3: the statistics of VecNormalize: a path to its pickle, which is read as data, or to an npz
-            with `mean` and `var`, or a live one. By default those beside the zip; False for none.
         trust_pickle: Whether to unpickle, which runs code of whoever wrote the file.
         device: Where to put the network.
+        **untold: What the file does not say itself: `features_extractor_class`, `vecnormalize`, `module`, `activation`,
+            `output_kind`, `scores`, `value`, `observation_space`, `action_space`; see `Untold`.
 
     Returns:
         The policy, with a spec where the environment or its configuration gives one.
@@ -77,43 +103,31 @@ def load(
     file = _find(path)
     environment = None if env_config is None else read_config(env_config, name="env_config")
     kind = _recognise(file)
-    asked = {
-        "config": config,
-        "features_extractor_class": features_extractor_class,
-        "observation_space": observation_space,
-        "action_space": action_space,
-        "vecnormalize": vecnormalize,
-    }
-    _check_use(
-        file, "trusted" if kind == "sb3" and trust_pickle else kind, [key for key in asked if asked[key] is not None]
-    )
+    given = {key: value for key, value in untold.items() if value is not None}
+    if kind == "native" and {"module", "activation"} & set(given):
+        kind = "safetensors"  # whoever says what network they are of has weights alone
+    if kind in ("sb3", "native"):
+        told = [*given, *(("config",) if config is not None else ())]
+        _check_use(file, "trusted" if kind == "sb3" and trust_pickle else kind, told)
+    known: Any = {"env_config": environment, "env": env, "device": device, **given}
     match kind:
         case "sb3":
             from rlmech.adapters import sb3  # takes a second to import
 
-            given = None if config is None else read_config(config)
-            return sb3.open_zip(
-                file,
-                policy_kwargs=given and given.get("policy_kwargs", given),
-                env_config=environment,
-                env=env,
-                features_extractor_class=features_extractor_class,
-                observation_space=observation_space,
-                action_space=action_space,
-                vecnormalize=vecnormalize,
-                trust_pickle=trust_pickle,
-                device=device,
+            read = None if config is None else read_config(config)
+            kwargs = read and read.get("policy_kwargs", read)
+            return sb3.open_zip(file, policy_kwargs=kwargs, trust_pickle=trust_pickle, **known)
+        case "weights" | "safetensors":
+            values = (
+                read_safetensors(file)
+                if kind == "safetensors"
+                else read_weights(file, name=file.name, trust_pickle=trust_pickle)
             )
-        case "rl_agents":
-            return rl_agents.open_checkpoint(
-                file,
-                config=config,
-                env_config=environment,
-                env=env,
-                observation_space=observation_space,
-                trust_pickle=trust_pickle,
-                device=device,
-            )
+            if "module" not in given and (rl_agents.owns(values) or config is not None):
+                _check_use(file, "rl_agents", list(given))
+                return rl_agents.open_checkpoint(file, values, config=config, **known)
+            _check_use(file, "weights", list(given))
+            return open_weights(values, name=file.name, **known)
         case "native":
             spec = None if env is None and environment is None else read_spec(env, environment)
             policy = native.open_file(file, spec=spec, device=device)
@@ -125,19 +139,32 @@ def load(
 USED = {
     "sb3": ("config", "features_extractor_class", "observation_space", "action_space", "vecnormalize"),
     "rl_agents": ("config", "observation_space"),
+    "weights": ("module", "activation", "output_kind", "scores", "value", "observation_space", "action_space"),
     "native": (),
     "trusted": ("vecnormalize",),
 }
 MADE_BY = {
     "sb3": "Stable-Baselines3",
     "rl_agents": "rl-agents",
+    "weights": "weights alone",
     "native": "save_policy",
     "trusted": "Stable-Baselines3",
 }
+INSIDE_A_FOLDER = ("*.zip", "*.tar", "*.safetensors", "*.pt", "*.pth")
+"""What a folder may hold as its policy, the likeliest first."""
 
 
 def _check_use(file: Path, kind: str, given: Sequence[str]) -> None:
-    """Refuse arguments that would be ignored."""
+    """Refuse arguments that would be ignored, or that there are none of."""
+    wrong = next((argument for argument in given if argument not in (*Untold.__annotations__, "config")), None)
+    if wrong is not None:
+        close = nearest(wrong, Untold.__annotations__)
+        raise ConfigError(
+            f"load takes no argument {wrong!r}.",
+            given=f"{wrong}=",
+            expected=f"path, config, env_config, env, trust_pickle, device, {', '.join(Untold.__annotations__)}",
+            fix=f"did you mean {close[0]!r}?" if close else "leave it out",
+        )
     unused = [argument for argument in given if argument not in USED[kind]]
     if unused:
         raise ConfigError(
@@ -156,14 +183,41 @@ def _find(path: str | Path) -> Path:
     for candidate in (file / native.FILE_NAME, file, file.with_name(f"{file.name}.zip")):  # SB3 leaves out .zip
         if candidate.is_file():
             return candidate
+    inside = _inside(file) if file.is_dir() else []
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        raise CheckpointError(
+            f"The directory {file} holds several policies.",
+            given=", ".join(other.name for other in inside[:6]),
+            expected="one, or the file that is meant",
+            fix=f"load({str(inside[0])!r}), or whichever it is",
+        )
     beside = [str(other) for other in file.parent.iterdir()] if file.parent.is_dir() else []
     close = nearest(str(file), beside)
     raise CheckpointError(
         f"There is no policy at {file}." if not file.is_dir() else f"The directory {file} holds no policy.",
         given=repr(str(path)),
-        expected="a file" if not file.is_dir() else f"a directory with {native.FILE_NAME}",
+        expected="a file" if not file.is_dir() else f"a directory with {native.FILE_NAME}, or with one policy in it",
         fix=f"did you mean {close[0]!r}?" if close and not file.is_dir() else "check the path",
     )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The policies in a folder as others publish them: one kind of file, SB3's zips before weights alone."""
+    for pattern in INSIDE_A_FOLDER:
+        found = sorted(folder.glob(pattern))
+        if pattern == "*.zip":  # there are zips of logs and videos beside them
+            found = [file for file in found if zipfile.is_zipfile(file) and _holds(file, "policy.pth")]
+        found = [file for file in found if "optimizer" not in file.stem]
+        if found:
+            return found
+    return []
+
+
+def _holds(file: Path, member: str) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return member in archive.namelist()
 
 
 def _find_in_zoo(name: str) -> Path:
@@ -223,16 +277,16 @@ def _recognise(file: Path) -> Kind:
                 fix="wrap the nn.Module that it was made from: HookedPolicy(module, example_obs)",
             )
         if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
-            return "rl_agents"
+            return "weights"
         return "sb3"
     if start[8:9] == b"{":
         return "native"
     if start[:1] == b"\x80" or b"ustar" in _header(file):
-        return "rl_agents"  # a bare pickle, or torch's oldest format: torch reads tensors and refuses the rest
+        return "weights"  # a bare pickle, or torch's oldest format: torch reads tensors and refuses the rest
     raise CheckpointError(
         f"{file.name} is not a policy that rlmech knows.",
         given=f"a file of {file.stat().st_size} bytes that starts with {start!r}",
-        expected="an SB3 zip, an rl-agents .tar or .pt, or a file of save_policy",
+        expected="an SB3 zip, an rl-agents .tar, weights of torch or safetensors, or a file of save_policy",
         fix="build the network and load its weights, then HookedPolicy(module, example_obs)",
     )
 

@@ -1,8 +1,9 @@
 """rlmech's own format: one safetensors file with the weights and, as JSON, what the network is built from.
 
-The metadata entry `rlmech` holds `{"format": 1, "adapter": "sb3" | "rl_agents", "plan": {...}, "spec": {...}}`. Nothing
-in it can run. Tensors that a module holds under several names are written once. Writing is atomic, and a checksum
-over the whole file is compared when it is opened.
+The metadata entry `rlmech` holds `{"format": 1, "adapter": "sb3" | "rl_agents", "plan": {...}, "spec": {...}}` and, as
+`graph`, the traced graph, which is taken where it is still what tracing would give. Nothing in it can run. Tensors
+that a module holds under several names are written once. Writing is atomic, and a checksum over the whole file is
+compared when it is opened.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rlmech.adapters import rl_agents
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan
 from rlmech.adapters.safe import fit_weights
 from rlmech.arguments import explain_misuse
+from rlmech.core.graph_file import offered
 from rlmech.core.points import NORMALIZATION
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
@@ -58,7 +60,8 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     adapter, plan = _describe(policy)
-    content = {"format": FORMAT, "adapter": adapter, "plan": plan, "spec": policy.spec.to_json()}
+    spec, graph = policy.spec.to_json(), policy.stored_graph
+    content = {"format": FORMAT, "adapter": adapter, "plan": plan, "spec": spec, "graph": graph}
     tensors = _unique_tensors(policy.module)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +122,13 @@ def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu"
     """
     content, tensors = _read(path)
     spec = spec or _spec(content, path)
+    with offered(content.get("graph")):
+        return _open(content, tensors, path, spec=spec, device=device)
+
+
+def _open(
+    content: Mapping[str, Any], tensors: dict[str, Tensor], path: Path, *, spec: PolicySpec, device: str
+) -> HookedPolicy:
     plan = content.get("plan")
     match content.get("adapter"):
         case "sb3" if isinstance(plan, dict):
@@ -146,7 +156,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path.name} holds weights, but not the network that they belong to.",
             given=f"a safetensors file with {n_tensors} tensors and no entry 'rlmech' in its metadata",
             expected="a file that save_policy wrote",
-            fix="build the network, load the weights into it, and wrap it: HookedPolicy(module, example_obs)",
+            fix="give the network, load(path, module=net), or for plain layers their activation, load(path, "
+            "activation='ReLU')",
         )
     try:
         tensors, metadata = read_sealed(path)

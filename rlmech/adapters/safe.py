@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlmech.errors import CheckpointError
@@ -47,6 +49,23 @@ def read_weights(file: IO[bytes] | Path, *, name: str, trust_pickle: bool = Fals
             f"{name} cannot be read: the file is damaged or incomplete.",
             given=_first_line(error),
             expected="a file written by torch.save",
+            fix="copy or download it again, and compare its size with the original's",
+        ) from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read: the file is damaged or incomplete.",
+            given=_first_line(error),
+            expected="a whole safetensors file",
             fix="copy or download it again, and compare its size with the original's",
         ) from error
 

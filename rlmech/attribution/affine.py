@@ -141,7 +141,8 @@ def _margins(policy: HookedPolicy, frozen: Frozen, arrays: Sequence[Tensor]) -> 
     kept = tuple(array.detach().clone() for array in arrays)
     later, n = Later(policy, lambda: margins_of(policy, kept)), (len(kept[0]),)
     parameter = next(policy.module.parameters(), kept[0])
-    number = np.dtype(str(parameter.dtype).removeprefix("torch."))
+    name = str(parameter.dtype).removeprefix("torch.")
+    number = np.dtype("float32" if name == "bfloat16" else name)  # numpy has no bfloat16
     return {
         "margin": later.variable("margin", ("batch",), n, number, {"units": "1"}),
         "nearest_gate": later.variable("nearest_gate", ("batch",), n, name_type(frozen), {}),

@@ -263,22 +263,22 @@ class Estimator:
             pattern = self.patterns.get(name)
             if pattern is None:
                 product = finite_change(base, source, name=name) * layout.show(gradients[node])
-                found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).cpu()
+                found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).double().cpu()
             else:
                 found["estimate"][places] = softmax_repaired(
                     self.policy, mine, pattern=pattern, gradient=gradients[pattern.node], arrays=self.arrays,
                     base=base, source=source,
-                ).cpu()  # fmt: skip
+                ).double().cpu()  # fmt: skip
             if "dropout" in repairs:
                 change = finite_change(base, source, name=name)
                 magnitude = dropout_magnitude(self.policy, self.run, mine, delta=change)
-                found["magnitude"][places] = magnitude.cpu()
+                found["magnitude"][places] = magnitude.double().cpu()
             if certificate:
                 checked = certify(
                     self.policy, mine, run=self.run, metric=self.metric, arrays=self.arrays, base=base, source=source,
                     exact_until=None if pattern is None else pattern.node,
                 )  # fmt: skip
-                found["patched"][places] = checked.patched.cpu()
+                found["patched"][places] = checked.patched.double().cpu()
                 found["certified"][places] = checked.certified.cpu()
         return found
 
@@ -296,10 +296,10 @@ class Estimator:
                 self.policy, onwards, base=base, change=change, metric=self.metric, n_steps=n_steps
             )
             product = address.layout.show(change * slope)
-            found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).cpu()
+            found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).double().cpu()
             with torch.no_grad():
                 whole = measure_outputs(self.policy, onwards.run(source), self.metric) - self.run.measured
-            found["completeness_error"][places] = (row_sums(product) - whole).cpu()
+            found["completeness_error"][places] = (row_sums(product) - whole).double().cpu()
         return found
 
     def _at(self, name: str) -> tuple[list[int], list[Site]]:

@@ -135,7 +135,9 @@ def as_variables(arrays: Sequence[Tensor], policy: HookedPolicy) -> tuple[Tensor
 
 def array(values: Tensor | np.ndarray, dims: Sequence[str], *, units: str) -> xr.DataArray:
     """Values with named dimensions and a unit."""
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    if isinstance(values, Tensor):
+        narrow = values.dtype is torch.bfloat16  # which numpy has not
+        values = (values.float() if narrow else values).detach().cpu().numpy()
     return xr.DataArray(values, dims=tuple(dims), attrs={"units": units})
 
 

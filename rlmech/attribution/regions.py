@@ -96,7 +96,8 @@ def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
         part = tuple(value[start : start + rows] for value in arrays)
         distances, ids = _distances(frozen, part)
         nearest = distances.min(1) if distances.shape[1] else None
-        margin.append((nearest.values if nearest else distances.new_full((len(part[0]),), torch.inf)).cpu().numpy())
+        closest = nearest.values if nearest else distances.new_full((len(part[0]),), torch.inf)
+        margin.append((closest.float() if closest.dtype is torch.bfloat16 else closest).cpu().numpy())
         place.append((nearest.indices if nearest else torch.zeros(len(part[0]), dtype=torch.long)).cpu().numpy())
         region.append(ids)
     margins = np.concatenate(margin[1:] or margin)

@@ -10,9 +10,8 @@ import typer
 from rlmech.cli.ablations import AblationKind, At, Which, conditions, edits, states
 from rlmech.cli.figure import write_figure
 from rlmech.cli.opening import make_env, open_policy
-from rlmech.cli.options import Config, EnvConfig, Json, Policy, Reference, Seed, WhichBackend, Workers
+from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy, Reference, Seed, WhichBackend, Workers
 from rlmech.console import plain, print_result
-from rlmech.statistics import FEWEST
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,6 +36,7 @@ def compare(
         Path | None, typer.Option("--out", help="Folder of figure, table and recordings; an interrupted run goes on.")
     ] = None,
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
@@ -44,7 +44,7 @@ def compare(
     import rlmech as rlm
 
     _check_precision(half_width)
-    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
     made, run = make_env(opened, env), range(seed, seed + seeds)
     chosen = conditions(opened, ablate, sites=sites)
     seen = None
@@ -98,6 +98,8 @@ def _show(
     if idle:
         lines.append(f"Never at work: {', '.join(idle)}.")
     if half_width is not None:
+        from rlmech.statistics import FEWEST
+
         if result.sizes["seed"] < FEWEST:
             found["seeds_needed"] = None
             lines.append(f"How many seeds a precision takes is told from {FEWEST} seeds on.")

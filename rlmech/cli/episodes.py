@@ -14,6 +14,7 @@ from rlmech.cli.options import (
     Config,
     EnvConfig,
     Episodes,
+    Extractor,
     Json,
     Policy,
     RecordingPath,
@@ -37,6 +38,7 @@ def record(
     kind: AblationKind = "mean",
     reference: Reference = None,
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     episodes: Episodes = 20,
     seed: Seed = 0,
@@ -50,7 +52,7 @@ def record(
     """
     import rlmech as rlm
 
-    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
     made, seeds = make_env(opened, env), range(seed, seed + episodes)
     acting: list[Any] = []
     if ablate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlmech.cli.opening import make_env, open_policy
-from rlmech.cli.options import Config, EnvConfig, Episodes, Json, Policy, Seed, Workers
+from rlmech.cli.options import Config, EnvConfig, Episodes, Extractor, Json, Policy, Seed, Workers
 from rlmech.console import look_lines, look_tables, plain, print_result
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def report(
     env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = Path("report"),
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     episodes: Episodes = 20,
     seed: Seed = 0,
@@ -46,7 +47,7 @@ def report(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Do what demo does for any policy and environment."""
-    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
     _look(policy, opened, env, out, range(seed, seed + episodes), driven, workers, as_json=as_json)
 
 

@@ -11,19 +11,27 @@ if TYPE_CHECKING:
 
 
 def open_policy(
-    policy: str, *, config: Path | None = None, env_config: Path | None = None, env: str | None = None
+    policy: str,
+    *,
+    config: Path | None = None,
+    extractor: str | None = None,
+    env_config: Path | None = None,
+    env: str | None = None,
 ) -> HookedPolicy:
     """Open a policy; an environment given by name tells what the numbers mean where the policy itself does not."""
     import rlmech as rlm
     from rlmech.errors import ConfigError
 
+    given: Any = {"config": config}
+    if extractor is not None:
+        given["features_extractor_class"] = extractor
     if env is None or env_config is not None:
-        return rlm.load(policy, config=config, env_config=env_config)
+        return rlm.load(policy, env_config=env_config, **given)
     try:
-        opened = rlm.load(policy, config=config)
+        opened = rlm.load(policy, **given)
     except ConfigError:  # its file does not tell the shapes; the environment may
-        return rlm.load(policy, config=config, env=rlm.make_env(env))
-    return opened if opened.spec.env_id is not None else rlm.load(policy, config=config, env=rlm.make_env(env))
+        return rlm.load(policy, env=rlm.make_env(env), **given)
+    return opened if opened.spec.env_id is not None else rlm.load(policy, env=rlm.make_env(env), **given)
 
 
 def make_env(policy: HookedPolicy, env: str | None) -> Any:
@@ -41,7 +49,7 @@ def make_env(policy: HookedPolicy, env: str | None) -> Any:
         )
     name = env or str(spec.env_id)
     if name == spec.env_id:
-        return rlm.make_env(name, config=spec.env_config or None)
+        return rlm.make_env(spec)
     kept = {key: value for key, value in spec.env_config.items() if key in ("observation", "action")}
     try:
         return rlm.make_env(name, config=kept or None)

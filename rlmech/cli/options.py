@@ -13,6 +13,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Policy = Annotated[str, typer.Argument(help="SB3 .zip, rl-agents .tar, a saved policy, or zoo:NAME.")]
 Config = Annotated[Path | None, typer.Option("--config", help="JSON configuration of an rl-agents checkpoint.")]
 EnvConfig = Annotated[Path | None, typer.Option("--env-config", help="JSON configuration of the environment.")]
+Extractor = Annotated[
+    str | None,
+    typer.Option(
+        "--features-extractor-class", help="Class of an SB3 zip's own extractor, module:Class or file.py:Class."
+    ),
+]
 RecordingPath = Annotated[Path, typer.Argument(help="A directory that `rlmech record` wrote.")]
 Figure = Annotated[Path | None, typer.Option("--figure", help="Also write a page with the figure, e.g. heads.html.")]
 Sites = Annotated[str, typer.Option("--sites", help='Hook points: a name or a glob, or "auto".')]

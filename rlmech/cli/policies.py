@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rlmech.cli.opening import open_policy
-from rlmech.cli.options import Config, EnvConfig, Json, Policy
+from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy
 from rlmech.console import print_result
 
 
@@ -32,12 +32,13 @@ def train(
 def inspect(
     policy: Policy,
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     env: Annotated[str | None, typer.Option("--env", help="Gymnasium id, for names and shapes.")] = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """List a policy's hook points, axes and attention."""
-    opened = open_policy(policy, config=config, env_config=env_config, env=env)
+    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
     points: list[dict[str, Any]] = [
         {"name": name, "kind": point.kind, "axes": list(point.axes), "shape": list(point.shape)}
         for name, point in opened.hook_dict.items()

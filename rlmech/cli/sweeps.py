@@ -9,7 +9,7 @@ import typer
 
 from rlmech.cli.figure import write_figure
 from rlmech.cli.opening import choose_sites, open_policy
-from rlmech.cli.options import Config, EnvConfig, Figure, Json, Over, Policy, RecordingPath, Sites
+from rlmech.cli.options import Config, EnvConfig, Extractor, Figure, Json, Over, Policy, RecordingPath, Sites
 from rlmech.console import plain, print_result
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def patch(
         Literal["denoise", "noise"], typer.Option("--direction", help="denoise: is it enough? noise: is it needed?")
     ] = "denoise",
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
@@ -35,7 +36,10 @@ def patch(
     import rlmech as rlm
     from rlmech.first_look import take_away
 
-    opened, episodes = open_policy(policy, config=config, env_config=env_config), rlm.Recording.load(recording)
+    opened, episodes = (
+        open_policy(policy, config=config, extractor=extractor, env_config=env_config),
+        rlm.Recording.load(recording),
+    )
     pairs = take_away(opened, episodes)
     chosen = choose_sites(opened, sites, over)
     result = rlm.activation_patching(
@@ -59,6 +63,7 @@ def ablate(
         Literal["flip", "gap"], typer.Option("--metric", help="Action flips, or the action gap.")
     ] = "flip",
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
@@ -66,7 +71,10 @@ def ablate(
     """Ablate sites: how often does the action change?"""
     import rlmech as rlm
 
-    opened, episodes = open_policy(policy, config=config, env_config=env_config), rlm.Recording.load(recording)
+    opened, episodes = (
+        open_policy(policy, config=config, extractor=extractor, env_config=env_config),
+        rlm.Recording.load(recording),
+    )
     chosen = choose_sites(opened, sites, over)
     measure = rlm.metrics.action_flip() if metric == "flip" else rlm.metrics.action_gap()
     result = rlm.ablation_sweep(
@@ -85,6 +93,7 @@ def circuits(
         str | None, typer.Option("--block", help="Path of the attention, where there are several.")
     ] = None,
     config: Config = None,
+    extractor: Extractor = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
@@ -95,7 +104,7 @@ def circuits(
     """
     import rlmech as rlm
 
-    opened = open_policy(policy, config=config, env_config=env_config)
+    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config)
     read = rlm.circuits.qk_circuit if kind == "qk" else rlm.circuits.ov_circuit
     if recording is None:
         result = read(opened, block, space="model")

@@ -30,7 +30,7 @@ def choose_actions(
         uniform: Numbers in [0, 1), `[batch *choice]`, that decide which; None draws with torch's generator.
     """
     if kind == "mean_action":
-        actions = scores.cpu().numpy()
+        actions = (scores.float() if scores.dtype is torch.bfloat16 else scores).cpu().numpy()  # numpy has none
         low, high = getattr(space, "low", None), getattr(space, "high", None)
         if low is None or high is None:
             return actions

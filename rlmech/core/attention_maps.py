@@ -57,7 +57,7 @@ def _affine(layer: Node) -> tuple[Node, Node, Node | None, bool]:
             return source, weight, bias[0] if bias else None, False
         case "matmul" | "mm", (source, weight) if not depends_on_input(weight):
             return source, weight, None, True
-        case "addmm", (bias, source, weight) if not layer.kwargs:
+        case "addmm", (bias, source, weight) if all(factor == 1 for factor in layer.kwargs.values()):
             return source, weight, bias, True
         case "addmm", _:
             raise _NoProjectionError("the layer is an addmm that scales its product or its bias")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import UnflattenedModule
 
 from rlmech.core.points import OutputKind
 from rlmech.errors import ConfigError
@@ -59,6 +60,8 @@ def call_of(network: nn.Module, obs: Any) -> Call:
         return Call(run=_by_keys(network))
     if type(network).forward is nn.Module.forward:
         return Call(run=_cleanrl(network))
+    if isinstance(network, UnflattenedModule):  # its forward takes *args, which torch would not export again as it is
+        return Call(run=lambda batch: network(batch))
     names = _several_inputs(network, obs)
     return Call(run=network, plain=True) if names is None else Call(run=lambda batch: network(**batch))
 

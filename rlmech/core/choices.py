@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmech.errors import ConfigError
+from rlmech.errors import ConfigError, SiteError
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 Shape = tuple[int, ...]
 
@@ -35,11 +38,38 @@ class Choices:
     @classmethod
     def of_space(cls, space: spaces.Space | None) -> Choices | None:
         """The choices of an action space; None where there is one choice or a continuous action."""
+        if space is None:
+            return None
+        from gymnasium import spaces
+
         if isinstance(space, spaces.MultiDiscrete):
             return cls(sizes=tuple(int(n) for n in space.nvec.reshape(-1)))
         if isinstance(space, spaces.MultiBinary):
             return cls(sizes=(2,) * int(torch.tensor(space.shape).prod()), binary=True)
         return None
+
+    def space(self, choice: int) -> spaces.Space:
+        """The action space of one choice alone."""
+        from gymnasium import spaces
+
+        return spaces.Discrete(self.sizes[choice])
+
+    def index(self, choice: int | str, names: Sequence[str]) -> int:
+        """The number of a choice that is given by name or number.
+
+        Raises:
+            SiteError: There is no such choice.
+        """
+        if isinstance(choice, str) and choice in names:
+            return list(names).index(choice)
+        if isinstance(choice, int) and 0 <= choice < len(self.sizes):
+            return choice
+        raise SiteError(
+            f"There is no choice {choice!r}.",
+            given=repr(choice),
+            expected=f"a number from 0 to {len(self.sizes) - 1}{f', or one of {list(names)}' if names else ''}",
+            fix="policy.spec.choices lists their names, policy.choices.sizes how many actions each has",
+        )
 
     def check(self, shapes: Sequence[Shape]) -> None:
         """Check that scores of these shapes, without their batch axis, are of these choices.

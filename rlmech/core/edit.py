@@ -19,7 +19,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.axes import AXES
 from rlmech.core.cache import ActivationCache
 from rlmech.core.directions import exchange_along, orthonormal_basis
-from rlmech.core.hook_point import HookFunction, HookPoint
+from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
 from rlmech.errors import EditError, SiteError, nearest
 
@@ -202,7 +202,7 @@ class Edit:
         value = _of_rows(self.site, self.kind, cache[self.site.name])
         return replace(self, value=value, observations=None)
 
-    def bind(self, point: HookPoint) -> HookFunction:
+    def bind(self, point: HookPoint) -> Callable[..., Tensor]:
         """The hook function of this edit on a point; draws go on from call to call.
 
         Raises:
@@ -539,7 +539,7 @@ class AtSteps:
     def __init__(self, steps: tuple[int, ...], function: Callable[..., Tensor]) -> None:
         self.steps, self._function = steps, function
 
-    def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor | None:
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor:
         """Act, or leave the value as it is.
 
         Raises:
@@ -552,7 +552,7 @@ class AtSteps:
                 expected="policy.run_sequence(obs), or an episode",
                 fix="run a sequence, or leave the step out of the site",
             )
-        return self._function(tensor, hook=hook) if hook.step in self.steps else None
+        return self._function(tensor, hook=hook) if hook.step in self.steps else tensor
 
 
 def _rows(site: Site, value: Tensor) -> Tensor:
@@ -638,6 +638,7 @@ def _position(point: HookPoint, axis: str, item: int | str) -> int:
     return item % size
 
 
+@explain_misuse
 def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | None = None) -> Edit:
     """Take out of the site what a linear readout reads: for every input it then reads what it reads of the mean.
 
@@ -657,6 +658,14 @@ def erase(site: Site | str, normal: Tensor, *, mean: Tensor, along: Tensor | Non
 
     Source:
         Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, arXiv 2306.03819, for one readout.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(3, 2), torch.rand(2, 3))
+        >>> first = torch.tensor([1.0, 0, 0])
+        >>> with policy.edited(rlm.erase("hook_obs", first, mean=torch.zeros(3))):
+        ...     policy.run_with_cache(torch.ones(1, 3))[1]["hook_obs"]
+        tensor([[0., 1., 1.]])
     """
     normal, mean = torch.as_tensor(normal).detach().double(), torch.as_tensor(mean).detach().double()
     along = normal if along is None else torch.as_tensor(along).detach().double()

@@ -49,7 +49,7 @@ def offered(text: str | None) -> Generator[None]:
     Args:
         text: What `to_json` wrote; None offers nothing.
     """
-    token = _OFFERED.set((*_OFFERED.get(), *([text] if text else [])))
+    token = _OFFERED.set((*_OFFERED.get(), *([text] if isinstance(text, str) else [])))
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ NaN is found by comparing the observation with itself, half a microsecond for a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,16 @@ class ObservationFormat:
 
     Args:
         example: A batch of observations: an array or tensor, or a dict of them.
+        images: Keys of images, channels first; those that come with the channels last are turned round, as
+            Stable-Baselines3 does.
 
     Attributes:
         states: Names of the arrays that are parts of a recurrent state, the last ones.
         n_steps: Steps of a sequence, where an observation is one; else None.
     """
 
-    def __init__(self, example: Observation) -> None:
+    def __init__(self, example: Observation, *, images: Collection[str] = ()) -> None:
+        self.images = frozenset(images)
         if isinstance(example, list | tuple) and any(
             isinstance(part, Tensor | np.ndarray) and np.ndim(part) for part in example
         ):
@@ -145,7 +148,10 @@ class ObservationFormat:
         """Whether this is one observation without a batch axis."""
         key = next(iter(self.shapes))
         value = obs[key] if isinstance(obs, Mapping) else obs
-        return tuple(np.shape(value)) == tuple(self.shapes[key])
+        shape = self.shapes[key]
+        return tuple(np.shape(value)) in (
+            (tuple(shape), tuple(_channels_last(shape))) if key in self.images else (shape,)
+        )
 
     def samples(self, n: int) -> tuple[Tensor, ...]:
         """Observations like the example: its rows, repeated, with a little noise where they are floats."""
@@ -159,6 +165,8 @@ class ObservationFormat:
 
     def _coerce_one(self, key: str, value: Any, module: nn.Module) -> Tensor:
         tensor, dtype, shape = _as_tensor(key, value), self.dtypes[key], self.shapes[key]
+        if key in self.images and tensor.shape[1:] == _channels_last(shape) != shape:
+            tensor = tensor.permute(0, 3, 1, 2)
         if tensor.shape[1:] != shape or tensor.ndim != len(shape) + 1:
             hint = "add a batch axis: obs[None]" if tensor.shape == shape else "give observations of the policy's shape"
             raise self._misfit(
@@ -185,6 +193,25 @@ class ObservationFormat:
         return ObservationError(
             "The observation is not what the policy takes.", given=given, expected=expected, fix=fix
         )
+
+
+def image_keys(space: Any) -> frozenset[str]:
+    """Keys of the images, channels first, in an observation space; "" where it is one itself."""
+    parts = getattr(space, "spaces", None)
+    boxes = parts if isinstance(parts, Mapping) else {"": space}
+    return frozenset(
+        str(key)
+        for key, box in boxes.items()
+        if hasattr(box, "low")
+        and len(box.shape) == 3
+        and box.dtype == np.uint8
+        and box.shape[0] == min(box.shape)
+        and box.shape[0] < box.shape[2]
+    )
+
+
+def _channels_last(shape: torch.Size) -> torch.Size:
+    return torch.Size((*shape[1:], shape[0]))
 
 
 def _as_tensor(key: str, value: Any) -> Tensor:

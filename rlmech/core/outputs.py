@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -21,6 +20,9 @@ from rlmech.core.calls import Run, call_of
 from rlmech.core.choices import Choices, Shape
 from rlmech.core.points import OutputKind
 from rlmech.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 Selector = str | int | Callable[[Any], Any]
 """A key, an index, or a path of both (`"1.logits"`) into what the module returns; the path of a part or method of the
@@ -132,7 +134,7 @@ def find_outputs(
         ConfigError: It cannot be told, or there is no such output.
     """
     listed = scores if isinstance(scores, list | tuple) else None
-    continuous = kind == "mean_action" or isinstance(action_space, spaces.Box)
+    continuous = kind == "mean_action" or _is_box(action_space)
     choices = None if continuous else Choices.of_space(action_space)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         call = call_of(network, samples(1))
@@ -168,6 +170,10 @@ def find_outputs(
         choices=choices,
         names=names if choices is not None and len(names) == len(chosen) else (),
     )
+
+
+def _is_box(space: spaces.Space[Any] | None) -> bool:
+    return hasattr(space, "low")
 
 
 def _called(network: nn.Module, run: Run, obs: Any) -> Any:
@@ -254,7 +260,8 @@ class _Leaves:
                 return ConfigError(
                     f"The {self.network} {returns} could be action scores.",
                     given=self.shown(),
-                    expected=f"a floating-point tensor [batch action], or one of its parts: {', '.join(self.parts)}",
+                    expected="a floating-point tensor [batch action]"
+                    + (f", or one of its parts: {', '.join(self.parts)}" if self.parts else ""),
                     fix="name the part or method that gives them, e.g. scores='actor', or a function of the output",
                 )
             name = DISTRIBUTIONS[self.others[distribution]]
@@ -419,7 +426,7 @@ def _kind_and_width(
 ) -> tuple[OutputKind | None, int | None]:
     """What the scores are, as far as it is told; and how many of RLlib's inputs of a Gaussian are its mean."""
     name = _last(str(chosen[0]))
-    if name != "action_dist_inputs" or not isinstance(space, spaces.Box):
+    if name != "action_dist_inputs" or space is None or not _is_box(space):
         return kind or KNOWN_SCORES.get(name), None
-    size = int(np.prod(space.shape))
+    size = int(np.prod(space.shape or ()))
     return kind or "mean_action", size if shapes[0] == (2 * size,) else None

@@ -36,7 +36,7 @@ from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
-from rlmech.core.observation import Observation
+from rlmech.core.observation import Observation, image_keys
 from rlmech.core.outputs import Scored, Selector, find_outputs
 from rlmech.core.parity import (
     BATCHES,
@@ -54,7 +54,7 @@ from rlmech.core.state import State, StateForm
 from rlmech.core.stateful import Sequence as Sequential
 from rlmech.core.stateful import StatefulFormat, scored_step, state_form
 from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
-from rlmech.errors import EngineError, ParityError, StateError
+from rlmech.errors import ConfigError, EngineError, ParityError, StateError
 from rlmech.habits import OF_POLICY, unknown_name
 from rlmech.spec import PolicySpec
 
@@ -124,7 +124,7 @@ class HookedPolicy(nn.Module):
         self._told_kind: OutputKind | None = output_kind
         self._scores, self._value = scores, value
         self._choice: int | None = None
-        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space, self._told_space = observation_space, action_space
         self._root = root
         self._form: StateForm | None = None
         self._length: tuple[int, int] | None = None
@@ -134,7 +134,7 @@ class HookedPolicy(nn.Module):
             self._root = root = f"{AGENT}.{root}".rstrip(".")
             self._told_kind = output_kind or "logits"
         if state is None:
-            self._format = format_of(example_obs, self.module)
+            self._format = format_of(example_obs, self.module, images=image_keys(observation_space))
         else:
             self._form, self._format = state_form(self.module, example_obs, state, root=root)
         self._prepare()
@@ -150,6 +150,9 @@ class HookedPolicy(nn.Module):
             self._scored_root = ".".join(filter(None, (scored.root, self._root)))
             self.output_kind: OutputKind = scored.kind or "q_values"
             self.choices = scored.choices if self._choice is None else None
+            self.action_space: Space[Any] | None = self._told_space
+            if scored.choices is not None and self._choice is not None:
+                self.action_space = scored.choices.space(self._choice)
             if scored.names:
                 self.spec = replace(self.spec, choices=scored.names)
             self._engine = self._proven_engine()
@@ -183,7 +186,7 @@ class HookedPolicy(nn.Module):
             scores=self._scores,
             value=self._value,
             kind=self._told_kind,
-            action_space=self.action_space,
+            action_space=self._told_space,
             choice=self._choice,
         )
 
@@ -283,7 +286,7 @@ class HookedPolicy(nn.Module):
 
     def step(
         self, obs: Observation, state: Mapping[str, Any] | None = None, *, episode_start: Any = None
-    ) -> tuple[Float[Tensor, "batch action"], State]:
+    ) -> tuple[Float[Tensor, "batch *choice action"], State]:
         """Action scores, and the state after this step: a pure function of observations and state.
 
         Args:
@@ -479,7 +482,7 @@ class HookedPolicy(nn.Module):
             single observation; and the state after this step, None of a policy without memory.
         """
         single = self._format.is_single(obs)
-        batch = {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, Mapping) else np.asarray(obs)[None]
+        batch = {k: _batch_of_one(v) for k, v in obs.items()} if isinstance(obs, Mapping) else _batch_of_one(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             parts = None if state is None else dict(zip(self.state_names, state, strict=False))
             scores, after = self.step(batch if single else obs, parts, episode_start=episode_start)
@@ -580,6 +583,38 @@ class HookedPolicy(nn.Module):
         """Hash of the network's names, shapes and present weights: the same weights give the same fingerprint."""
         return fingerprint(self.module)
 
+    def choice(self, choice: int | str) -> HookedPolicy:
+        """One of several choices alone: the same module under the same names, with scores `[batch action]`.
+
+        Every analysis takes it; what drives needs all choices, and is given the policy itself.
+
+        Args:
+            choice: Its name (`spec.choices`) or number.
+
+        Raises:
+            ConfigError: The policy makes one choice only.
+            SiteError: There is no such choice.
+
+        Example:
+            >>> import gymnasium as gym, torch, rlmech as rlm
+            >>> space = gym.spaces.MultiDiscrete([3, 2])
+            >>> policy = rlm.HookedPolicy(torch.nn.Linear(4, 5), torch.rand(1, 4), action_space=space)
+            >>> policy(torch.rand(1, 4)).shape, policy.choice(1)(torch.rand(1, 4)).shape
+            (torch.Size([1, 2, 3]), torch.Size([1, 2]))
+        """
+        choices = self.choices
+        if choices is None:
+            raise ConfigError(
+                "The policy makes one choice only.",
+                given=f"choice({choice!r})",
+                expected="a policy of several choices, whose scores are [batch choice action]",
+                fix="use the policy itself",
+            )
+        number = choices.index(choice, self.spec.choices)
+        one: HookedPolicy = HookedPolicy.__new__(HookedPolicy)
+        one.__setstate__(self.__getstate__() | {"_choice": number})
+        return one
+
     def point(self, name: str) -> HookPoint:
         """The hook point of a name.
 
@@ -587,6 +622,11 @@ class HookedPolicy(nn.Module):
             SiteError: There is none, with the nearest names.
         """
         return self.hook_dict[name]
+
+    @property
+    def images(self) -> frozenset[str]:
+        """Keys of observations that are images, channels first: they may come with their channels last too."""
+        return self._format.images
 
     def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
         """An observation batch as the checked tensors that the graph reads; an analysis begins with it.
@@ -659,10 +699,10 @@ class HookedPolicy(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        keep = ("spec", "observation_space", "action_space", "_root", "_format")
+        keep = ("spec", "observation_space", "_told_space", "_root", "_format")
         keep += ("_told_kind", "_scores", "_value", "_choice", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
-        return {**state, "module": self.module, "training": self.training, "graph": self._engine.stored()}
+        return {**state, "module": self.module, "training": self.training, "graph": self.stored_graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -682,6 +722,11 @@ class HookedPolicy(nn.Module):
             inner = f"policy.module.{name} is the network's own"
             raise unknown_name("HookedPolicy", name, vars(HookedPolicy), {name: inner})
         raise unknown_name("HookedPolicy", name, vars(HookedPolicy), OF_POLICY)
+
+    @property
+    def stored_graph(self) -> str | None:
+        """The traced graph as JSON, which spares another process the export; None where JSON does not carry it."""
+        return self._engine.stored()
 
     # ---- inside
 
@@ -748,3 +793,7 @@ class HookedPolicy(nn.Module):
     def _attach(self, hooks: Hooks, direction: Direction) -> list[HookHandle]:
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
         return self._registry.attach(pairs, direction)
+
+
+def _batch_of_one(value: Any) -> Tensor | np.ndarray:
+    return value[None] if isinstance(value, Tensor) else np.asarray(value)[None]

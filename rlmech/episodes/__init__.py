@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.controls import Control
     from rlmech.episodes.driving import Condition
     from rlmech.episodes.exchange import from_minari, to_minari
-    from rlmech.episodes.moments import moments
+    from rlmech.episodes.recorded_moments import moments
     from rlmech.episodes.recorder import record
     from rlmech.episodes.recording import Recording
     from rlmech.episodes.video import save_video
@@ -35,7 +35,7 @@ _MODULE_OF = {
     "comparison_table": "rlmech.episodes.comparison",
     "dose_response": "rlmech.episodes.compare",
     "from_minari": "rlmech.episodes.exchange",
-    "moments": "rlmech.episodes.moments",
+    "moments": "rlmech.episodes.recorded_moments",
     "record": "rlmech.episodes.recorder",
     "save_video": "rlmech.episodes.video",
     "seeds_needed": "rlmech.episodes.comparison",

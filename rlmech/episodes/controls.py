@@ -21,7 +21,7 @@ from torch import Tensor
 from rlmech.core.edit import Edit, Site, read, steer
 from rlmech.core.modes import evaluating
 from rlmech.episodes.driving import Condition
-from rlmech.episodes.moments import moments
+from rlmech.episodes.recorded_moments import moments
 from rlmech.episodes.recorder import record_conditions
 from rlmech.errors import ConfigError
 

@@ -318,7 +318,7 @@ def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) 
             expected="render_mode='rgb_array'",
             fix="make_env(..., render_mode='rgb_array'), or record without frames",
         )
-    if getattr(env.action_space, "start", 0) != 0:
+    if np.any(np.asarray(getattr(env.action_space, "start", 0)) != 0):
         raise EnvironmentFitError(
             "The environment counts its actions from elsewhere than 0.",
             given=f"actions in {env.action_space}",

@@ -147,7 +147,7 @@ class Recording:
         return self._array(ACTION)
 
     @cached_property
-    def scores(self) -> Float[np.ndarray, "step action"]:
+    def scores(self) -> Float[np.ndarray, "step *choice action"]:
         """How it scored the actions, `[step, action]`.
 
         Raises:

@@ -7,6 +7,8 @@ metric is, and how to write one.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,9 @@ __all__ = [
 
 
 @explain_misuse
-def action_gap(better: int | str | None = None, worse: int | str | None = None) -> Metric:
+def action_gap(
+    better: int | str | None = None, worse: int | str | None = None, *, choice: int | str | None = None
+) -> Metric:
     """Score of one action minus another's; the unit of the scores.
 
     Args:
@@ -49,6 +53,7 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
         worse: The other one's. Without both, each pair has its own, fixed from the unpatched runs: the clean run's
             choice against the corrupt run's, or against the clean run's runner-up where both choose the same or there
             is no corrupt run; all of them among the actions that both runs leave open.
+        choice: Of a policy that makes several choices at once, the one that is measured, by name or number.
 
     Returns:
         A metric that is positive where `better` is preferred. A shift common to all actions leaves it as it is. It is 0
@@ -100,14 +105,18 @@ def action_gap(better: int | str | None = None, worse: int | str | None = None) 
 
         return measure
 
-    return Metric(name=name, unit=None, prepare=prepare)
+    return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
 @explain_misuse
-def action_score(action: int | str) -> Metric:
+def action_score(action: int | str, *, choice: int | str | None = None) -> Metric:
     """Score of one action, by name or number; the unit of the scores.
 
     Of Q-values most of the variance is the state's value, common to all actions: prefer `action_gap` for what decides.
+
+    Args:
+        action: The action.
+        choice: Of a policy that makes several choices at once, the one that it belongs to, by name or number.
 
     Raises:
         MetricError: When it measures: the action is masked.
@@ -132,12 +141,14 @@ def action_score(action: int | str) -> Metric:
 
         return measure
 
-    return Metric(name=name, unit=None, prepare=prepare)
+    return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
 @explain_misuse
-def action_flip() -> Metric:
+def action_flip(*, choice: int | str | None = None) -> Metric:
     """1 where the greedy action is not the clean run's, else 0; its mean is the flip rate. It has no gradient.
+
+    Of several choices at once, 1 where any of them is another; `choice` names one to look at alone.
 
     An offline flip rate is not a behavioural effect: `compare_rollouts` measures that.
 
@@ -155,21 +166,25 @@ def action_flip() -> Metric:
         chosen = context.clean.scores.argmax(-1)
 
         def measure(outputs: Outputs, pair: Tensor) -> Tensor:
-            flipped = (outputs.scores.argmax(-1) != chosen[pair]).to(outputs.scores.dtype)
-            return flipped.masked_fill(outputs.scores.isnan().any(-1), torch.nan)  # NaN would pass for the greatest
+            flipped = _any(outputs.scores.argmax(-1) != chosen[pair]).to(outputs.scores.dtype)
+            lost = _any(outputs.scores.isnan())
+            return flipped.masked_fill(lost, torch.nan)  # NaN would pass for the greatest
 
         return measure
 
-    return Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
+    metric = Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
+    return metric if choice is None else _of_choice(metric, choice)
 
 
 @explain_misuse
-def policy_kl(temperature: float | int | None = None) -> Metric:
+def policy_kl(temperature: float | int | None = None, *, choice: int | str | None = None) -> Metric:
     """KL divergence of the policy measured from the clean run's, KL(clean || measured), in nats; 0 for no change.
 
     Args:
         temperature: tau of softmax(scores / tau), above 0. Needed for Q-values, whose policy is greedy and has no
             distribution of its own; None for logits means 1, the policy's own distribution.
+        choice: Of a policy that makes several choices at once, the one that is measured, by name or number; None for
+            all, whose divergences add up, since they are drawn independently.
 
     Returns:
         A metric over the actions that both runs leave open, each distribution normalised over them.
@@ -207,13 +222,13 @@ def policy_kl(temperature: float | int | None = None) -> Metric:
             hidden = ~(clean_open[pair] & open_actions(outputs.scores))
             log_p, log_q = _log_policy(clean[pair], hidden), _log_policy(outputs.scores / tau, hidden)
             terms = log_p.exp() * (log_p - log_q).masked_fill(hidden, 0)  # not 0 * (-inf - -inf)
-            return terms.sum(-1)
+            return terms.flatten(1).sum(-1)
 
         return measure
 
-    return Metric(
-        name="policy_kl" if temperature is None else f"policy_kl(tau={temperature:g})", unit="nat", prepare=prepare
-    )
+    name = "policy_kl" if temperature is None else f"policy_kl(tau={temperature:g})"
+    metric = Metric(name=name, unit="nat", prepare=prepare)
+    return metric if choice is None else _of_choice(metric, choice)
 
 
 @explain_misuse
@@ -305,6 +320,55 @@ def state_value() -> Metric:
 def default_metric(output_kind: str) -> Metric:
     """What is measured where nothing is said: the action gap, or for continuous actions how far they move."""
     return action_shift() if output_kind == "mean_action" else action_gap()
+
+
+def _any(flags: Tensor) -> Tensor:
+    """Whether anything holds in a row."""
+    return flags if flags.ndim == 1 else flags.flatten(1).any(-1)
+
+
+def _of_choice(metric: Metric, choice: int | str | None) -> Metric:
+    """A metric of `[batch action]`, of one of several choices; of a policy with a single one it is left as it is."""
+
+    def prepare(context: MetricContext) -> RowFunction:
+        number = _number_of_choice(context, metric.name, choice)
+        if number is None:
+            return metric.prepare(context)
+        own = metric.prepare(
+            replace(
+                context,
+                clean=_narrowed(context.clean, number),
+                corrupt=None if context.corrupt is None else _narrowed(context.corrupt, number),
+            )
+        )
+        return lambda outputs, pair: own(_narrowed(outputs, number), pair)
+
+    return replace(metric, name=metric.name if choice is None else f"{metric.name} of {choice}", prepare=prepare)
+
+
+def _narrowed(outputs: Outputs, choice: int) -> Outputs:
+    return Outputs(scores=outputs.scores[:, choice], value=outputs.value)
+
+
+def _number_of_choice(context: MetricContext, name: str, choice: int | str | None) -> int | None:
+    names, scores = context.spec.names("choice"), context.clean.scores
+    n_choices = scores.shape[1] if scores.ndim == 3 else 0
+    if choice is None and not n_choices:
+        return None
+    if isinstance(choice, str) and choice in names and n_choices:
+        return names.index(choice)
+    if isinstance(choice, int) and 0 <= choice < n_choices:
+        return choice
+    shown = ", ".join(map(repr, names)) if names else f"a number from 0 to {n_choices - 1}"
+    raise MetricError(
+        f"{name} is of one choice, and the policy makes {f'{n_choices} at once' if n_choices else 'one only'}.",
+        given=f"choice={choice!r}",
+        expected=f"one of {shown}" if n_choices else "no choice",
+        fix=f"name it: metric=rlm.metrics.action_gap(choice={names[0] if names else 0!r}); or analyse "
+        "policy.choice(...) alone"
+        if n_choices
+        else "leave choice out",
+    )
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:

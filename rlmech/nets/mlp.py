@@ -93,11 +93,19 @@ class ConvolutionalNetwork(nn.Module):
 class DuelingNetwork(nn.Module):
     """Q = V + A - mean(A) over a shared base.
 
+    Args:
+        base_module: What both heads read.
+        value: The head of V, to one number: a perceptron, or a linear layer as in rl-agents before 2022.
+        advantage: The head of A, likewise.
+
     Source: rl-agents, `DuelingNetwork`; Wang et al. 2016, *Dueling Network Architectures*, eq. 9.
     """
 
     def __init__(
-        self, base_module: MultiLayerPerceptron, value: MultiLayerPerceptron, advantage: MultiLayerPerceptron
+        self,
+        base_module: MultiLayerPerceptron,
+        value: MultiLayerPerceptron | nn.Linear,
+        advantage: MultiLayerPerceptron | nn.Linear,
     ) -> None:
         super().__init__()
         self.base_module, self.value, self.advantage = base_module, value, advantage

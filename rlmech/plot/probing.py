@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.style import INK, MUTED, POSITIVE, TEMPLATE
 
@@ -22,6 +23,7 @@ _SYMBOLS = {
 _ROW, _TOP, _BOTTOM, _LOWEST = 30, 110, 60, -0.25
 
 
+@explain_misuse
 def probe_scores(scores: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """Draw what a probe reads at each site, with the same probe's scores where it should find nothing, or everything.
 

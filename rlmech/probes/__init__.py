@@ -7,7 +7,8 @@
 """
 
 from rlmech.probes.concepts import Concept, concept_direction, concept_sensitivity
-from rlmech.probes.fit import Probe, Probes, fit_probe
+from rlmech.probes.fit import fit_probe
+from rlmech.probes.probe import Probe, Probes
 from rlmech.probes.targets import Labels, entities, of_entity, within
 from rlmech.probes.use import is_used
 

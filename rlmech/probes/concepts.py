@@ -15,6 +15,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, Site, read, steer
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
@@ -44,6 +45,15 @@ class Concept:
         mean: Of the same.
         shape: Of what the site selects.
         spread: Standard deviation of the component along the direction, in lengths of `direction`.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> policy = rlm.HookedPolicy(torch.nn.Linear(3, 2), torch.rand(2, 3))
+        >>> obs = torch.randn(100, 3)
+        >>> moved = obs + torch.tensor([1.0, 0, 0])
+        >>> concept = rlm.probes.concept_direction(policy, positive=moved, negative=obs, site="hook_obs")
+        >>> concept.site, concept.shape
+        (Site('hook_obs'), (3,))
     """
 
     site: Site
@@ -77,6 +87,7 @@ class Concept:
         return steer(self.site, self.pattern(), amount * self.spread)
 
 
+@explain_misuse
 def concept_direction(
     policy: HookedPolicy,
     *,
@@ -154,6 +165,7 @@ def concept_direction(
     )
 
 
+@explain_misuse
 def concept_sensitivity(
     policy: HookedPolicy,
     obs: Observation,

@@ -11,18 +11,15 @@ cost the same again for each untrained network. A probe says that something can 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Site
-from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
@@ -30,146 +27,18 @@ from rlmech.patching.provenance import provenance
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.probes.linear import LinearMap, cross_validated, folds_of
 from rlmech.probes.logistic import cross_validated_logistic
+from rlmech.probes.probe import CONTROLS, Probe, Probes
 from rlmech.probes.states import activations, entity_axis, states_of, untrained
-from rlmech.probes.targets import Kind, Labels, Target, read_targets
+from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
 from rlmech.statistics import bootstrap_ratio
 
 Method = Literal["linear", "logistic"]
-CONTROLS = ("trained", "observation", "untrained", "shuffled", "episode_mean")
 GIVEN = 0.999
 """A score on the observation alone from which on a target is called given by it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """A linear readout of one target at one site, fitted on all rows.
-
-    Attributes:
-        site: Where it reads.
-        target: What it reads.
-        kind: `number` or `class`.
-        unit: Of a number.
-        classes: Of a class.
-        read_out: The affine map from the site's values, flattened, to the number or to one column a class.
-        covariance: Of the site's values over the recording, flattened.
-        mean: Of the same.
-        shape: Of what the site selects.
-        spread: Standard deviation of the target, 1 for a class.
-        score: Of the cross-validated predictions, and by control; as in `Probes.scores`.
-        says: The same in words.
-    """
-
-    site: Site
-    target: str
-    kind: Kind
-    unit: str
-    classes: tuple[str, ...]
-    read_out: LinearMap
-    covariance: Float[np.ndarray, "number number"] = field(repr=False)
-    mean: Float[np.ndarray, " number"] = field(repr=False)
-    shape: tuple[int, ...]
-    spread: float
-    score: dict[str, float]
-    says: str
-
-    def predict(self, policy: HookedPolicy, obs: Observation) -> np.ndarray:
-        """The number, or the class by its name, that it reads for a batch of observations."""
-        columns = self.read_out(activations(policy, obs, self.site))
-        return np.asarray(self.classes)[columns.argmax(1)] if self.kind == "class" else columns[:, 0]
-
-    def normal(self, of: str | None = None) -> Float[np.ndarray, " number"]:
-        """The slope of the readout, flattened: of a number, or of one class's log-odds against the others'.
-
-        Args:
-            of: A class; None for the number, or the last class of two.
-
-        Raises:
-            ConfigError: There is no such class, or there are several and none is named.
-        """
-        if self.kind == "number":
-            return self.read_out.slope[:, 0]
-        if of is None and len(self.classes) == 2:
-            of = self.classes[1]
-        if of not in self.classes:
-            raise ConfigError(
-                f"The direction of which class of {self.target!r}?",
-                given=repr(of),
-                expected=f"one of {', '.join(self.classes)}",
-                fix=f"e.g. of={self.classes[0]!r}",
-            )
-        slope = self.read_out.slope
-        own = self.classes.index(of)
-        return slope[:, own] - np.delete(slope, own, axis=1).mean(1)
-
-    def direction(self, of: str | None = None) -> Tensor:
-        """The shortest vector that raises what is read by one: a unit of the number, or one of log-odds.
-
-        In the site's selected shape; it goes into `steer`, `subspace_patch` and `dose_response`.
-        """
-        normal = self.normal(of)
-        return torch.as_tensor(normal / (normal @ normal)).reshape(self.shape).float()
-
-    def pattern(self, of: str | None = None) -> Tensor:
-        """How the site's values themselves move where the target rises by one: covariance times slope, rescaled.
-
-        The slope of a readout also suppresses what would disturb it; this does not.
-
-        Source:
-            Haufe et al. 2014, *On the interpretation of weight vectors of linear models*, NeuroImage 87.
-        """
-        normal = self.normal(of)
-        moved = self.covariance @ normal
-        return torch.as_tensor(moved / (normal @ moved)).reshape(self.shape).float()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probes:
-    """What `fit_probe` found.
-
-    Attributes:
-        scores: A dataset, see `fit_probe`.
-    """
-
-    scores: xr.Dataset
-    _probes: dict[tuple[str, int], Probe] = field(repr=False)
-
-    def probe(self, target: str | None = None, site: int | str | Site | None = None) -> Probe:
-        """One probe: of a target, at a site given by number or as it was named; None where there is one only.
-
-        Raises:
-            ConfigError: There are several, or none of that name.
-        """
-        fitting = {
-            key: probe
-            for key, probe in self._probes.items()
-            if target in (None, key[0]) and (site is None or site == key[1] or site in (probe.site, probe.site.name))
-        }
-        if len(fitting) == 1:
-            return next(iter(fitting.values()))
-        targets, sites = list(dict.fromkeys(key[0] for key in self._probes)), self.scores["hook"].values.tolist()
-        raise ConfigError(
-            "Several probes fit." if fitting else "There is no such probe.",
-            given=f"target={target!r}, site={site!r}",
-            expected=f"one of the targets {targets} and of the sites 0 to {len(sites) - 1}, at {sites}",
-            fix=f"e.g. probe({targets[0]!r}, 0)",
-        )
-
-    def table(self) -> pd.DataFrame:
-        """One row a target and site: the score with its interval, each control's, and what that says in words."""
-        rows: list[dict[str, Any]] = []
-        for target in self.scores["target"].values:
-            for site in self.scores["site"].values:
-                one = self.scores.sel(target=target, site=site)
-                by = {name: float(one["score"].sel(control=name)) for name in CONTROLS}
-                trained = one.sel(control="trained")
-                low, high = float(trained["score_low"]), float(trained["score_high"])
-                probe = self._probes[(str(target), int(site))]
-                rows.append({"target": target, "site": str(probe.site), "score": by.pop("trained"), "low": low,
-                             "high": high, **by, "says": str(one["says"].values)})  # fmt: skip
-        return pd.DataFrame(rows)
-
-
+@explain_misuse
 def fit_probe(
     policy: HookedPolicy,
     recording: Recording,
@@ -244,6 +113,7 @@ def fit_probe(
     probes: dict[tuple[str, int], Probe] = {}
     watched = [Site(name) for name in policy.hook_dict if policy.points[name].kind == "observation"]
     seen: dict[bool, dict[str, _Scored]] = {}
+    episode_means = {one.name: fit.episode_mean(one) for one in labels}
     for number, site in enumerate(chosen):
         for per_entity in sorted({one.values.ndim == 2 for one in labels}):
             group = [one for one in labels if (one.values.ndim == 2) == per_entity]
@@ -256,7 +126,8 @@ def fit_probe(
             for one in group:
                 scored = trained[one.name]
                 key = (one.name, number)
-                data[key] = fit.compare(one, scored, seen[per_entity][one.name], [other[one.name] for other in fresh])
+                twin_scores = [other[one.name] for other in fresh]
+                data[key] = fit.compare(one, scored, seen[per_entity][one.name], twin_scores, episode_means[one.name])
                 shape = tuple(x.shape[2:]) if per_entity else site.block_shape(policy.point(site.name))
                 probes[key] = _probe(one, site, scored, x, shape, data[key])
     return Probes(scores=_dataset(policy, chosen, labels, data, fit, n_untrained), _probes=probes)
@@ -375,10 +246,7 @@ class _Fit:
         self, one: Labels, predicted: np.ndarray, truth: np.ndarray, fold: np.ndarray, episode: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         if one.kind == "number":
-            level = np.empty(len(truth))
-            for k in range(self.n_folds):
-                level[fold == k] = truth[fold != k].mean()
-            total = (truth - level) ** 2
+            total = self._around_mean(truth, fold)
             gained = total - (truth - predicted[:, 0]) ** 2
         else:
             labels = truth.astype(int)
@@ -386,20 +254,27 @@ class _Fit:
             gained = total * (predicted.argmax(1) == labels)
         return _by_episode(gained, episode), _by_episode(total, episode)
 
-    def _episode_mean(self, one: Labels) -> np.ndarray:
+    def _around_mean(self, truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        """Squared distances from the mean of the rows outside each row's fold."""
+        level = np.empty(len(truth))
+        for k in range(self.n_folds):
+            level[fold == k] = truth[fold != k].mean()
+        return (truth - level) ** 2
+
+    def episode_mean(self, one: Labels) -> np.ndarray:
+        """What each episode's own mean, or commonest class, explains, by episode."""
         truth, _, episode = self.rows(one)
         frame = pd.DataFrame({"episode": episode, "y": truth})
         if one.kind == "number":
             own = frame.groupby("episode")["y"].transform("mean").to_numpy()
             fold = folds_of(episode, self.n_folds, self.seed)
-            level = np.empty(len(truth))
-            for k in range(self.n_folds):
-                level[fold == k] = truth[fold != k].mean()
-            return _by_episode((truth - level) ** 2 - (truth - own) ** 2, episode)
+            return _by_episode(self._around_mean(truth, fold) - (truth - own) ** 2, episode)
         own = frame.groupby("episode")["y"].transform(lambda y: y.mode().iloc[0]).to_numpy()
         return _by_episode((own == truth) / np.bincount(truth.astype(int))[truth.astype(int)], episode)
 
-    def compare(self, one: Labels, trained: _Scored, observed: _Scored, fresh: Sequence[_Scored]) -> dict[str, Any]:
+    def compare(
+        self, one: Labels, trained: _Scored, observed: _Scored, fresh: Sequence[_Scored], episode_mean: np.ndarray
+    ) -> dict[str, Any]:
         """Scores, advantages and words for one target at one site."""
         nothing = np.full_like(trained.gained, np.nan)
         gained = {
@@ -407,7 +282,7 @@ class _Fit:
             "observation": observed.gained,
             "untrained": np.mean([other.gained for other in fresh], axis=0) if fresh else nothing,
             "shuffled": np.mean(trained.shuffled, axis=0) if trained.shuffled else nothing,
-            "episode_mean": self._episode_mean(one),
+            "episode_mean": episode_mean,
         }
         rows = np.stack(list(gained.values()))
         asked = np.concatenate([rows, rows[0] - rows])

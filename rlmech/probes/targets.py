@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from rlmech.arguments import explain_misuse
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, nearest
 
@@ -33,6 +34,11 @@ class Labels:
         values: By step, or by step and entity; of classes their number. NaN: nothing to say.
         classes: Names of the classes.
         unit: Of numbers.
+
+    Example:
+        >>> import numpy as np, rlmech as rlm
+        >>> rlm.probes.Labels(name="angle", kind="number", values=np.zeros(3), unit="rad").unit
+        'rad'
     """
 
     name: str
@@ -58,6 +64,7 @@ class _Named:
         return self.function(recording)
 
 
+@explain_misuse
 def within(column: str, n_steps: int) -> TargetFunction:
     """Whether something becomes true in this step or in one of the next few: `within("crashed", 5)`.
 
@@ -87,12 +94,21 @@ def within(column: str, n_steps: int) -> TargetFunction:
     return _Named(f"{column} within {n_steps} steps", values)
 
 
+@explain_misuse
 def of_entity(column: str, row: int = 1) -> TargetFunction:
     """A column of the table of vehicles, for the one that stands in a row of the observation.
 
     Args:
         column: A column of `recording.vehicles`, such as `distance`, `ttc` or `turn`.
         row: Its row in the observation; 0 is the ego. Steps in which nobody stands there have no value.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:highway-dqn-mlp")
+        >>> env = rlm.make_env(policy.spec.env_id, config=policy.spec.env_config)
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> rlm.probes.of_entity("distance", row=1)(recording).shape == (len(recording.steps),)
+        True
     """
 
     def values(recording: Recording) -> np.ndarray:
@@ -101,11 +117,20 @@ def of_entity(column: str, row: int = 1) -> TargetFunction:
     return _Named(f"{column} of row {row}", values)
 
 
+@explain_misuse
 def entities(column: str) -> TargetFunction:
     """A column of the table of vehicles, for every row of the observation: one value for each step and entity.
 
     Args:
         column: A column of `recording.vehicles`.
+
+    Example:
+        >>> import rlmech as rlm
+        >>> policy = rlm.load("zoo:highway-dqn-mlp")
+        >>> env = rlm.make_env(policy.spec.env_id, config=policy.spec.env_config)
+        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
+        >>> len(rlm.probes.entities("distance")(recording)) == len(recording.steps)
+        True
     """
 
     def values(recording: Recording) -> np.ndarray:

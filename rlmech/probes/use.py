@@ -15,17 +15,19 @@ import gymnasium as gym
 import torch
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.edit import Edit, erase, steer
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import compare_rollouts
 from rlmech.errors import ConfigError
 from rlmech.probes.concepts import Concept
-from rlmech.probes.fit import Probe
+from rlmech.probes.probe import Probe
 from rlmech.results import storable
 
 OUTCOME = "return"
 
 
+@explain_misuse
 def is_used(
     policy: HookedPolicy,
     env: gym.Env,

@@ -14,9 +14,12 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.choices import Choices
 from rlmech.errors import ConfigError, EnvironmentFitError, nearest
+from rlmech.simulators.action_masks import with_masks
 from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
+from rlmech.simulators.training_env import current_id, wrapped
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ OWN = {"CueRecall-v0": "rlmech.testbed.cue_env"}
 
 @explain_misuse
 def make_env(
-    env_id: str,
+    env_id: str | PolicySpec,
     *,
     config: Mapping[str, Any] | None = None,
     render_mode: str | None = None,
@@ -39,7 +42,8 @@ def make_env(
     """Make a Gymnasium environment; highway-env's and this package's own (`CueRecall-v0`) are registered on demand.
 
     Args:
-        env_id: Gymnasium id, e.g. `intersection-v2`.
+        env_id: Gymnasium id, e.g. `intersection-v2`; or a policy's spec, for the environment that it was trained in:
+            its configuration, its keywords and, where they are installed libraries' own, its wrappers.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
         accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
@@ -58,6 +62,11 @@ def make_env(
         >>> env.observation_space.shape
         (5, 5)
     """
+    kwargs, wrappers = dict[str, Any](), tuple[str, ...]()
+    if isinstance(env_id, PolicySpec):
+        kwargs, wrappers = dict(env_id.env_kwargs), env_id.env_wrappers
+        config = env_id.env_config | dict(config or {}) or None
+        env_id = _id_of(env_id)
     if env_id in OWN:
         import_module(OWN[env_id])
     elif env_id not in gym.registry:
@@ -74,11 +83,13 @@ def make_env(
             expected="a registered id, e.g. 'intersection-v2'",
             fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
         ) from None
-    kwargs: dict[str, Any] = keywords | ({} if config is None else {"config": dict(config)})
+    kwargs |= keywords
+    if config is not None:
+        kwargs["config"] = dict(config)
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
-        env = gym.make(env_id, **kwargs)
+        env = wrapped(gym.make(env_id, **kwargs), wrappers)
     except TypeError as error:
         if config is None or "config" not in str(error):
             raise
@@ -91,6 +102,19 @@ def make_env(
     if accelerated:
         _accelerate(env)
     return env
+
+
+@explain_misuse
+def _id_of(spec: PolicySpec) -> str:
+    """The id, as it is called today, of the environment that a spec names."""
+    if spec.env_id is not None:
+        return current_id(spec.env_id)
+    raise ConfigError(
+        "The policy does not say which environment it was trained in.",
+        given="a spec without env_id",
+        expected="the spec of a policy whose run lies beside it, or that was saved with one",
+        fix="name it: make_env('CartPole-v1')",
+    )
 
 
 @explain_misuse
@@ -120,7 +144,8 @@ def environment(env: gym.Env | str, *, policy: HookedPolicy | None = None) -> gy
     Args:
         env: An environment, or a Gymnasium id.
         policy: Who is to act in it. Where its own environment has that id, it is made with the same configuration; and
-            where the policy takes the environment's images with their channels first, they are turned.
+            where the policy takes the environment's images with their channels first, they are turned; where it
+            chooses among what a mask leaves open, the mask is observed too.
 
     Raises:
         ConfigError: No such environment, or several at once.
@@ -132,9 +157,9 @@ def environment(env: gym.Env | str, *, policy: HookedPolicy | None = None) -> gy
     """
     if isinstance(env, str):
         own = policy is not None and policy.spec.env_id == env
-        env = make_env(env, config=(policy.spec.env_config or None) if own and policy is not None else None)
+        env = make_env(policy.spec if own and policy is not None else env)
     check_single(env)
-    return env if policy is None else _turned(env, policy)
+    return env if policy is None else with_masks(_turned(env, policy), policy.observation_space)
 
 
 def _turned(env: gym.Env, policy: HookedPolicy) -> gym.Env:
@@ -213,12 +238,12 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
     """
     env = environment(env)
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
-    if wanted is not None and observed != wanted:
+    if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
         raise EnvironmentFitError(
             "The environment's observations do not fit the policy.",
             given=f"{_name(env)} observes {observed}",
             expected=f"{wanted}",
-            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+            fix=_training(policy),
         )
     n_given, n_wanted = _n_actions(env.action_space), _n_scored(policy)
     if n_given != n_wanted:
@@ -226,8 +251,30 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
             "The environment's actions do not fit the policy.",
             given=f"{_name(env)} takes {env.action_space}",
             expected=f"{n_wanted} actions",
-            fix="make the environment with the configuration of the policy's training: policy.spec.env_config",
+            fix=_training(policy),
         )
+
+
+def _training(policy: HookedPolicy) -> str:
+    """What to do about an environment that does not fit, with what is known of the one of the training."""
+    spec = policy.spec
+    if spec.env_wrappers or spec.env_kwargs:
+        steps = [*(f"{key}={value!r}" for key, value in spec.env_kwargs.items()), *spec.env_wrappers]
+        return (
+            f"it was trained in {spec.env_id or 'its environment'} with {', '.join(steps)}: rlm.make_env(policy.spec)"
+        )
+    if spec.env_id is not None or spec.env_config:
+        return "make the environment of the policy's training: rlm.make_env(policy.spec)"
+    return "make the environment as it was in training, with its wrappers and configuration"
+
+
+def _turned_round(policy: HookedPolicy, observed: Any, wanted: Any) -> bool:
+    """Whether they differ only in where images have their channels, which the policy takes either way."""
+    given = observed if isinstance(observed, dict) else {"": observed}
+    own = wanted if isinstance(wanted, dict) else {"": wanted}
+    return given.keys() == own.keys() and all(
+        given[key] == own[key] or (key in policy.images and given[key] == (*own[key][1:], own[key][0])) for key in own
+    )
 
 
 def _name(env: gym.Env) -> str:
@@ -247,10 +294,16 @@ def _observed_by(policy: HookedPolicy) -> Any:
     return policy.hook_dict["hook_obs"].shape[1:] if "hook_obs" in policy.hook_dict else None
 
 
-def _n_scored(policy: HookedPolicy) -> int | None:
+def _n_scored(policy: HookedPolicy) -> Any:
+    """Number of actions; of several choices, of each."""
+    if policy.choices is not None:
+        return list(policy.choices.sizes)
     return policy.hook_dict[f"hook_{policy.output_kind}"].shape[-1]
 
 
-def _n_actions(space: spaces.Space) -> int:
-    """Number of discrete actions, or components of a continuous one."""
+def _n_actions(space: spaces.Space) -> Any:
+    """Number of discrete actions, of each choice, or components of a continuous one."""
+    choices = Choices.of_space(space)
+    if choices is not None:
+        return list(choices.sizes)
     return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (0,)))

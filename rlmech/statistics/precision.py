@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import chdtri
-from scipy.stats import norm
+from scipy.special import chdtri, ndtri
 
 
 def largest_spread(
@@ -48,4 +47,4 @@ def n_for_half_width(spread: float, *, half_width: float, confidence: float = 0.
         >>> n_for_half_width(3.6, half_width=0.5)
         200
     """
-    return max(2, math.ceil((float(norm.ppf((1 + confidence) / 2)) * spread / half_width) ** 2))
+    return max(2, math.ceil((float(ndtri((1 + confidence) / 2)) * spread / half_width) ** 2))

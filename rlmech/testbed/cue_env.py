@@ -26,7 +26,7 @@ SPEC = PolicySpec(
 """What its observations and actions mean."""
 
 
-class CueRecall(gym.Env[Float32[np.ndarray, " feature"], int]):
+class CueRecall(gym.Env[Float32[np.ndarray, " feature"], np.int64]):
     """Do at the last step what the cue of the first one said: LEFT for -1, RIGHT for 1.
 
     Observations are `[cue, noise, go]`: the cue, 0 after the first step; noise, uniform in [-1, 1]; 1 at the last step.
@@ -71,7 +71,7 @@ class CueRecall(gym.Env[Float32[np.ndarray, " feature"], int]):
         self._left = int(self.np_random.integers(self.min_delay, self.max_delay + 1))
         return self._seen(self._cue), {"cue": self._cue}
 
-    def step(self, action: int) -> tuple[Float32[np.ndarray, " feature"], float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.int64) -> tuple[Float32[np.ndarray, " feature"], float, bool, bool, dict[str, Any]]:
         """Act; the last action ends the episode."""
         if self._left:
             self._left -= 1

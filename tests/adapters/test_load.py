@@ -58,7 +58,23 @@ def test_a_directory_without_a_policy_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="holds no policy") as error:
         load(tmp_path)
 
-    assert error.value.expected == "a directory with policy.safetensors"
+    assert error.value.expected == "a directory with policy.safetensors, or with one policy in it"
+
+
+def test_a_folder_as_it_is_published_stands_for_the_one_policy_in_it(dqn_zip, tmp_path):
+    folder = tmp_path / "dqn-highway"
+    folder.mkdir()
+    np.savez(folder / "train_eval_metrics.zip.npz", a=np.zeros(2))
+    (folder / "train_eval_metrics.zip.npz").rename(folder / "train_eval_metrics.zip")
+    shutil.copy(dqn_zip, folder / "dqn-highway-fast-v0.zip")
+    (folder / "README.md").write_text("---\nlibrary_name: stable-baselines3\n---")
+
+    assert load(folder).fingerprint == load(dqn_zip).fingerprint
+
+    shutil.copy(dqn_zip, folder / "another.zip")
+    with pytest.raises(CheckpointError, match="holds several policies") as error:
+        load(folder)
+    assert error.value.given == "another.zip, dqn-highway-fast-v0.zip"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a policy at all", b"\x00" * 600])

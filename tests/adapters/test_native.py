@@ -184,7 +184,7 @@ def test_the_file_says_what_it_is(saved):
 
     assert (content["format"], content["adapter"]) == (1, "sb3")
     assert content["plan"]["policy_class"] == "DQNPolicy"
-    assert set(content) == {"format", "adapter", "plan", "spec"}
+    assert set(content) == {"format", "adapter", "plan", "spec", "graph"}
 
 
 # ---- refusals

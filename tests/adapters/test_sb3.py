@@ -465,17 +465,6 @@ def test_data_with_odd_entries_is_an_error_of_this_package(dqn_zip, entry):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("actions", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)])
-def test_several_choices_at_once_are_refused_with_the_reason(make_model, kinematics, tmp_path, actions):
-    model = make_model(PPO, obs=kinematics, actions=actions)
-    model.save(tmp_path / "several.zip")
-
-    for opened in (lambda: from_sb3(model), lambda: load(tmp_path / "several.zip")):
-        with pytest.raises(CheckpointError, match="makes several choices at once") as error:
-            opened()
-        assert error.value.expected == "Discrete or Box"
-
-
 def test_a_policy_that_acts_otherwise_than_its_scores_is_refused(make_model, kinematics):
     with pytest.raises(ParityError, match="Contrary does not decide by the scores"):
         from_sb3(make_model(DQN, Contrary, obs=kinematics, actions=THREE))

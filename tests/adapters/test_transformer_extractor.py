@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,16 @@ from torch.nn import functional as F
 
 from rlmech.adapters.load import load
 from rlmech.adapters.sb3 import from_sb3
-from rlmech.errors import CheckpointError
+from rlmech.adapters.sb3.extractor_class import extractor_class
+from rlmech.errors import CheckpointError, ConfigError
 
 SCENES = spaces.Box(-np.inf, np.inf, (10, 7), np.float32)
 ACTIONS = spaces.Discrete(5)
 BLOCK = "features_extractor.extractor.attention_layer"
+
+
+class SpacesOnlyEnv(gym.Env):
+    observation_space, action_space = SCENES, ACTIONS
 
 
 class Embedding(nn.Module):
@@ -134,3 +140,32 @@ def test_its_class_is_asked_for_by_name(model, tmp_path):
         load(tmp_path / "transformer.zip")
 
     assert error.value.fix == "import it: load(..., features_extractor_class=TransformerExtractor)"
+
+
+def test_the_class_of_an_extractor_may_be_named(tmp_path):
+    source = tmp_path / "extractors.py"
+    source.write_text(
+        "import torch\nfrom stable_baselines3.common.torch_layers import BaseFeaturesExtractor\n\n\n"
+        "class Halves(BaseFeaturesExtractor):\n"
+        "    def __init__(self, space):\n"
+        "        super().__init__(space, 70)\n"
+        "        self.layer = torch.nn.Linear(70, 70)\n\n"
+        "    def forward(self, obs):\n"
+        "        return self.layer(obs.flatten(1)) / 2\n"
+    )
+    named = f"{source}:Halves"
+    kwargs = {"features_extractor_class": extractor_class(named)}
+    model = PPO("MlpPolicy", SpacesOnlyEnv(), policy_kwargs=kwargs, n_steps=8, batch_size=8, device="cpu")
+    model.save(tmp_path / "model.zip")
+    obs = SCENES.sample()[None]
+
+    with pytest.raises(CheckpointError, match="is a class of its own"):
+        load(tmp_path / "model.zip")
+    policy = load(tmp_path / "model.zip", features_extractor_class=named)
+
+    assert policy.predict(obs)[0] == model.predict(obs, deterministic=True)[0]
+    with pytest.raises(ConfigError, match="has no features extractor 'Halve'") as error:
+        load(tmp_path / "model.zip", features_extractor_class=f"{source}:Halve")
+    assert error.value.fix == "did you mean 'Halves'?"
+    with pytest.raises(ConfigError, match="as module:Class or"):
+        load(tmp_path / "model.zip", features_extractor_class="Halves")

@@ -321,7 +321,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason():
         attribution_patching(policy, clean=clean, corrupt=corrupt[:2])
     eager = rlm.HookedPolicy(Branching(), torch.rand(2, 4))
     with pytest.raises(EngineError, match="traced graph"):
-        attribution_patching(eager, clean=torch.rand(2, 4), corrupt=torch.rand(2, 4))
+        attribution_patching(eager, clean=torch.rand(2, 4), corrupt=torch.rand(2, 4), n_steps=2)
     policy = rlm.HookedPolicy(Convolutional().eval(), torch.rand(2, 2, 8, 8))
     policy.train()
     with pytest.raises(EngineError, match="in train mode"):

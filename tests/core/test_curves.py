@@ -125,7 +125,9 @@ def test_ranges_are_reached_to_within_a_hundred_thousandth(curve):
 def test_an_adversary_finds_nothing_beyond_any_line(curve, at, below, above, slope):
     low, high, at, slope = real(at - below), real(at + above), real(at), real(slope)
     found = curve.off_line(at, slope, low, high)
-    x = torch.cat([low + (high - low) * torch.linspace(0, 1, 201, dtype=torch.float64), at.clamp(low, high)])
+    x = torch.cat([low + (high - low) * torch.linspace(0, 1, 201, dtype=torch.float64), at]).clamp(
+        low, high
+    )  # rounding
     for sign in (1.0, -1.0):
         best, step = x.clone(), (high - low) / 100
         for _ in range(25):  # pattern search from every start at once

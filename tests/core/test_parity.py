@@ -285,5 +285,5 @@ def test_predict_takes_single_observations_and_batches():
 
 
 def test_a_module_whose_output_is_no_score_is_refused():
-    with pytest.raises(rlm.RlmechError, match="does not return action scores"):
+    with pytest.raises(rlm.RlmechError, match="nothing that could be action scores"):
         HookedPolicy(nn.Flatten(0), torch.rand(2, 4))

@@ -19,7 +19,7 @@ from tests.operations.operation_cases import AFFINE, ATTENTION, BENDING, GATES, 
 GROUPS = {"affine": AFFINE, "gates": GATES, "bending": BENDING, "attention": ATTENTION}
 CASES = [(group, name) for group, cases in GROUPS.items() for name in cases]
 NOT_ALWAYS_CERTIFIED = {"a switch that another value sets"}
-BRANCHES_AT_A_POINT = {"tanhshrink", "normalize"}
+BRANCHES_AT_A_POINT = {"tanhshrink", "normalize", "local response norm"}
 """Of these one way leads through a hook point of their own, which path patching keeps at the base run."""
 NO_SINGLE_LAYER = {"attention by a scaled addmm"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import rlmech as rlm
 from rlmech.attribution import attribution_patching, local_affine, region_margins
 from rlmech.core.graph import trace
 from rlmech.core.operations.reading import behaviour, record_of
-from rlmech.core.operations.record import UNKNOWN
+from rlmech.core.operations.record import UNKNOWN, Operation, Written
 from rlmech.core.operations.table import known, names_where
 from tests.operations.brute_force import network
 from tests.operations.operation_cases import WIDTH, Around, rows
@@ -29,14 +30,25 @@ ONLY_DECOMPOSED = {
 """What torch puts in the place of others where it writes modules that change values in place."""
 
 
-def test_each_record_has_a_case_in_the_matrix() -> None:
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"}
+"""Of which a record says only what kind of hook point they are."""
+
+
+def unnamed(name: str) -> Operation:
+    """What a record says, but for what the operation is called."""
+    record = known(name)
+    return replace(record, name="", curve=record.curve and "a curve", written=Written())
+
+
+def test_each_record_has_a_case_in_the_matrix_or_says_what_one_that_has_says() -> None:
     met = {
         node.op
         for group, name in CASES
         for node in wrapped(group, name, valued=has_value(group, name)).graph_engine.graph.nodes
     }
-    missing = names_where(lambda record: True) - met - MADE_BY_RLMECH - ONLY_DECOMPOSED
-    assert not missing, sorted(missing)
+    tried = {unnamed(name) for name in met}
+    rest = names_where(lambda record: True) - met - MADE_BY_RLMECH - ONLY_DECOMPOSED - RECURRENT
+    assert not {name for name in rest if unnamed(name) not in tried}
 
 
 def test_an_operation_without_a_record_is_neither_exact_nor_certified_and_moves_anything() -> None:

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import nn
 
 import rlmech as rlm
-from rlmech import attribution, circuits, edges, episodes, patching, plot, scenes
+from rlmech import attribution, circuits, edges, episodes, patching, plot, probes, scenes
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.public_names import MODULES
 from rlmech.results import storable
@@ -189,6 +189,18 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         perceptron(), vectors(), site="1.hook_out", vector=torch.ones(5), coefficients=[0.0, 1.0]
     ),
     "plot.recorded_pattern": pattern_of_a_recording,
+    "probes.concept_sensitivity": lambda: probes.concept_sensitivity(
+        perceptron(), vectors(40), concept(), reference=vectors(40), metric=rlm.metrics.action_score(0)
+    ),
+    "probes.fit_probe": lambda: angle_probe().scores,
+    "probes.is_used": lambda: probes.is_used(
+        perceptron(),
+        gym.make("CartPole-v1"),
+        angle_probe().probe(),
+        seeds=range(100, 106),
+        n_controls=2,
+        progress=False,
+    ),
     "scenes.Decision.scores": lambda: road()[1].decide(road()[0]).scores,
     "scenes.Scene.pair": lambda: road()[1].pair(remove=1),
     "scenes.scene_field": lambda: scenes.scene_field(
@@ -201,6 +213,19 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
 @functools.cache
 def found() -> rlm.edges.Circuit:
     return edges.discover_circuit(perceptron(), clean=vectors(20), corrupt=vectors(20, seed=1), n_controls=2)
+
+
+def concept() -> probes.Concept:
+    seen = vectors(40)
+    return probes.concept_direction(
+        perceptron(), positive=seen + torch.tensor([1.0, 0, 0, 0]), negative=seen, site="hook_obs"
+    )
+
+
+@functools.cache
+def angle_probe() -> probes.Probes:
+    seen = rlm.record(perceptron(), gym.make("CartPole-v1"), seeds=range(8), progress=False)
+    return probes.fit_probe(perceptron(), seen, target={"angle": lambda r: r.observations[:, 2]}, sites="1.hook_out")
 
 
 def test_every_public_function_that_returns_a_dataset_is_in_the_table():

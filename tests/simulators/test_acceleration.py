@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,13 @@ def test_a_recording_says_what_it_was_made_with_and_goes_on_with_the_other(tmp_p
     ]
     assert both[0].steps.equals(both[1].steps)
     assert both[0].vehicles.equals(both[1].vehicles)
+
+
+def test_a_changed_source_has_another_version():
+    """A build of the source before is not used then: raise SOURCE_VERSION in kernel.c and kernel.py, and this."""
+    source = Path(kernel.__file__).with_name("kernel.c").read_bytes()
+    assert f"#define SOURCE_VERSION {kernel.SOURCE_VERSION} " in source.decode()
+    assert (kernel.SOURCE_VERSION, hashlib.sha256(source).hexdigest()) == (
+        1,
+        "149686a2adb288c3858c5eacdd9dacdc2cb0202add1ad4ac0f12a46a9437a90c",
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import rlmech as rlm
 from rlmech.episodes.episode import run_episode, summary
@@ -110,3 +114,17 @@ def test_the_intersection_policy_drives_as_its_card_says() -> None:
     claimed = card.evaluations[0].drivers[POLICY]["return"]["mean"]
     error = np.std(returns) / np.sqrt(len(returns))
     assert abs(np.mean(returns) - claimed) < 4 * error
+
+
+@pytest.mark.parametrize(
+    "name", [*rlm.zoo.names(), *(step for name in rlm.zoo.names() for step in rlm.zoo.ladder(name))]
+)
+def test_the_graph_in_a_shipped_file_is_what_tracing_gives_today(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Else it would be opened with yesterday's graph: save_policy(load(file), file) writes it again."""
+    monkeypatch.setenv("RLMECH_CACHE", str(tmp_path))
+    shipped = rlm.load(f"zoo:{name}")
+    monkeypatch.setattr("rlmech.core.engine.known_graph", lambda *_: None)
+    assert shipped.stored_graph == rlm.load(f"zoo:{name}").stored_graph
+    assert json.loads(safe_open(rlm.zoo.path(name), "pt").metadata()["rlmech"])["graph"] == shipped.stored_graph

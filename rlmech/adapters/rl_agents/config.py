@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Config] = {
     "EgoAttention": {"feature_size": 64, "heads": 4, "dropout_factor": 0},
     "SelfAttention": {"feature_size": 64, "heads": 4, "dropout_factor": 0},
 }
+OLD_DUELING = "advantage.weight"
+"""A tensor of dueling networks of before 2022, whose two heads were single linear layers."""
 PARTS = (
     "embedding_layer",
     "others_embedding_layer",
@@ -225,6 +227,9 @@ def inferred(tensors: Mapping[str, Tensor], *, name: str) -> Config:
     if "advantage.predict.weight" in tensors:
         parts = ("base_module", "value", "advantage")
         return {"type": "DuelingNetwork"} | {part: {"layers": _sizes(tensors, f"{part}.")} for part in parts}
+    if OLD_DUELING in tensors:
+        base = {"layers": _sizes(tensors, "base_module.")}
+        return {"type": "DuelingNetwork", "base_module": base, "value": None, "advantage": None}
     if "conv1.weight" in tensors:
         return {"type": "ConvolutionalNetwork", "head_mlp": {"layers": _sizes(tensors, "head.")}}
     if "predict.weight" in tensors:
@@ -273,7 +278,8 @@ def model_config(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
             fix="give the agent's configuration file",
         )
     if "type" in model:
-        return completed(model)
+        plain_heads = {"value": None, "advantage": None} if OLD_DUELING in tensors else {}
+        return completed({**model, **plain_heads})
     partial = merged(inferred(tensors, name=name), model)
     for part in ("self_attention_layer", "attention_layer"):
         if part in partial and partial[part] and "heads" not in partial[part]:

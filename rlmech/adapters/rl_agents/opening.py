@@ -7,6 +7,7 @@ configuration. The networks are `rlmech.nets`', which compute what upstream's co
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,57 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlmech.adapters.environment import action_space_of, check_spec, observation_space_of, read_spec
-from rlmech.adapters.rl_agents.config import Config, find_metadata, model_config, read_config, refuse_dropout, split_run
+from rlmech.adapters.rl_agents.config import (
+    Config,
+    find_metadata,
+    inferred,
+    model_config,
+    read_config,
+    refuse_dropout,
+    split_run,
+)
 from rlmech.adapters.rl_agents.plan import RlAgentsPlan, sized
-from rlmech.adapters.safe import as_tensors, fit_weights, read_weights
+from rlmech.adapters.safe import as_tensors, fit_weights
 from rlmech.adapters.spaces import draw_observations
 from rlmech.core.policy import HookedPolicy
-from rlmech.errors import ConfigError, EnvironmentFitError
+from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.spec import PolicySpec
 
 EXAMPLES = 8
 
 
+def owns(values: Any) -> bool:
+    """Whether what a file holds are the weights of a network of rl-agents, by their names."""
+    inner = values.get("state_dict", values) if isinstance(values, Mapping) else {}
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        return False
+    try:
+        inferred(inner, name="")
+    except CheckpointError:
+        return False
+    return True
+
+
 def open_checkpoint(
     path: Path,
+    values: Any,
     *,
     config: Mapping[str, Any] | str | Path | None = None,
     env_config: Mapping[str, Any] | None = None,
     env: Any = None,
     observation_space: spaces.Space[Any] | None = None,
-    trust_pickle: bool = False,
     device: str = "cpu",
 ) -> HookedPolicy:
     """Open a checkpoint of an rl-agents DQN agent.
 
     Args:
         path: The `.tar` or `.pt` file.
+        values: What `torch.load` read of it.
         config: The agent's configuration, or a run's metadata with `agent` and `env`; without it the `metadata*.json`
             beside the file, and without that what the tensors tell.
         env_config: The environment's configuration, for names, units and the shape of observations.
         env: The environment itself, instead.
         observation_space: The observation space, where there is neither.
-        trust_pickle: Whether to unpickle whatever the file holds.
         device: Where to put the network.
 
     Raises:
@@ -53,11 +74,17 @@ def open_checkpoint(
         ConfigError: The configuration is malformed, or does not tell enough.
         EnvironmentFitError: The observations or actions are not those of the network.
     """
-    tensors = _state_dict(read_weights(path, name=path.name, trust_pickle=trust_pickle), name=path.name)
+    tensors = _state_dict(values, name=path.name)
     run = find_metadata(path) if config is None else read_config(config)
     given, of_run = (None, None) if run is None else split_run(run)
     env_config = of_run if env is None and env_config is None else env_config
     model = sized(model_config(given, tensors, name=path.name), tensors)
+    if run is None:
+        warnings.warn(
+            f"{path.name}: no configuration was given or found beside it, so ReLU is assumed; give the "
+            "agent's configuration, load(path, config='agent.json'), to be sure",
+            stacklevel=3,
+        )
     spec = read_spec(env, env_config)
     plan = RlAgentsPlan(
         model=model,

@@ -144,7 +144,8 @@ def sized(model: Config, tensors: Mapping[str, Tensor]) -> Config:
             model["out"] = model["out"] or width("output_layer.predict.weight", 0)
         case "DuelingNetwork":
             model["in"] = model["in"] or width(first("base_module."), 1)
-            model["out"] = model["out"] or width("advantage.predict.weight", 0)
+            head = "advantage.predict.weight" if model["advantage"] else "advantage.weight"
+            model["out"] = model["out"] or width(head, 0)
         case "ConvolutionalNetwork":
             model["in_channels"] = model["in_channels"] or width("conv1.weight", 1)
             model["out"] = model["out"] or width("head.predict.weight", 0)
@@ -201,8 +202,8 @@ def _dueling(model: Config, n_actions: int) -> DuelingNetwork:
     d_base = (base["layers"] or [model["in"]])[-1]
     return DuelingNetwork(
         _perceptron(base, model["in"], base["out"]),
-        _perceptron(value, d_base, 1),
-        _perceptron(advantage, d_base, n_actions),
+        _perceptron(value, d_base, 1) if value else nn.Linear(d_base, 1),
+        _perceptron(advantage, d_base, n_actions) if advantage else nn.Linear(d_base, n_actions),
     )
 
 
@@ -236,8 +237,9 @@ def _config_of(network: nn.Module) -> Config | None:
                 "output_layer": _perceptron_config(network.output_layer),
             }
         case DuelingNetwork():
-            parts = {part: _perceptron_config(getattr(network, part)) for part in ("base_module", "value", "advantage")}
-            return {"type": "DuelingNetwork"} | parts
+            parts: list[tuple[str, Any]] = [("value", network.value), ("advantage", network.advantage)]
+            heads = {part: None if isinstance(head, nn.Linear) else _perceptron_config(head) for part, head in parts}
+            return {"type": "DuelingNetwork", "base_module": _perceptron_config(network.base_module), **heads}
         case ConvolutionalNetwork():
             activation = network.activation.upper()
             return {

@@ -79,7 +79,7 @@ def _with_mask(policy: Any) -> spaces.Space[Any]:
     own = policy.observation_space
     inner = own.spaces if isinstance(own, spaces.Dict) else {OBSERVATION_KEY: own}
     dtype: Any = np.bool_
-    mask = spaces.Box(0, 1, (int(policy.action_space.n),), dtype)
+    mask = spaces.Box(0, 1, (spaces.flatdim(policy.action_space),), dtype)
     return spaces.Dict([*inner.items(), (MASK_KEY, mask)])
 
 
@@ -188,15 +188,15 @@ def kind_of_scores(policy: BasePolicy) -> OutputKind:
     Raises:
         CheckpointError: Its actions are neither one choice among several nor a vector.
     """
-    if isinstance(policy.action_space, spaces.Discrete):
-        return "logits"
+    if isinstance(policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return "logits"  # of each choice, where there are several
     if isinstance(policy.action_space, spaces.Box):
         return "mean_action"
     raise CheckpointError(
-        "The policy makes several choices at once, so its logits are not the scores of one action.",
+        "The policy's actions are neither choices nor a vector.",
         given=f"action space {policy.action_space}",
-        expected="Discrete or Box",
-        fix="wrap one choice's logits as a module of your own: HookedPolicy(module, example_obs)",
+        expected="Discrete, MultiDiscrete, MultiBinary or Box",
+        fix="wrap a module of your own that gives scores: HookedPolicy(module, example_obs)",
     )
 
 

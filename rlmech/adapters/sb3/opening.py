@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from rlmech.adapters.environment import check_spaces, check_spec, read_spec
 from rlmech.adapters.safe import fit_weights
 from rlmech.adapters.sb3.algorithms import Family, algorithm_of, plain
+from rlmech.adapters.sb3.extractor_class import extractor_class
 from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
 from rlmech.adapters.sb3.plan import SB3Plan
+from rlmech.adapters.sb3.run_folder import with_training
 from rlmech.adapters.sb3.scores import OBSERVATION_KEY, OutputKind
 from rlmech.adapters.sb3.statistics import find_statistics, read_statistics
 from rlmech.adapters.sb3.trusting import load_trusting
 from rlmech.adapters.sb3.zip_file import read_zip
 from rlmech.adapters.spaces import Observation, draw_observations
+from rlmech.core.choices import Choices
 from rlmech.core.modes import depends_on_mode
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ParityError
@@ -42,7 +45,7 @@ def open_zip(
     policy_kwargs: Mapping[str, Any] | None = None,
     env_config: Mapping[str, Any] | None = None,
     env: gym.Env[Any, Any] | None = None,
-    features_extractor_class: type[nn.Module] | None = None,
+    features_extractor_class: type[nn.Module] | str | None = None,
     observation_space: spaces.Space[Any] | None = None,
     action_space: spaces.Space[Any] | None = None,
     vecnormalize: Any = None,
@@ -56,7 +59,8 @@ def open_zip(
         policy_kwargs: Entries of `policy_kwargs` that replace those in the zip.
         env_config: The environment's configuration, for names and units.
         env: The environment itself, instead.
-        features_extractor_class: The class of the features extractor, where it is not SB3's or this package's.
+        features_extractor_class: The class of the features extractor, or its name, where it is not SB3's or this
+            package's.
         observation_space: The space, where the zip holds it only as a pickle (Dict spaces).
         action_space: Likewise.
         vecnormalize: Statistics of VecNormalize: see `statistics.find_statistics`.
@@ -79,14 +83,15 @@ def open_zip(
             env=env,
         )
         in_kwargs = (policy_kwargs or {}).get("features_extractor_class")
-        extractor = features_extractor_class or (in_kwargs if isinstance(in_kwargs, type) else None)
+        named = features_extractor_class or (in_kwargs if isinstance(in_kwargs, type) else None)
+        extractor = None if named is None else extractor_class(named)
         policy = plan.build(features_extractor_class=extractor)
         fix = "give the class of the features extractor: features_extractor_class=..., with its config={...}"
         fit_weights(policy, tensors, name=path.name, fix=fix)
     policy = policy.to(device)
     if env is not None:
         check_spaces(env, policy.observation_space, policy.action_space)
-    return wrap(policy, spec=read_spec(env, env_config), statistics=statistics)
+    return wrap(policy, spec=with_training(read_spec(env, env_config), path), statistics=statistics)
 
 
 def from_sb3(model: Any, *, env: Any = None, vecnormalize: Any = None) -> HookedPolicy:
@@ -205,7 +210,9 @@ def _check_actions(
                 own = _unscaled(policy, own) if policy.squash_output else own
                 same = torch.allclose(scores, own, rtol=1e-5, atol=1e-6)
             else:
-                same = torch.equal(scores.argmax(dim=1), own.reshape(-1))
+                choices = Choices.of_space(policy.action_space)
+                rows = scores if choices is None else choices.joined([scores])
+                same = torch.equal(rows.argmax(-1).reshape(-1), own.reshape(-1).to(torch.int64))
     finally:
         for part, training in modes.items():
             part.training = training

@@ -120,6 +120,7 @@ class SB3Plan:
             "features_extractor_class": extractor,
             "features_extractor_kwargs": copy.deepcopy(self.features_extractor_kwargs),
             "normalize_images": self.normalize_images,
+            "optimizer_class": _NoOptimizer,
         }
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():  # gSDE keeps tensors that could not be copied else
@@ -129,7 +130,6 @@ class SB3Plan:
                     *((_no_schedule,) if algorithm.has_extractor else ()),
                     net_arch=heads,
                     activation_fn=getattr(nn, self.activation_fn),
-                    optimizer_class=_NoOptimizer,
                     **(with_extractor if algorithm.has_extractor else {}),
                     **self.options,
                 )

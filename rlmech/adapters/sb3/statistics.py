@@ -161,8 +161,18 @@ def read_run_config(file: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: It is no YAML.
     """
+    read = read_yaml(file)
+    return read if {"policy", "n_timesteps"} <= set(read) else None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A mapping that RL Zoo wrote as YAML, an OrderedDict's pairs too; empty where there is none.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
     if not file.is_file():
-        return None
+        return {}
     try:
         read: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -176,7 +186,7 @@ def read_run_config(file: Path) -> dict[str, Any] | None:
         read = read[0]  # an OrderedDict is written as its pairs
     if isinstance(read, list):
         read = dict(pair for pair in read if isinstance(pair, list) and len(pair) == 2)
-    return read if isinstance(read, dict) and {"policy", "n_timesteps"} <= set(read) else None
+    return read if isinstance(read, dict) else {}
 
 
 def _normalised(config: Mapping[str, Any]) -> bool:

@@ -121,8 +121,6 @@ _add("bmm", factors=(0, 1), moves="product", role="matmul", written=Written(func
 _add("baddbmm", factors=(1, 2), added=(0,), moves="product", role="matmul", keywords=_SCALES)
 _add("einsum", factors=(1,))
 _add("mv dot vdot inner tensordot linalg_vecdot outer", factors=(0, 1))
-_add("addmv addbmm addr", factors=(1, 2), added=(0,), keywords=_SCALES)
-_add("bilinear", factors=(0, 1, 2), added=(3,))
 _add("head_result", factors=(0,), moves="heads")
 _add("head_sum", **_ALL)
 

@@ -83,7 +83,7 @@ def distinct_observations(obs: Observation) -> Distinct | None:
 
 def run_distinct(
     policy: HookedPolicy, obs: Observation, names: Names = None
-) -> tuple[Float[Tensor, "batch action"], Mapping[str, Tensor]]:
+) -> tuple[Float[Tensor, "batch *choice action"], Mapping[str, Tensor]]:
     """Scores and activations as `run_with_cache` gives them, equal where observations are; without gradients.
 
     Where something is attached to the policy every row is run: it may tell equal ones apart.

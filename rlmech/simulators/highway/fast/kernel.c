@@ -16,6 +16,9 @@
 #define ROUTE 8        /* roads of a route that are looked at */
 #define MOMENTS 11     /* of a predicted trajectory: np.arange(0.25, 3, 0.25) */
 #define EXPORT __attribute__((visibility("default")))
+#define SOURCE_VERSION 1 /* as in kernel.py; raised with every change of this file, so that no old build is used */
+
+EXPORT int64_t source_version(void) { return SOURCE_VERSION; }
 
 /* ---- numpy's inner loops, one element at a time */
 

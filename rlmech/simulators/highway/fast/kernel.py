@@ -18,8 +18,11 @@ LOOPS = (np.sin, np.cos, np.tan, np.arctan, np.arcsin, np.arctan2, np.power)
 """In the order of the kernel's enum."""
 SIZES = {"Lane": 21, "Entity": 41, "Settings": 16, "Control": 12}
 """Members of the kernel's structs, 8 bytes each; another number means that it was built from other source."""
+SOURCE_VERSION = 1
+"""Of kernel.c; a build of another one is not used."""
 N_CHECKED = 256
 NOT_BUILT = "the compiled part is not here: it was installed without a C compiler"
+OTHER_SOURCE = "the compiled part was built from another version's source: install rlmech again"
 
 
 class _UFunc(ctypes.Structure):
@@ -48,10 +51,14 @@ def kernel() -> Any:
         return NOT_BUILT
     try:
         library = _declared(ctypes.PyDLL(str(found[0])))
-    except (OSError, AttributeError) as error:
+    except AttributeError:  # a function that this version calls is not in it
+        return OTHER_SOURCE
+    except OSError as error:
         return f"the compiled part cannot be loaded: {error}"
-    if any(library.layout(place) != 8 * size for place, size in enumerate(SIZES.values())):
-        return "the compiled part was built from another version's source"
+    if library.source_version() != SOURCE_VERSION or any(
+        library.layout(place) != 8 * size for place, size in enumerate(SIZES.values())
+    ):
+        return OTHER_SOURCE
     for place, ufunc in enumerate(LOOPS):
         loop = _loop(ufunc)
         if loop is None:
@@ -64,6 +71,7 @@ def kernel() -> Any:
 def _declared(library: ctypes.PyDLL) -> ctypes.PyDLL:
     address, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "source_version": (number, ()),
         "layout": (number, (ctypes.c_int,)),
         "set_loop": (None, (ctypes.c_int, address, address)),
         "primitives": (None, (address, address, number, address)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.errors import RecordingError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
 
 
+@explain_misuse
 def moments(recording: Recording, policy: HookedPolicy) -> Observation:
     """The moments in which a policy decided, for sweeps, attributions and the like.
 

@@ -1,0 +1,74 @@
+"""What may be done, as a part of what is observed: for policies that choose among the actions that a mask leaves open.
+
+The mask is the environment's own: its method `action_masks()`, as sb3-contrib has it, or `info["action_mask"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rlmech.errors import EnvironmentFitError
+
+OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
+
+
+def with_masks(env: gym.Env, space: spaces.Space[Any] | None) -> gym.Env:
+    """An environment whose observations hold its action mask, if the policy wants one and they do not.
+
+    Args:
+        env: The environment.
+        space: The policy's observation space.
+    """
+    wants = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
+    own = env.observation_space
+    has = isinstance(own, spaces.Dict) and MASK_KEY in own.spaces
+    return MaskedObservation(env) if wants and not has else env
+
+
+class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Observations as a dict of what the environment gives and its action mask.
+
+    Args:
+        env: The environment; what it observes stands under `observation`, or under its own keys where it is a dict.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        inner = env.observation_space
+        parts = inner.spaces if isinstance(inner, spaces.Dict) else {OBSERVATION_KEY: inner}
+        dtype: Any = np.bool_
+        mask = spaces.Box(0, 1, (spaces.flatdim(env.action_space),), dtype)
+        self.observation_space = spaces.Dict([*parts.items(), (MASK_KEY, mask)])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with_mask(observation, info), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Act."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_mask(observation, info), reward, terminated, truncated, info
+
+    def _with_mask(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        mask = info.get(MASK_KEY)
+        if mask is None:
+            try:
+                mask = self.get_wrapper_attr("action_masks")()
+            except AttributeError as error:
+                raise EnvironmentFitError(
+                    "The policy chooses among the actions that a mask leaves open, and the environment gives none.",
+                    given=f"{type(self.unwrapped).__name__} without action_masks() and without info['action_mask']",
+                    expected="one of the two",
+                    fix="give the environment that the policy was trained in, with a method action_masks() "
+                    "that returns a boolean for each action",
+                ) from error
+        flat = np.asarray(np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else mask)
+        parts = observation if isinstance(observation, Mapping) else {OBSERVATION_KEY: observation}
+        return {**parts, MASK_KEY: flat.reshape(-1).astype(np.bool_)}
