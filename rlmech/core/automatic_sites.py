@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy

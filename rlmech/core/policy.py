@@ -25,10 +25,9 @@ from rlmech.core.attention import AttentionBlocks
 from rlmech.core.automatic_sites import automatic_sites
 from rlmech.core.cache import ActivationCache
 from rlmech.core.eager import EagerEngine
-from rlmech.core.edit import Edit, Site, check_edits
+from rlmech.core.edit import Edit, check_edits
 from rlmech.core.engine import Engine, EngineName, GraphEngine
 from rlmech.core.example import format_of
-from rlmech.core.graph import NotTraceable
 from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
@@ -50,9 +49,11 @@ from rlmech.core.parity import (
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.recent import Recent
 from rlmech.core.sequences import run_sequence
+from rlmech.core.site import Site
 from rlmech.core.state import State, StateForm
 from rlmech.core.stateful import Sequence as Sequential
 from rlmech.core.stateful import StatefulFormat, scored_step, state_form
+from rlmech.core.tracing import NotTraceable
 from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
 from rlmech.errors import ConfigError, EngineError, ParityError, StateError
 from rlmech.habits import OF_POLICY, unknown_name

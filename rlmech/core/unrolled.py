@@ -19,12 +19,12 @@ import torch
 
 from rlmech.axes import Axis
 from rlmech.core.attention import AttentionBlocks
-from rlmech.core.edit import Site
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Alternative, Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.program import Address
+from rlmech.core.site import Site
 from rlmech.core.stateful import Sequence, StatefulFormat
 from rlmech.errors import SiteError
 

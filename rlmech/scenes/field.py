@@ -18,8 +18,8 @@ import xarray as xr
 from jaxtyping import Float
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.masked import is_masked
+from rlmech.core.site import Site
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.probe import (

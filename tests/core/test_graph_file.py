@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import rlmech as rlm
 from rlmech.core import engine, graph_file
 from rlmech.core.engine import GraphEngine
-from rlmech.core.graph import Graph, trace
+from rlmech.core.graph import Graph
+from rlmech.core.tracing import trace
 from rlmech.nets import EgoAttentionNetwork
 
 

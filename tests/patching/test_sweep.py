@@ -238,7 +238,7 @@ def test_the_eager_engine_gives_the_same(monkeypatch):
     clean, corrupt = rand(N_PAIRS, 4, seed=1).double(), rand(N_PAIRS, 4, seed=2).double()
     graph = rlm.activation_patching(rlm.HookedPolicy(net, clean), clean=clean, corrupt=corrupt)
     from rlmech.core import engine
-    from rlmech.core.graph import NotTraceable
+    from rlmech.core.tracing import NotTraceable
 
     def refuse(*_):
         raise NotTraceable("a test")
