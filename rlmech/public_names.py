@@ -48,7 +48,6 @@ PUBLIC: dict[str, str] = {
 
 MODULES: tuple[str, ...] = (
     "attribution",
-    "certify",
     "circuits",
     "edges",
     "episodes",
