@@ -1,7 +1,7 @@
 """Scenes: the simulator at one moment, edited, observed, decided in and driven on from.
 
 Capture: `Scene.capture` copies an environment as it is; `Scene.replay` the moment after some actions of an episode.
-Edit: a scene's methods (`remove`, `add`, `move`, `brake`, ...) each return a new scene; a `SceneEdit` says what was
+Edit: a scene's methods (`remove`, `add`, `move`, ..., as its simulator has them) each return a new scene; a `SceneEdit` says what was
 done and whether the simulator could come to that state.
 Ask: `smallest_change` finds the least change that makes the policy act otherwise; `scene_field` measures
 the policy over a plane of states.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rlmech.scenes.flip_search import smallest_change
     from rlmech.scenes.rolling import Roll
     from rlmech.scenes.scene import Decision, Scene
-    from rlmech.simulators.highway.staging.editable import SceneEdit
+    from rlmech.simulators.staging import SceneEdit
 
 _MODULE_OF = {
     "Decision": "rlmech.scenes.scene",
     "Roll": "rlmech.scenes.rolling",
     "Scene": "rlmech.scenes.scene",
-    "SceneEdit": "rlmech.simulators.highway.staging.editable",
+    "SceneEdit": "rlmech.simulators.staging",
     "scene_field": "rlmech.scenes.field",
     "smallest_change": "rlmech.scenes.flip_search",
 }

@@ -1,6 +1,6 @@
-"""Fields: what a policy does, or computes, over a grid of states of one vehicle, before and after an edit.
+"""Fields: what a policy does, or computes, over states of one entity, before and after an edit.
 
-Each cell is the scene with one vehicle in another state, observed in the simulator; the forward passes are batched.
+Each cell is the scene with one entity in another state, observed in the simulator; the forward passes are batched.
 Exact at the cells, silent between them. Cost: about a millisecond a cell, and one batch of forward passes.
 """
 
@@ -24,7 +24,6 @@ from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.probe import (
     CHUNK,
-    UNITS,
     Look,
     Probe,
     RowOrder,
@@ -35,8 +34,8 @@ from rlmech.scenes.probe import (
     check_values,
     scores_of,
 )
+from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import check_fit
-from rlmech.simulators.highway.staging.editable import Named
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -53,6 +52,7 @@ class _Plan:
     measure: Measure
     toward: int | None
     names: list[str]
+    entity: str
 
     @property
     def title(self) -> str:
@@ -60,7 +60,7 @@ class _Plan:
             return "action"
         if isinstance(self.measure, Site):
             where = ", ".join(f"{axis} {choice}" for axis, choice in self.measure.selection)
-            to = f" to vehicle {self.toward}" if self.toward is not None else ""
+            to = f" to {self.entity} {self.toward}" if self.toward is not None else ""
             return f"{self.measure.name}{f' ({where})' if where else ''}{to}"
         return f"{self.measure[0]} - {self.measure[1]}"
 
@@ -71,21 +71,24 @@ def scene_field(
     scene: Scene,
     *,
     over: Mapping[str, Sequence[float] | np.ndarray],
-    vehicle: Named = "ego",
+    vehicle: int | str | None = None,
+    object: int | str | None = None,
     measure: Measure = "action",
     toward: int | None = None,
     edited: Scene | None = None,
     rows: RowOrder = "own",
     edits: Sequence[Edit] = (),
 ) -> xr.Dataset:
-    """Measure a policy over two quantities of one vehicle's state.
+    """Measure a policy over two quantities of the state of one vehicle, or of one object of a grid.
 
     Args:
         policy: The policy.
         scene: The scene around which the vehicle is varied.
-        over: Two quantities with increasing values: `along` and `sideways` in m from where the vehicle is, `x` and `y`
-            in m, `speed` in m/s, `heading` in rad; the first runs down the rows, the second across.
-        vehicle: Which, by number or "ego".
+        over: Two quantities with increasing values: on a road `along` and `sideways` in m from where the vehicle is,
+            `x` and `y` in m, `speed` in m/s, `heading` in rad; in a grid the cell's `x` and `y`, and of the agent its
+            `direction` in quarter turns from right; the first runs down the rows, the second across.
+        vehicle: On a road, which, by number or "ego", who is the default.
+        object: In a grid, which, by number or "agent", which is the default.
         measure: `"action"`; two actions, for the gap of their scores, the first less the second; or a `Site`, for the
             mean of what it selects, e.g. `Site("attention_layer.hook_pattern", head=2, query=0)`.
         toward: With a `Site` that has keys or entities, the number of the vehicle whose row is read, cell by cell.
@@ -95,10 +98,10 @@ def scene_field(
 
     Returns:
         Dimensions `condition` (`before`, and `after` where there is an edited scene) and the two quantities. `value`
-        of the measure (an action's number; NaN where `toward` is not in the observation); `action`, the best action's
-        number; `reachable`. With an edited scene `difference`, after less before; of actions 1 where they differ.
-        In the attributes: of `action` the actions' names as JSON, of each quantity `here`, the vehicle's own state,
-        and of the dataset what was measured.
+        of the measure (an action's number; NaN where `toward` is not in the observation, or there is no such state);
+        `action`, the best action's number, -1 where there is no such state; `reachable`. With an edited scene
+        `difference`, after less before; of actions 1 where they differ. In the attributes: of `action` the actions'
+        names as JSON, of each quantity `here`, the entity's own state, and of the dataset what was measured.
 
     Raises:
         SceneError: No such vehicle or quantity, values that are no grid, a measure that does not fit, no road.
@@ -114,17 +117,20 @@ def scene_field(
         ('condition', 'speed', 'along')
     """
     check_fit(policy, scene.stage.env)
-    check_quantities(list(over), list(UNITS))
+    entity = simulator_of(scene.stage.env).entity
+    whom = _whom(scene, entity, {"vehicle": vehicle, "object": object})
+    known = scene.staging.quantities
+    check_quantities(list(over), list(known))
     axes = check_values(over)
-    _check_axes(axes)
-    plan = _plan(policy, scene, measure, toward)
+    _check_axes(scene, axes)
+    plan = _plan(policy, scene, measure, toward, entity)
     scenes = {"before": scene} | ({} if edited is None else {"after": edited})
     shape = (len(scenes), *(values.size for values in axes.values()))
     values, actions = np.zeros((2, len(scenes), shape[1] * shape[2]))
     reachable = np.zeros(values.shape, dtype=bool)
     with policy.edited(edits):
         for place, one in enumerate(scenes.values()):
-            probe, number = Probe(one, rows=rows), one.number(vehicle)
+            probe, number = Probe(one, rows=rows), one.number(whom)
             cells = [dict(zip(axes, cell, strict=True)) for cell in itertools.product(*axes.values())]
             looks = [probe.look(number, cell, judge=True) for cell in cells]
             values[place], actions[place] = _measured(policy, looks, plan)
@@ -138,20 +144,20 @@ def scene_field(
     if edited is not None:
         apart = (actions[1] != actions[0]).astype(float) if measure == "action" else values[1] - values[0]
         data["difference"] = (dims[1:], apart.reshape(shape[1:]), {"long_name": f"{plan.title}: after less before"})
-    here = Probe(scene).state(scene.number(vehicle))
+    here = _here(Probe(scene), scene.number(whom), axes)
     return storable(
         xr.Dataset(
             data,
             coords={"condition": list(scenes)}
             | {
-                name: (name, one, {"units": UNITS[name], "long_name": _NAMES[name], "here": here[name]})
+                name: (name, one, {"units": known[name].unit, "long_name": known[name].meaning, "here": here[name]})
                 for name, one in axes.items()
             },
         ),
         {
             "measure": plan.title,
             "kind": "action" if measure == "action" else "site" if isinstance(measure, Site) else "gap",
-            "vehicle": scene.number(vehicle),
+            entity: scene.number(whom),
             "rows": rows,
             "before": scene.describe(),
             "after": "" if edited is None else edited.describe(),
@@ -161,28 +167,46 @@ def scene_field(
     )
 
 
-_NAMES = {
-    "along": "metres further on its way",
-    "sideways": "metres to the right",
-    "x": "x",
-    "y": "y",
-    "speed": "speed",
-    "heading": "heading",
-}
+def _whom(scene: Scene, entity: str, given: Mapping[str, int | str | None]) -> int | str:
+    """Who is varied, by the simulator's own word; the agent by default."""
+    wrong = [word for word, value in given.items() if value is not None and word != entity]
+    if wrong:
+        raise SceneError(
+            f"There are no {wrong[0]}s in this environment.",
+            given=f"{wrong[0]}={given[wrong[0]]!r}",
+            expected=f"{entity}=..." if entity in given else "an environment whose state is known",
+            fix="scene.entities shows who is there",
+        )
+    named = given.get(entity)
+    return scene.staging.agent if named is None else named
 
 
-def _check_axes(axes: Mapping[str, np.ndarray]) -> None:
-    ways = [{"along", "sideways"} & set(axes), {"x", "y"} & set(axes)]
-    if len(axes) != 2 or all(ways):
+def _here(probe: Probe, number: int, axes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """An entity's own quantities, of which it needs those that are varied."""
+    state = probe.state(number)
+    if missing := [name for name in axes if name not in state]:
+        raise SceneError(
+            f"It has no quantity {missing[0]!r} to vary.",
+            given=f"number {number}",
+            expected=f"some of {list(state)}",
+            fix="vary another, or another entity: scene.entities shows them",
+        )
+    return state
+
+
+def _check_axes(scene: Scene, axes: Mapping[str, np.ndarray]) -> None:
+    fixed = [bool(quantities & set(axes)) for quantities in scene.staging.apart]
+    if len(axes) != 2 or sum(fixed) > 1:
+        pair = " and ".join(list(scene.staging.quantities)[:2])
         raise SceneError(
             "A field runs over two quantities that do not fix the same thing.",
             given=list(axes),
-            expected="two, e.g. along and speed, or x and y",
-            fix="leave the others as they are: move the vehicle first, with scene.move",
+            expected=f"two, e.g. {pair}",
+            fix="leave the others as they are: move it first, with scene.move",
         )
 
 
-def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | None) -> _Plan:
+def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | None, entity: str) -> _Plan:
     names = action_names(policy, scene)
     check_discrete(policy)
     if isinstance(measure, Site):
@@ -191,7 +215,7 @@ def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | No
         free = [axis for axis in ("key", "entity") if axis in point.axes and axis not in dict(measure.selection)]
         if toward is not None and not free:
             raise SceneError(
-                "This site does not say what is computed of another vehicle.",
+                f"This site does not say what is computed of another {entity}.",
                 given=f"toward={toward}, {measure!r} with axes {' '.join(point.axes)}",
                 expected="a site with an axis key or entity that is not selected",
                 fix="leave toward out, or name e.g. a hook_pattern",
@@ -207,18 +231,28 @@ def _plan(policy: HookedPolicy, scene: Scene, measure: Measure, toward: int | No
         )
     elif toward is not None:
         raise SceneError(
-            "An action is not toward a vehicle.",
+            f"An action is not toward a {entity}.",
             given=f"toward={toward}",
             expected="None",
             fix="give a Site as measure",
         )
-    return _Plan(measure=measure, toward=toward, names=names)
+    return _Plan(measure=measure, toward=toward, names=names, entity=entity)
 
 
 def _measured(
     policy: HookedPolicy, looks: Sequence[Look], plan: _Plan
 ) -> tuple[Float[np.ndarray, pair], Float[np.ndarray, pair]]:
-    """The measure, and the best action's number, of every cell."""
+    """The measure, and the best action's number, of every cell; NaN and -1 where there is no such state."""
+    there = [place for place, look in enumerate(looks) if look.observation is not None]
+    values, actions = np.full(len(looks), np.nan), np.full(len(looks), -1.0)
+    if there:
+        values[there], actions[there] = _measured_there(policy, [looks[place] for place in there], plan)
+    return values, actions
+
+
+def _measured_there(
+    policy: HookedPolicy, looks: Sequence[Look], plan: _Plan
+) -> tuple[Float[np.ndarray, pair], Float[np.ndarray, pair]]:
     observations = [look.observation for look in looks]
     scores = scores_of(policy, observations)
     actions = scores.argmax(-1).astype(float)

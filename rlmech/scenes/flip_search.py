@@ -1,6 +1,6 @@
-"""The smallest change of a vehicle's state that makes the policy act otherwise, found in the simulator.
+"""The smallest change of an entity's state that makes the policy act otherwise, found in the simulator.
 
-min |d| such that argmax of the scores at state + d differs from that at the state, for each vehicle and quantity and
+min |d| such that argmax of the scores at state + d differs from that at the state, for each entity and quantity and
 both signs: the first crossing of a coarse grid, then bisection. Scores are not monotone in d: two flips within one
 grid step are missed, so a smaller change may exist below the step, none above it. Cost: a second for six vehicles.
 """
@@ -20,33 +20,30 @@ from rlmech.arguments import explain_misuse
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.probe import (
-    UNITS,
     Probe,
     RowOrder,
     action_names,
     actions_of,
     check_quantities,
 )
+from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import check_fit
 from rlmech.simulators.highway.staging.changes import check_numbers
-from rlmech.simulators.highway.staging.editable import Named
+from rlmech.simulators.staging import Staging
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
     from rlmech.scenes.scene import Scene
 
-QUANTITIES = ("along", "sideways", "speed", "heading")
-RANGES = {"along": 30.0, "sideways": 4.0, "speed": 10.0, "heading": 0.5}
-TOLERANCES = {"along": 0.01, "sideways": 0.01, "speed": 0.01, "heading": 0.001}
 SIGNS = {"less": -1.0, "more": 1.0}
 
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """One vehicle, quantity and sign: the change that keeps the action, and the one that flips it."""
+    """One entity, quantity and sign: the change that keeps the action, and the one that flips it."""
 
-    vehicle: int
+    entity: int
     quantity: str
     sign: str
     here: float
@@ -63,33 +60,37 @@ def smallest_change(
     policy: HookedPolicy,
     scene: Scene,
     *,
-    vehicles: Sequence[Named] | None = None,
-    quantities: Sequence[str] = QUANTITIES,
+    vehicles: Sequence[int | str] | None = None,
+    objects: Sequence[int | str] | None = None,
+    quantities: Sequence[str] | None = None,
     ranges: Mapping[str, float] | None = None,
     tolerances: Mapping[str, float] | None = None,
     n_grid: int = 24,
     rows: RowOrder = "own",
     edits: Sequence[Edit] = (),
 ) -> xr.Dataset:
-    """Find the smallest change of each vehicle's state that flips the policy's action.
+    """Find the smallest change of each entity's state that flips the policy's action.
 
     Args:
         policy: A policy with discrete actions.
         scene: Where it decides.
-        vehicles: Numbers; by default all that are in the observation, the ego among them.
-        quantities: `along` (metres on its way), `sideways` (metres to the right), `speed`, `heading`.
-        ranges: By quantity the largest change tried, in m, m/s or rad; by default 30 m, 4 m, 10 m/s, 0.5 rad.
-        tolerances: By quantity how near the flip is found; by default 0.01 m, 0.01 m/s, 0.001 rad.
-        n_grid: Steps of the grid on each side.
+        vehicles: On a road, numbers; by default all that are in the observation, the ego among them.
+        objects: In a grid, numbers; by default all that are there, the agent among them.
+        quantities: On a road `along` (metres on its way), `sideways` (metres to the right), `speed`, `heading`; in a
+            grid `x`, `y` (cells) and of the agent `direction` (quarter turns). All by default.
+        ranges: By quantity the largest change tried; by default 30 m, 4 m, 10 m/s, 0.5 rad, and in a grid 32 cells, 2
+            quarter turns.
+        tolerances: By quantity how near the flip is found; by default 0.01 m, 0.01 m/s, 0.001 rad, and whole cells.
+        n_grid: Steps of the grid on each side; whole numbers are tried one by one.
         rows: `own`: what the environment would show, sorted anew, where passing another vehicle can flip the action
             by the order alone. `aligned`: every vehicle stays in its row.
         edits: Edits of the policy's activations.
 
     Returns:
-        Dimensions `vehicle`, `quantity` and `direction` (`less`, `more`). `change`: signed, in the coordinate `unit`;
-        it flips the action, NaN where nothing in range does. `keeps`: the change at most a tolerance smaller that does
-        not. `action`: what it flips to, empty for nothing. `reachable` and `reasons` of the changed state. `smallest`,
-        over `vehicle` and `quantity`: the smaller of both directions.
+        Dimensions `vehicle` (in a grid `object`), `quantity` and `direction` (`less`, `more`). `change`: signed, in
+        the coordinate `unit`; it flips the action, NaN where nothing in range does. `keeps`: the largest change tried
+        below it that does not, at most a tolerance smaller. `action`: what it flips to, empty for nothing. `reachable`
+        and `reasons` of the changed state. `smallest`, over `vehicle` and `quantity`: the smaller of both directions.
 
     Raises:
         SceneError: No such vehicle or quantity, a range that is none, continuous actions, no road.
@@ -105,36 +106,71 @@ def smallest_change(
         {'vehicle': 2, 'quantity': 1, 'direction': 2}
     """
     check_fit(policy, scene.stage.env)
-    limits, near = _settings(quantities, ranges, tolerances, n_grid)
+    entity = simulator_of(scene.stage.env).entity
+    known = scene.staging.quantities
+    searched = list(scene.staging.searched if quantities is None else quantities)
+    settings = _settings(scene.staging, searched, ranges, tolerances, n_grid)
     probe = Probe(scene, rows=rows)
-    numbers = (
-        [scene.number(one) for one in vehicles] if vehicles is not None else list(scene.rows or scene.stage.numbers)
-    )
-    numbers = sorted(dict.fromkeys(numbers))
+    numbers = _numbers(scene, entity, {"vehicle": vehicles, "object": objects})
+    states = {number: probe.state(number) for number in numbers}
     searches = [
-        _Search(vehicle=number, quantity=quantity, sign=sign, here=probe.state(number)[quantity])
-        for number, quantity, sign in itertools.product(numbers, quantities, SIGNS)
+        _Search(entity=number, quantity=quantity, sign=sign, here=states[number].get(quantity, np.nan))
+        for number, quantity, sign in itertools.product(numbers, searched, SIGNS)
     ]
     with policy.edited(edits):
         base = int(actions_of(policy, [scene.observed_in(_rows(scene, probe, rows))])[0])
-        _scan(policy, probe, searches, base, limits, n_grid)
-        _bisect(policy, probe, [search for search in searches if np.isfinite(search.flips)], base, near)
-    result = _dataset(probe, searches, numbers, list(quantities), action_names(policy, scene))
+        _scan(policy, probe, [one for one in searches if np.isfinite(one.here)], base, settings)
+        wide = [one for one in searches if np.isfinite(one.flips) and not known[one.quantity].whole]
+        _bisect(policy, probe, wide, base, settings)
     names = action_names(policy, scene)
+    result = _dataset(probe, searches, {entity: numbers, "quantity": searched}, names)
+    units = {name: known[name].unit for name in searched}
     return storable(
-        result,
+        result.assign_coords(unit=("quantity", list(units.values()))),
         {
             "action": names[base],
             "rows": rows,
-            "method": "first crossing of a grid, then bisection",
-            "grid_step": ", ".join(f"{name} {limits[name] / n_grid:.4g} {UNITS[name]}" for name in quantities),
-            "tolerance": ", ".join(f"{name} {near[name]:.4g} {UNITS[name]}" for name in quantities),
-            "range": ", ".join(f"{name} {limits[name]:.4g} {UNITS[name]}" for name in quantities),
+            "method": "first crossing of a grid, then bisection; whole numbers one by one",
+            "grid_step": ", ".join(f"{name} {settings[name].step:.4g} {units[name]}".rstrip() for name in searched),
+            "tolerance": ", ".join(f"{name} {settings[name].near:.4g} {units[name]}".rstrip() for name in searched),
+            "range": ", ".join(f"{name} {settings[name].limit:.4g} {units[name]}".rstrip() for name in searched),
             "scene": scene.describe(),
             "policy": policy.fingerprint,
             "rlmech": version("rlmech"),
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """How a quantity is searched: the largest change, how near the flip is found, and how many steps lead there."""
+
+    limit: float
+    near: float
+    n_steps: int
+
+    @property
+    def step(self) -> float:
+        return self.limit / self.n_steps
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.limit * np.arange(1, self.n_steps + 1) / self.n_steps
+
+
+def _numbers(scene: Scene, entity: str, given: Mapping[str, Sequence[int | str] | None]) -> list[int]:
+    """The numbers of who is searched, by the simulator's own word."""
+    wrong = [word for word, named in given.items() if named is not None and word != entity]
+    if wrong:
+        raise SceneError(
+            f"There are no {wrong[0]}s in this environment.",
+            given=f"{wrong[0]}s={given[wrong[0]]!r}",
+            expected=f"{entity}s=[...]" if entity in given else "an environment whose state is known",
+            fix="scene.entities shows who is there",
+        )
+    named = given.get(entity)
+    numbers = list(scene.rows or scene.stage.numbers) if named is None else [scene.number(one) for one in named]
+    return sorted(dict.fromkeys(numbers))
 
 
 def _rows(scene: Scene, probe: Probe, order: RowOrder) -> Mapping[int, int]:
@@ -145,16 +181,21 @@ def _rows(scene: Scene, probe: Probe, order: RowOrder) -> Mapping[int, int]:
 
 
 def _settings(
+    staging: Staging,
     quantities: Sequence[str],
     ranges: Mapping[str, float] | None,
     tolerances: Mapping[str, float] | None,
     n_grid: int,
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> dict[str, _Setting]:
     for names in (quantities, ranges or (), tolerances or ()):
-        check_quantities(list(names), QUANTITIES)
-    limits, near = RANGES | dict(ranges or {}), TOLERANCES | dict(tolerances or {})
+        check_quantities(list(names), staging.searched)
+    known = {name: staging.quantities[name] for name in staging.searched}
+    limits = {name: one.reach for name, one in known.items()} | dict(ranges or {})
+    near = {name: one.tolerance for name, one in known.items()} | dict(tolerances or {})
     check_numbers(**limits)
-    wrong = [name for name in quantities if not 0 < near[name] < limits[name]]
+    wrong = [
+        name for name in quantities if not 0 < near[name] < limits[name] + (1 if known[name].whole else 0)
+    ]  # of whole numbers the range may be a single step
     if wrong or n_grid < 1 or not quantities:
         raise SceneError(
             "There is nothing to search, or no room to.",
@@ -162,29 +203,38 @@ def _settings(
             expected="0 < tolerance < range for each quantity, and a step of the grid",
             fix=f"give {wrong[0]} a larger range or a smaller tolerance" if wrong else "name a quantity; n_grid=24",
         )
-    return limits, near
+    return {
+        name: _Setting(limits[name], near[name], int(limits[name]) if one.whole else n_grid)
+        for name, one in known.items()
+    }
 
 
 def _scan(
-    policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, limits: Mapping[str, float], n_grid: int
+    policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, settings: Mapping[str, _Setting]
 ) -> None:
-    """Bracket the first flip of each search between two steps of the grid."""
-    steps = np.arange(1, n_grid + 1) / n_grid
-    looks = [probe.look(one.vehicle, one.changes(limits[one.quantity] * step)) for one in searches for step in steps]
-    actions = actions_of(policy, [look.observation for look in looks]).reshape(len(searches), n_grid)
-    for one, found in zip(searches, actions, strict=True):
-        flipped = np.flatnonzero(found != base)
-        if flipped.size:
-            first = int(flipped[0])
-            one.keeps = limits[one.quantity] * (steps[first - 1] if first else 0.0)
-            one.flips, one.action = limits[one.quantity] * steps[first], int(found[first])
+    """Bracket the first flip of each search between two steps of the grid; states that cannot be are passed over."""
+    tried = [(one, size) for one in searches for size in settings[one.quantity].sizes]
+    looks = [probe.look(one.entity, one.changes(size)) for one, size in tried]
+    there = [place for place, look in enumerate(looks) if look.observation is not None]
+    actions = np.full(len(tried), base)
+    if there:
+        actions[there] = actions_of(policy, [looks[place].observation for place in there])
+    for (one, size), look, action in zip(tried, looks, actions, strict=True):
+        if np.isfinite(one.flips) or look.observation is None:
+            continue
+        if action == base:
+            one.keeps = float(size)
+        else:
+            one.flips, one.action = float(size), int(action)
 
 
-def _bisect(policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, near: Mapping[str, float]) -> None:
+def _bisect(
+    policy: HookedPolicy, probe: Probe, searches: list[_Search], base: int, settings: Mapping[str, _Setting]
+) -> None:
     """Halve all brackets together until each is as narrow as its tolerance."""
-    while wide := [one for one in searches if one.flips - one.keeps > near[one.quantity]]:
+    while wide := [one for one in searches if one.flips - one.keeps > settings[one.quantity].near]:
         middles = [(one.keeps + one.flips) / 2 for one in wide]
-        looks = [probe.look(one.vehicle, one.changes(middle)) for one, middle in zip(wide, middles, strict=True)]
+        looks = [probe.look(one.entity, one.changes(middle)) for one, middle in zip(wide, middles, strict=True)]
         actions = actions_of(policy, [look.observation for look in looks])
         for one, middle, action in zip(wide, middles, actions, strict=True):
             if action == base:
@@ -193,18 +243,20 @@ def _bisect(policy: HookedPolicy, probe: Probe, searches: list[_Search], base: i
                 one.flips, one.action = middle, int(action)
 
 
-def _dataset(
-    probe: Probe, searches: list[_Search], numbers: list[int], quantities: list[str], names: list[str]
-) -> xr.Dataset:
-    shape = (len(numbers), len(quantities), len(SIGNS))
+def _dataset(probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[Any]], names: list[str]) -> xr.Dataset:
+    shape = (*(len(one) for one in over.values()), len(SIGNS))
     found = [bool(np.isfinite(one.flips)) for one in searches]
     reasons = [
-        "; ".join(probe.look(one.vehicle, one.changes(one.flips), judge=True).reasons) if flips else "no flip in range"
+        "; ".join(probe.look(one.entity, one.changes(one.flips), judge=True).reasons)
+        if flips
+        else "no flip in range"
+        if np.isfinite(one.here)
+        else "it has no such quantity"
         for one, flips in zip(searches, found, strict=True)
     ]
     change = np.array([SIGNS[one.sign] * one.flips for one in searches]).reshape(shape)
     keeps = np.array([SIGNS[one.sign] * one.keeps if np.isfinite(one.flips) else np.nan for one in searches])
-    dims = ("vehicle", "quantity", "direction")
+    dims = (*over, "direction")
     less, more = np.moveaxis(np.where(np.isnan(change), np.inf, np.abs(change)), -1, 0)
     smallest = np.where(less < more, change[..., 0], change[..., 1])
     data: dict[str, Any] = {
@@ -215,12 +267,4 @@ def _dataset(
         "reasons": (dims, np.array(reasons).reshape(shape)),
         "smallest": (dims[:2], smallest, {"long_name": "smaller of the two directions"}),
     }
-    return xr.Dataset(
-        data,
-        coords={
-            "vehicle": numbers,
-            "quantity": quantities,
-            "direction": list(SIGNS),
-            "unit": ("quantity", [UNITS[name] for name in quantities]),
-        },
-    )
+    return xr.Dataset(data, coords={**{name: list(one) for name, one in over.items()}, "direction": list(SIGNS)})

@@ -13,7 +13,7 @@ import xarray as xr
 
 from rlmech.errors import SceneError
 from rlmech.results import storable
-from rlmech.simulators.highway.staging.rows import n_rows
+from rlmech.simulators.highway.staging.road import ROAD
 
 if TYPE_CHECKING:
     from rlmech.scenes.scene import Scene
@@ -23,7 +23,7 @@ def aligned_rows(scene: Scene, base: Scene | None = None) -> dict[int, int]:
     """The rows that vehicles keep from a base scene, or from the capture; who was added takes the first free one."""
     kept = scene.base_rows if base is None else base.stage.in_sight
     rows = {number: kept.get(number, -1) for number in scene.stage.in_sight}
-    free = iter(sorted(set(range(n_rows(scene.stage))) - set(kept.values())))
+    free = iter(sorted(set(range(scene.staging.n_rows(scene.stage))) - set(kept.values())))
     for number in rows:
         if number not in kept and scene.stage.in_sight[number] >= 0:
             rows[number] = next(free, -1)
@@ -48,12 +48,12 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
     rowed = bool(clean.base_rows)
     rows = aligned_rows(corrupt, clean) if rowed else {}
     aligned = np.asarray(corrupt.observed_in(rows)) if rowed else own
-    standing = np.full(n_rows(clean.stage) if rowed else 0, -1)
+    standing = np.full(clean.staging.n_rows(clean.stage) if rowed else 0, -1)
     for number, row in [*rows.items(), *clean.rows.items()]:
         if row >= 0:
             standing[row] = number
     hidden = sum(rows.get(number, -1) < 0 for number in corrupt.rows)
-    axes = _axes(clean, seen)
+    axes, is_road = _axes(clean, seen), clean.staging is ROAD
     edits = corrupt.edits[len(clean.edits) :]
     return storable(
         xr.Dataset(
@@ -61,7 +61,7 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
                 "clean": (("pair", *axes), seen[None]),
                 "corrupt": (("pair", *axes), aligned[None]),
                 "own": (("pair", *axes), own[None]),
-                "vehicle": (("pair", "entity"), standing[None]),
+                **({"vehicle": (("pair", "entity"), standing[None])} if is_road else {}),
                 "hidden": ("pair", [hidden]),
                 "in_order": ("pair", [bool(np.array_equal(aligned, own))]),
                 "reachable": ("pair", [all(edit.reachable for edit in edits)]),
@@ -69,17 +69,20 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
             },
             coords={axis: names for axis, names in _names(clean, axes).items() if rowed or axis != "entity"},
         ),
-        {"rows": "kept from clean" if rowed else "not vehicles", "env": clean.spec.env_id or ""},
+        {"rows": "kept from clean" if rowed else "not entities", "env": clean.spec.env_id or ""},
     )
 
 
 def _axes(scene: Scene, seen: np.ndarray) -> tuple[str, ...]:
     if scene.base_rows and seen.ndim == 2:
         return ("entity", "feature")
+    known = [axis for axis in ("height", "width", "channel") if scene.spec.labels.get(axis)]
+    if tuple(len(scene.spec.labels[axis]) for axis in known) == seen.shape:
+        return tuple(known)
     return ("feature",) if seen.ndim == 1 else tuple(f"axis_{axis}" for axis in range(seen.ndim))
 
 
 def _names(scene: Scene, axes: tuple[str, ...]) -> dict[str, list[str]]:
-    if axes != ("entity", "feature"):
+    if axes != ("entity", "feature") and not set(axes) <= set(scene.spec.labels):
         return {}
     return {axis: list(scene.spec.names(axis)) for axis in axes}

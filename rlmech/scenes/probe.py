@@ -1,13 +1,12 @@
-"""Many states of one vehicle in a scene, observed one after the other in one scratch copy, decided in one batch.
+"""Many states of one entity in a scene, observed one after the other in one scratch copy, decided in one batch.
 
 A state is set, observed and undone: no copy for each, so a state costs a fraction of a millisecond where rows are
-vehicles (fourteen milliseconds for other observations).
+vehicles, and in grids (fourteen milliseconds for a road's other observations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +16,13 @@ from jaxtyping import Float, Int
 
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.pair import aligned_rows
-from rlmech.simulators.highway.staging.changes import check_numbers, drive, place
-from rlmech.simulators.highway.staging.reachable import obstructions
-from rlmech.simulators.highway.staging.rows import has_rows, own_rows
+from rlmech.simulators.highway.staging.changes import check_numbers
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
     from rlmech.scenes.scene import Scene
 
 RowOrder = Literal["own", "aligned"]
-UNITS = {"along": "m", "sideways": "m", "x": "m", "y": "m", "speed": "m/s", "heading": "rad"}
 CHUNK = 1024
 
 
@@ -35,8 +31,8 @@ class Look:
     """One state, as the policy would see it.
 
     Attributes:
-        observation: What it sees.
-        rows: Row by vehicle number, where rows are vehicles.
+        observation: What it sees; None where the simulator cannot be in the state at all.
+        rows: Row by an entity's number, where rows are entities.
         reasons: What speaks against the state; empty where it was not asked, or nothing does.
     """
 
@@ -58,49 +54,35 @@ class Probe:
             raise SceneError(
                 "There is no such order of rows.", given=repr(rows), expected="'own' or 'aligned'", fix="name one"
             )
-        stage = scene.stage.fork()
-        stage.road  # noqa: B018  # raises where there is none
-        self._scene, self._stage = replace(scene, stage=stage), stage
-        self._rowed = has_rows(stage)
+        stage, staging = scene.stage.fork(), scene.staging
+        staging.check_editable(stage)
+        self._scene, self._stage, self._staging = replace(scene, stage=stage), stage, staging
+        self._rowed = staging.has_rows(stage)
         self._fixed = aligned_rows(scene) if self._rowed and rows == "aligned" else None
 
     def state(self, number: int) -> dict[str, float]:
-        """A vehicle's present state, in m, m/s and rad; `along` and `sideways` count from it."""
-        vehicle = self._stage.vehicle(number)
-        x, y = map(float, vehicle.position)
-        speed, heading = float(vehicle.speed), float(vehicle.heading)
-        return {"along": 0.0, "sideways": 0.0, "x": x, "y": y, "speed": speed, "heading": heading}
+        """The quantities of an entity as they are now, by name."""
+        return self._staging.state(self._stage, number)
 
     def look(self, number: int, changes: Mapping[str, float], *, judge: bool = False) -> Look:
-        """Observe the scene with a vehicle in another state.
+        """Observe the scene with an entity in another state.
 
         Args:
-            number: The vehicle.
-            changes: `along` and `sideways` in m from where it is; `x`, `y` in m, `speed` in m/s and `heading` in rad
-                as they shall be. What is not named stays.
+            number: The entity.
+            changes: Quantities as they shall be: on a road `along` and `sideways` in m from where a vehicle is; `x`,
+                `y` in m, `speed` in m/s and `heading` in rad; in a grid `x` and `y` in cells and the agent's
+                `direction` in quarter turns. What is not named stays.
             judge: Whether to ask if the state is reachable.
         """
-        with self._changed(number, changes) as before:
-            rows = {} if not self._rowed else own_rows(self._stage) if self._fixed is None else self._fixed
+        blocked = self._staging.blocked(self._stage, number, changes)
+        if blocked:
+            return Look(observation=None, rows={}, reasons=(blocked,))
+        with self._staging.varied(self._stage, number, changes) as before:
+            own = self._staging.own_rows(self._stage) if self._rowed and self._fixed is None else self._fixed
+            rows = own or {}
             observation = self._scene.observed_in(rows)
-            reasons = obstructions(self._stage, number, speed_before=before) if judge else ()
+            reasons = self._staging.obstructions(self._stage, number, before) if judge else ()
         return Look(observation=observation, rows=rows, reasons=reasons)
-
-    @contextmanager
-    def _changed(self, number: int, changes: Mapping[str, float]) -> Generator[float]:
-        vehicle = self._stage.vehicle(number)
-        kept = dict(vars(vehicle))
-        try:
-            if "along" in changes or "sideways" in changes:
-                drive(self._stage, vehicle, along=changes.get("along", 0.0), sideways=changes.get("sideways", 0.0))
-            if {"x", "y", "heading"} & set(changes):
-                old = dict(zip(("x", "y", "heading"), (*vehicle.position, vehicle.heading), strict=True))
-                place(self._stage, vehicle, **{name: float(changes.get(name, value)) for name, value in old.items()})
-            vehicle.speed = changes.get("speed", vehicle.speed)
-            yield float(kept["speed"])
-        finally:
-            vars(vehicle).clear()
-            vars(vehicle).update(kept)
 
 
 def check_quantities(names: Sequence[str], allowed: Sequence[str]) -> None:
@@ -113,7 +95,7 @@ def check_quantities(names: Sequence[str], allowed: Sequence[str]) -> None:
         if name not in allowed:
             close = nearest(name, allowed)
             raise SceneError(
-                f"A vehicle has no quantity {name!r} to vary.",
+                f"There is no quantity {name!r} to vary.",
                 given=repr(name),
                 expected=f"one of {list(allowed)}",
                 fix=f"did you mean {close[0]!r}?" if close else "name one of them",

@@ -12,6 +12,7 @@ import torch
 
 from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
+from rlmech.simulators.choice import simulator_of
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -24,11 +25,11 @@ class Roll:
     """What happened after a scene.
 
     Attributes:
-        steps: A line for each step: `step` from 0, `action`, `name`, `reward`, and of highway-env's environments the
-            ego's `x` and `y` in m, `heading` in rad and `speed` in m/s in the state that was decided in.
+        steps: A line for each step: `step` from 0, `action`, `name`, `reward`, and where the agent was in the state
+            that was decided in: on a road the ego's `x` and `y` in m, `heading` in rad and `speed` in m/s, in a grid
+            its cell `x` and `y`, its `direction` and what it is `carrying`.
         total_reward: The sum of rewards from here on.
-        crashed: Whether the ego crashed; None where the environment does not say.
-        arrived: Whether it reached its goal; None where there is none.
+        outcomes: What the simulator tells of the last step, by name: `crashed`, `success`...
         ended: Whether the episode was over, rather than the number of steps.
         last: The scene at the end.
         state: Of a recurrent policy, its state there; else empty.
@@ -42,11 +43,20 @@ class Roll:
 
     steps: pd.DataFrame
     total_reward: float
-    crashed: bool | None
-    arrived: bool | None
+    outcomes: Mapping[str, Any]
     ended: bool
     last: Scene = field(repr=False)
     state: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def crashed(self) -> bool | None:
+        """Whether the ego crashed; None where the environment does not say."""
+        return self.outcomes.get("crashed")
+
+    @property
+    def arrived(self) -> bool | None:
+        """Whether it reached its goal; None where there is none."""
+        return self.outcomes.get("arrived")
 
 
 def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str, Any]:
@@ -94,15 +104,15 @@ def roll(
         with at_step(len(lines)):
             decision = here.decide(policy, edits=_of_step(edits, len(lines)), state=carried)
         carried = decision.state if policy.is_recurrent else carried
-        line = {"step": len(lines), "action": decision.action, "name": decision.name} | _ego(here)
+        line = {"step": len(lines), "action": decision.action, "name": decision.name}
+        line |= here.staging.situation(here.stage)
         here, reward, info = here.advance(decision.action)
         lines.append(line | {"reward": reward})
-    arrived = info.get("rewards", {}).get("arrived_reward")
+    told = {one.name: one.of(info) for one in simulator_of(scene.stage.env).outcomes}
     return Roll(
         steps=pd.DataFrame(lines),
         total_reward=float(sum(line["reward"] for line in lines)),
-        crashed=bool(info["crashed"]) if "crashed" in info else None,
-        arrived=None if arrived is None else bool(arrived),
+        outcomes={name: value for name, value in told.items() if value is not None},
         ended=here.ended,
         last=here,
         state=carried or {},
@@ -117,11 +127,3 @@ def _of_step(edits: Sequence[Edit], step: int) -> list[Edit]:
         if steps is None or step in (steps if isinstance(steps, tuple) else (steps,)):
             chosen.append(edit)
     return chosen
-
-
-def _ego(scene: Scene) -> dict[str, float]:
-    if not scene.stage.has_road:
-        return {}
-    ego = scene.stage.ego
-    x, y = ego.position
-    return {"x": float(x), "y": float(y), "heading": float(ego.heading), "speed": float(ego.speed)}

@@ -23,13 +23,8 @@ from rlmech.scenes.pair import aligned_rows, scene_pair
 from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import action_number, check_fit, environment, spec_of
-from rlmech.simulators.highway.staging.editable import Change, Named, SceneEdit, number_of
-from rlmech.simulators.highway.staging.edits import EDITS
-from rlmech.simulators.highway.staging.rows import has_rows, observe, observe_rows, own_rows, through_wrappers
-from rlmech.simulators.highway.staging.stage import Stage
-from rlmech.simulators.highway.staging.table import vehicle_table
-from rlmech.simulators.highway.staging.watching import rows_of
-from rlmech.simulators.highway.traffic import HighwayWorld
+from rlmech.simulators.highway.staging.road import ROAD
+from rlmech.simulators.staging import Features, SceneEdit, Staging, check_capturable
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
@@ -70,14 +65,15 @@ class Scene:
 
     Edits are methods that the environment's simulator gives it; `help(scene.move)` tells what one takes. Of roads:
     `remove`, `add`, `move`, `set_speed`, `brake`, `speed_up`, `reroute`, `set_spawn_rate`, `set_priority`,
-    `set_feature`.
+    `set_feature`. Of MiniGrid's grids: `remove`, `add`, `move`, `open`, `close`, `lock`, `recolour`, `place_agent`,
+    `turn`, `carry`.
 
     Attributes:
         stage: The copied simulator. Look, and `fork` it before changing anything.
         edits: What was changed since the capture, each with whether it is reachable.
         ended: Whether the episode was over here.
-        features: Of observation-only edits: by vehicle number, the network's own value by feature number.
-        base_rows: Observation row by vehicle number when captured, or last stepped: the rows that pairs keep.
+        features: Of observation-only edits: by an entity's number, the network's own value by feature number.
+        base_rows: Observation row by an entity's number when captured, or last stepped: the rows that pairs keep.
         seen: The observation, where it is known; see `observation`.
         moment: Which moment of an episode it is: the same for all edits of one scene, another after each step.
         past: What was observed before, from the episode's beginning, which a recurrent policy remembers; None where it
@@ -92,10 +88,10 @@ class Scene:
         (True, 0, 1)
     """
 
-    stage: Stage
+    stage: Any
     edits: tuple[SceneEdit, ...] = ()
     ended: bool = False
-    features: Mapping[int, Mapping[int, float]] = field(default_factory=dict[int, Mapping[int, float]])
+    features: Features = field(default_factory=dict[int, Mapping[int, float]])
     base_rows: Mapping[int, int] = field(default_factory=dict[int, int])
     seen: Any = field(default=_UNKNOWN, repr=False)
     moment: object = field(default_factory=object, repr=False)
@@ -123,13 +119,12 @@ class Scene:
             >>> bool((Scene.capture(env).observation == observation).all())
             True
         """
-        stage = Stage.of(env)
-        if not stage.has_road:
+        staging = _staging(check_capturable(env))
+        stage = staging.stage(env, observation)
+        if not staging.is_peopled(stage):
             return cls(stage=stage, seen=_UNKNOWN if observation is None else observation)
-        if has_rows(stage) and not stage.watched:
-            stage.in_sight = own_rows(stage) if observation is None else rows_of(stage, observation)
-        seen = observe(stage, stage.in_sight) if observation is None else observation
-        return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight) if has_rows(stage) else {})
+        seen = staging.observed(stage, stage.in_sight, {}) if observation is None else observation
+        return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight) if staging.has_rows(stage) else {})
 
     @classmethod
     def replay(cls, env: gym.Env[Any, Any] | World | str, *, seed: int, actions: Sequence[Any] = ()) -> Scene:
@@ -143,7 +138,8 @@ class Scene:
         Raises:
             SceneError: The episode ends before.
         """
-        world = (env if isinstance(env, World) else HighwayWorld(environment(env))).copied()
+        given = env if isinstance(env, World) else environment(env)
+        world = (given if isinstance(given, World) else simulator_of(given).world(given)).copied()
         observation, _ = world.reset(seed=seed)
         scene = replace(cls.capture(world, observation=observation), past=())
         for action in actions:
@@ -160,7 +156,7 @@ class Scene:
         rows in place.
 
         Raises:
-            SceneError: An environment without a road was captured without its observation.
+            SceneError: An environment whose state nobody knows was captured without its observation.
         """
         if self.seen is not _UNKNOWN:
             return self.seen
@@ -186,15 +182,31 @@ class Scene:
         return {number: row for number, row in self.stage.in_sight.items() if row >= 0} if self.base_rows else {}
 
     @property
+    def staging(self) -> Staging:
+        """What can be done in an environment of this kind."""
+        return _staging(self.stage.env)
+
+    @property
+    def entities(self) -> pd.DataFrame:
+        """Who is there, a line each: of a road its `vehicles`, of MiniGrid's grids the agent and the objects.
+
+        Returns:
+            Columns: of a grid those of `rlmech.simulators.minigrid.objects.OBJECT_COLUMNS`; empty where the simulator
+            tells of nobody.
+        """
+        return self.staging.table(self.stage)
+
+    @property
     def vehicles(self) -> pd.DataFrame:
-        """Who is there: a line for each vehicle.
+        """The entities of a road: a line for each vehicle; empty for environments without one.
 
         Returns:
             Columns: `vehicle` (0 is the ego), `row` in `observation` (-1: none), `kind`, `x` and `y` in m, `heading`
             in rad, `speed` in m/s, `target_speed` in m/s, `length` and `width` in m, `crashed`, `lane`, `along` and
             `lateral` in m, `goal`, `distance` to the ego in m, `on_road` (False: left right after it was observed).
         """
-        return vehicle_table(self.stage)
+        entities = self.entities
+        return entities if "vehicle" in entities else pd.DataFrame()
 
     @property
     def spec(self) -> PolicySpec:
@@ -278,7 +290,7 @@ class Scene:
         stage = self.stage.fork()
         seen, reward, terminated, truncated, info = stage.step(action)
         over = bool(terminated or truncated)
-        rows = dict(stage.in_sight) if has_rows(stage) else {}
+        rows = dict(stage.in_sight) if self.staging.has_rows(stage) else {}
         past = None if self.past is None else (*self.past, self.seen)
         after = replace(
             self, stage=stage, seen=seen, ended=over, features={}, base_rows=rows, moment=object(), past=past
@@ -337,21 +349,21 @@ class Scene:
     # ---- editing
 
     def __getattr__(self, name: str) -> Callable[..., Scene]:
-        edit = None if name.startswith("_") else _edits(self.stage.env).get(name)
+        edit = None if name.startswith("_") else self.staging.edits.get(name)
         if edit is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
         return update_wrapper(partial(edit, self), edit)
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *_edits(self.stage.env)})
+        return sorted({*object.__dir__(self), *self.staging.edits})
 
-    def number(self, vehicle: Named = None, *, row: int | None = None) -> int:
-        """The number of a vehicle that is named by its number, as `"ego"`, or by its row in `observation`.
+    def number(self, entity: Any = None, *, row: int | None = None) -> int:
+        """The number of who is named by it, as `"ego"` or `"agent"`, or by the row in `observation`.
 
         Raises:
             SceneError: Neither or both given, or nobody there.
         """
-        return number_of(self, vehicle, row=row)
+        return self.staging.number(self, entity, row)
 
     def edited_by(self, edit: Mapping[str, Any]) -> Scene:
         """The scene with one edit made by its method's name.
@@ -359,7 +371,7 @@ class Scene:
         Raises:
             SceneError: Not exactly one, or no such edit.
         """
-        name, known = next(iter(edit), ""), _edits(self.stage.env)
+        name, known = next(iter(edit), ""), self.staging.edits
         if len(edit) != 1 or name not in known:
             close = nearest(name, known)
             raise SceneError(
@@ -371,34 +383,27 @@ class Scene:
         arguments = edit[name]
         return known[name](self, **arguments) if isinstance(arguments, Mapping) else known[name](self, arguments)
 
-    def changed(self, kind: str, what: str, change: Change) -> Self:
+    def changed(self, kind: str, what: str, change: Callable[[Any], tuple[int | None, tuple[str, ...]]]) -> Self:
         """The scene after a change of a copy of its stage; what its edits are made of."""
-        stage = self.stage.fork()
-        stage.road  # noqa: B018  # raises where there is none to change
-        vehicle, reasons = change(stage)
-        if has_rows(stage):
-            stage.in_sight = own_rows(stage)
-        edit = SceneEdit(kind=kind, vehicle=vehicle, what=what, reasons=reasons)
+        stage, staging = self.stage.fork(), self.staging
+        staging.check_editable(stage)
+        entity, reasons = change(stage)
+        if staging.has_rows(stage):
+            stage.in_sight = staging.own_rows(stage)
+        edit = SceneEdit(kind=kind, entity=entity, what=what, reasons=reasons)
         return self.shown(stage, (*self.edits, edit), self.features)
 
-    def shown(self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]) -> Self:
+    def shown(self, stage: Any, edits: tuple[SceneEdit, ...], features: Features) -> Self:
         """The scene with another stage and other features, observed anew; what its edits are made of."""
         here = {number: values for number, values in features.items() if number in stage.in_sight}
         scene = replace(self, stage=stage, edits=edits, features=here)
         return replace(scene, seen=scene.observed_in(stage.in_sight))
 
     def observed_in(self, rows: Mapping[int, int]) -> Any:
-        """The observation with vehicles in given rows (-1: in none), and what is only observed laid over it."""
-        if not has_rows(self.stage):
-            return observe(self.stage, rows)
-        seen = observe_rows(self.stage, rows)
-        for number, values in self.features.items():
-            for column, value in values.items():
-                if rows.get(number, -1) >= 0:
-                    seen[rows[number], column] = value
-        return through_wrappers(self.stage.env, seen)
+        """The observation with entities in given rows (-1: in none), and what is only observed laid over it."""
+        return self.staging.observed(self.stage, rows, self.features)
 
 
-def _edits(env: gym.Env[Any, Any]) -> Mapping[str, Callable[..., Any]]:
-    """The edits of an environment's scenes; where it has none, those of roads, which say what is missing."""
-    return simulator_of(env).edits or EDITS
+def _staging(env: gym.Env[Any, Any]) -> Staging:
+    """What can be done in an environment; where its simulator knows nothing, the road says what is missing."""
+    return simulator_of(env).staging or ROAD

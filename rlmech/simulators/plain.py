@@ -11,6 +11,7 @@ import gymnasium as gym
 from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome, Value
+from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
@@ -23,7 +24,7 @@ class Plain:
     entity = "entity"
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()
-    edits: Mapping[str, Callable[..., Any]] = {}
+    staging: Staging | None = None
 
     def supports(self, env: gym.Env) -> bool:
         """Every environment."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from rlmech.errors import ConfigError
 from rlmech.simulators.compiled import Acceleration
+from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -112,7 +113,7 @@ class Simulator(Protocol):
         entity: What one of those who are there is called, e.g. `vehicle`: the dimension and the words of scenes.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
-        edits: Functions of a scene and of what to change that give another scene, by name: a scene's methods.
+        staging: What scenes need of it, with the edits that are a scene's methods; None where its state is not known.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
 
     Example:
@@ -127,7 +128,7 @@ class Simulator(Protocol):
     entity: str
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
-    edits: Mapping[str, Callable[..., Any]]
+    staging: Staging | None
 
     def supports(self, env: gym.Env) -> bool:
         """Whether an environment is of this kind; imports nothing."""

@@ -11,8 +11,8 @@ import torch
 import rlmech as rlm
 from rlmech.errors import SceneError
 from rlmech.scenes import Scene, smallest_change
-from rlmech.scenes.flip_search import TOLERANCES
 from rlmech.simulators.env import spec_of
+from rlmech.simulators.highway.staging.road import ROAD
 
 
 def edited(scene: Scene, vehicle: int, quantity: str, change: float) -> Scene:
@@ -44,7 +44,7 @@ def test_a_change_flips_the_action_and_a_little_less_does_not(
             there = edited(scene, int(at["vehicle"]), name, size)
             seen = there.observation if rows == "own" else there.aligned
             assert policy.spec.actions[int(policy(seen[None]).argmax())] == action, (vehicle, name, size)
-        assert 0 < abs(change - float(at.keeps)) <= TOLERANCES[name]
+        assert 0 < abs(change - float(at.keeps)) <= ROAD.quantities[name].tolerance
         assert np.sign(change) == (-1 if direction == 0 else 1)
         assert at.reachable.item() == edited(scene, int(at["vehicle"]), name, change).reachable
     assert n_flips >= 5

@@ -14,8 +14,10 @@ from rlmech.simulators.identity import identity_of
 from rlmech.simulators.minigrid import objects
 from rlmech.simulators.minigrid.grid_world import SUCCESS, GridWorld
 from rlmech.simulators.minigrid.making import keywords_of, wrappers_of
+from rlmech.simulators.minigrid.staging.grid import GRID
 from rlmech.simulators.minigrid.view import View, cell_names, channels_of, labels_of, layers, view_of
 from rlmech.simulators.protocol import Column, Outcome, Value
+from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import FeatureSpec, PolicySpec
@@ -36,7 +38,7 @@ class MiniGrid:
             name=SUCCESS, kind="share", unit="share of episodes", meaning="the episode ended with MiniGrid's own reward"
         ),
     )
-    edits: Mapping[str, Callable[..., Any]] = {}
+    staging: Staging | None = GRID
 
     def supports(self, env: gym.Env) -> bool:
         """Whether it is one of MiniGrid's, or of a class that inherits from them."""

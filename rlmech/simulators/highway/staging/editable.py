@@ -6,11 +6,11 @@ A vehicle is named by its number (0, or "ego", is the ego) or by its row in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rlmech.errors import SceneError
 from rlmech.simulators.highway.staging.stage import EGO, Stage
+from rlmech.simulators.staging import SceneEdit
 
 if TYPE_CHECKING:
     from rlmech.spec import PolicySpec
@@ -19,44 +19,6 @@ Named = int | Literal["ego"] | None
 Changed = tuple[int | None, tuple[str, ...]]
 Change = Callable[[Stage], Changed]
 """Changes a stage in place; gives the number of the vehicle and what speaks against the state."""
-
-OBSERVED_ONLY = "only the observation is edited: no state shows it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneEdit:
-    """One edit of a scene, in words.
-
-    Attributes:
-        kind: The method that made it.
-        vehicle: Number of the vehicle; None for the road's rules.
-        what: What was done, with units.
-        reasons: What speaks against the simulator's coming to this state; empty where nothing was found.
-
-    Example:
-        >>> import rlmech as rlm
-        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
-        >>> scene.remove(1).edits[0].what
-        'vehicle 1 removed'
-    """
-
-    kind: str
-    vehicle: int | None
-    what: str
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def reachable(self) -> bool:
-        """Whether nothing speaks against the state."""
-        return not self.reasons
-
-    @property
-    def off_manifold(self) -> bool:
-        """Whether only the observation was edited, so that no state of the simulator looks like this."""
-        return OBSERVED_ONLY in self.reasons
-
-    def __str__(self) -> str:
-        return f"{self.what} ({'reachable' if self.reachable else 'not reachable: ' + '; '.join(self.reasons)})"
 
 
 class Editable(Protocol):

@@ -10,17 +10,16 @@ import numpy as np
 from rlmech.errors import SceneError, nearest
 from rlmech.simulators.highway.staging import changes
 from rlmech.simulators.highway.staging.editable import (
-    OBSERVED_ONLY,
     Changed,
     Editable,
     Named,
-    SceneEdit,
     number_of,
     worded,
 )
 from rlmech.simulators.highway.staging.rows import has_rows
 from rlmech.simulators.highway.staging.stage import Stage
 from rlmech.simulators.highway.staging.ways import Lane, LaneIndex, lane_index
+from rlmech.simulators.staging import OBSERVED_ONLY, SceneEdit
 
 S = TypeVar("S", bound=Editable)
 
@@ -119,6 +118,6 @@ def set_feature(scene: S, vehicle: Named = None, *, row: int | None = None, **va
         for name, value in values.items()
     }
     what = f"vehicle {number} seen with {worded(values, {name: specs[name].unit for name in values})}"
-    edit = SceneEdit(kind="set_feature", vehicle=number, what=what, reasons=(OBSERVED_ONLY,))
+    edit = SceneEdit(kind="set_feature", entity=number, what=what, reasons=(OBSERVED_ONLY,))
     features = dict(scene.features) | {number: {**scene.features.get(number, {}), **columns}}
     return scene.shown(scene.stage, (*scene.edits, edit), features)

@@ -11,16 +11,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from jaxtyping import Float32
 
-from rlmech.errors import SceneError
 from rlmech.simulators.highway import traffic
 from rlmech.simulators.highway.staging.stage import EGO, Stage
-
-Rows = Mapping[int, int]
-"""Observation row by vehicle number; -1 is no row."""
+from rlmech.simulators.staging import Rows, through_wrappers
 
 
 def has_rows(stage: Stage) -> bool:
@@ -113,24 +109,3 @@ def observe(stage: Stage, rows: Rows) -> Any:
     everyone = [twin.vehicle(number) for number in twin.in_sight]
     twin.road.vehicles = [one for one in everyone if id(one) not in obstacles]
     return through_wrappers(twin.env, twin.base.observation_type.observe())
-
-
-def through_wrappers(env: gym.Env[Any, Any], observation: Any) -> Any:
-    """What the environment's wrappers make of an observation.
-
-    Raises:
-        SceneError: One of them changes observations in a way that depends on what it saw before.
-    """
-    if not isinstance(env, gym.Wrapper):
-        return observation
-    observation = through_wrappers(env.env, observation)
-    if isinstance(env, gym.ObservationWrapper):
-        return env.observation(observation)
-    if env.observation_space != env.env.observation_space:
-        raise SceneError(
-            "An edited scene cannot be observed through a wrapper that remembers earlier observations.",
-            given=type(env).__name__,
-            expected="wrappers that leave observations alone, or gymnasium.ObservationWrapper",
-            fix="capture the environment inside it: Scene.capture(env.unwrapped)",
-        )
-    return observation

@@ -11,8 +11,9 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 
-from rlmech.errors import CopyError, SceneError
+from rlmech.errors import SceneError
 from rlmech.simulators.highway.traffic import HighwayWorld
+from rlmech.simulators.staging import check_capturable, forked
 from rlmech.simulators.world import World
 
 EGO = 0
@@ -36,15 +37,11 @@ class Stage(HighwayWorld):
         Raises:
             SceneError: It has not been reset, or cannot be copied.
         """
-        world = source if isinstance(source, HighwayWorld) else _world_around(source)
-        _check_started(world.env)
-        try:
-            return cls._adopt(world.fork())
-        except CopyError as error:
-            raise SceneError(error.problem, given=error.given, expected=error.expected, fix=error.fix) from error
+        world = source if isinstance(source, HighwayWorld) else HighwayWorld(check_capturable(source))
+        return cls._adopt(forked(world))
 
     @classmethod
-    def _adopt(cls, world: HighwayWorld) -> Stage:
+    def _adopt(cls, world: World) -> Stage:
         stage = cls.__new__(cls)
         vars(stage).update(vars(world))  # all that a world knows of its episode
         stage.watched = bool(world.entities)
@@ -161,28 +158,3 @@ class Stage(HighwayWorld):
         number = self._number(vehicle)
         self.in_sight[number] = -1
         return number
-
-
-def _world_around(source: Any) -> HighwayWorld:
-    env = source.env if isinstance(source, World) else source
-    if isinstance(env, gym.Env):
-        return HighwayWorld(env)
-    raise SceneError(
-        "Only a single Gymnasium environment can be captured.",
-        given=type(env).__name__,
-        expected="a gymnasium.Env, or the World around one",
-        fix="take one environment out of a vector environment, e.g. vector.envs[0]",
-    )
-
-
-def _check_started(env: gym.Env[Any, Any]) -> None:
-    layer: Any = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.OrderEnforcing) and not layer.has_reset:
-            raise SceneError(
-                "The environment has not been started, so there is no state to capture.",
-                given=str(env),
-                expected="an environment after reset()",
-                fix="call env.reset(seed=0) first",
-            )
-        layer = layer.env
