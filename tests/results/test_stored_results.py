@@ -134,6 +134,8 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.pattern_effects": lambda: attribution.pattern_effects(ego_attention(), states(2)),
     "attribution.region_margins": lambda: attribution.region_margins(perceptron(), vectors()),
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
+    "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
+    "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
     "circuits.circuit_statistics": lambda: circuits.circuit_statistics(ego_attention(), n_controls=5),
     "circuits.composition_scores": lambda: circuits.composition_scores(transformer(), obs=states(1), n_controls=5),
     "circuits.ov_circuit": lambda: circuits.ov_circuit(ego_attention(), obs=states(5)),
