@@ -22,7 +22,6 @@ from rlmech.core.masked import is_masked
 from rlmech.core.site import Site
 from rlmech.errors import SceneError
 from rlmech.results import storable
-from rlmech.scenes.editable import Named
 from rlmech.scenes.probe import (
     CHUNK,
     UNITS,
@@ -37,6 +36,7 @@ from rlmech.scenes.probe import (
     scores_of,
 )
 from rlmech.simulators.env import check_fit
+from rlmech.simulators.highway.staging.editable import Named
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit

@@ -109,8 +109,10 @@ class Simulator(Protocol):
 
     Attributes:
         name: In a manifest.
+        entity: What one of those who are there is called, e.g. `vehicle`: the dimension and the words of scenes.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
+        edits: Functions of a scene and of what to change that give another scene, by name: a scene's methods.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
 
     Example:
@@ -122,8 +124,10 @@ class Simulator(Protocol):
 
     name: str
     can_accelerate: bool
+    entity: str
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
+    edits: Mapping[str, Callable[..., Any]]
 
     def supports(self, env: gym.Env) -> bool:
         """Whether an environment is of this kind; imports nothing."""
@@ -137,8 +141,12 @@ class Simulator(Protocol):
         """The environment to run episodes in, with who stands behind which row; it can be copied."""
         ...
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
-        """Columns of the step table that are read off who is there."""
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+        """Columns of the step table that are read off who is there; of nobody, the columns with what stands for it."""
+        ...
+
+    def episode_values(self, world: World) -> Mapping[str, Value | str]:
+        """Columns of the episode table that are read off an episode's beginning."""
         ...
 
     def map(self, env: gym.Env) -> list[dict[str, Any]]:
