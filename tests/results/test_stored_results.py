@@ -134,6 +134,8 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.pattern_effects": lambda: attribution.pattern_effects(ego_attention(), states(2)),
     "attribution.region_margins": lambda: attribution.region_margins(perceptron(), vectors()),
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
+    "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
+    "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
     "certify.score_bounds": lambda: certify.score_bounds(
         ego_attention(), states(3), box=certify.Move(features=["x"], entities=[1])
     ),
