@@ -1,4 +1,4 @@
-"""Results as figures: heat maps, attention, the road, episodes, comparisons, and one page that holds them all.
+"""Results as figures: heat maps, attention, roads and grids, episodes, comparisons, and one page that holds them all.
 
 Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
 show in a notebook, and `report` puts them into one self-contained HTML page.
@@ -7,13 +7,13 @@ show in a notebook, and `report` puts them into one self-contained HTML page.
 from rlmech.plot.attention_heads import AttentionFigure, attention, recorded_pattern
 from rlmech.plot.circuit_drawing import circuit_graph
 from rlmech.plot.comparisons import comparison, dose_response
+from rlmech.plot.drawn_scene import scene
 from rlmech.plot.episode import q_values, scores
 from rlmech.plot.episode_pairs import side_by_side
 from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
 from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, report
-from rlmech.plot.road import scene
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
 

@@ -17,9 +17,10 @@ import xarray as xr
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.attention_heads import recorded_pattern, recorded_patterns
+from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
 from rlmech.plot.episode import SCORES, action_names, scores
 from rlmech.plot.report_page import Frame, Steps
-from rlmech.plot.road import PIXELS, ego_way, scene
+from rlmech.plot.road import PIXELS, ego_way
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
 
@@ -134,7 +135,7 @@ def _marks(first: _Side, second: _Side, parted: int | None) -> dict[int, str]:
 
 def _ending(side: _Side) -> str:
     row: Any = side.recording.episodes.to_dict("records")[0]
-    how = [name for name in ("crashed", "arrived") if bool(row.get(name, False))]
+    how = [name for name in ("crashed", "arrived", "success") if bool(row.get(name, False))]
     if not how:
         how = ["time was up" if bool(side.recording.steps["truncated"].iloc[-1]) else "terminated"]
     return f"{' and '.join(how)}, return {_number(row['return'])}"
@@ -178,8 +179,9 @@ def _half(side: _Side, way: np.ndarray | None, step: int) -> tuple[str, float]:
     """One of the episodes at a step, and how tall it is drawn."""
     over = step >= len(side)
     content, top = text(_headline(side, step), x=0, y=26, font_size=22, font_weight="600", fill=INK), 44.0
-    if way is not None:
-        pattern = None if side.pattern is None or over else side.pattern.isel(step=step, query=0)
+    if is_drawable(side.recording):
+        attended = side.pattern is not None and not over and not is_grid(side.recording)
+        pattern = side.pattern.isel(step=step, query=0) if attended and side.pattern is not None else None
         road = scene(side.recording, episode=side.episode, step=_scene_at(side, step), pattern=pattern, way=way)
         content += tag("g", road.svg, transform=f"translate(0 {top:.0f})")
         top += _height(road) + 24
@@ -195,7 +197,7 @@ def _half(side: _Side, way: np.ndarray | None, step: int) -> tuple[str, float]:
 
 def _scene_at(side: _Side, step: int) -> int:
     """The scene of a step; of an episode that is over, its last."""
-    table = side.recording.vehicles
+    table = side.recording.entities
     return min(step, int(table["step"].max()) if len(table) else len(side))
 
 

@@ -1,4 +1,4 @@
-"""Fields as figures: an action, a gap or an activation over two quantities of a vehicle's state.
+"""Fields as figures: an action, a gap or an activation over two quantities of an entity's state.
 
 Before, after and their difference stand side by side on the same axes; grey veils the states that the simulator does
 not come to, a ring marks where the vehicle is. Nothing is computed here.
@@ -171,7 +171,8 @@ def _scale(values: np.ndarray, limit: float | None, words: tuple[str, str], *, t
 
 def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str | None) -> None:
     rows, columns = _axes(result)
-    whom = "the ego" if result.attrs["vehicle"] == 0 else f"vehicle {result.attrs['vehicle']}"
+    entity, agent = ("vehicle", "ego") if "vehicle" in result.attrs else ("object", "agent")
+    whom = f"the {agent}" if result.attrs[entity] == 0 else f"{entity} {result.attrs[entity]}"
     figure.update_xaxes(title_text=_axis_title(result, columns), title_standoff=8, showgrid=False, zeroline=False)
     figure.update_yaxes(showgrid=False, zeroline=False, ticks="outside")
     figure.update_yaxes(title_text=_axis_title(result, rows), title_standoff=10, col=1, row=1)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot.style import CRASHED, EGO, FONT, INK, MUTED, ROAD, RULE, VEHICLE, head_colour
 from rlmech.plot.svg import SvgFigure, tag, text
@@ -80,43 +79,16 @@ class _Weights:
         return self.values[:, row] if 0 <= row < self.values.shape[1] else np.zeros(len(self.heads))
 
 
-@explain_misuse
-def scene(
+def road_scene(
     recording: Recording,
     *,
     episode: int,
     step: int,
-    pattern: xr.DataArray | None = None,
-    title: str = "",
-    way: np.ndarray | None = None,
+    pattern: xr.DataArray | None,
+    title: str,
+    way: np.ndarray | None,
 ) -> SvgFigure:
-    """Draw the road at one step of a recording.
-
-    Args:
-        recording: A recording of a highway-env environment.
-        episode: Number of the episode in the recording.
-        step: Step in the episode.
-        pattern: The policy's attention in that state, `[head key]`, or `[head query key]` with one query; position
-            along `key` is the observation row. None draws no attention.
-        title: One line above the road.
-        way: Positions `[point, xy]` in m that the window lies around, so that two episodes can be drawn alike; by
-            default the ego's in this episode.
-
-    Returns:
-        The drawing; hovering a vehicle tells its row, its speed and the weights that it gets.
-
-    Raises:
-        RecordingError: The recording holds no vehicles, or not this step.
-        ConfigError: The pattern has other dimensions.
-
-    Example:
-        >>> import rlmech as rlm
-        >>> policy = rlm.load("zoo:intersection-ego-attention")
-        >>> env = rlm.make_env("intersection-v2", config={"duration": 1})
-        >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
-        >>> rlm.plot.scene(recording, episode=0, step=0).svg.startswith("<svg")
-        True
-    """
+    """Draw the road at one step of a recording; arguments as for `rlm.plot.scene`."""
     vehicles = _vehicles(recording, episode, step)
     ego = next(vehicle for vehicle in vehicles if vehicle.row == 0)
     weights = None if pattern is None else _weights(pattern)

@@ -1,4 +1,4 @@
-"""Recorded episodes, step by step: the road, what the policy thinks of each action, and whom it attends to."""
+"""Recorded episodes, step by step: the road or grid, what the policy thinks of each action, whom it attends to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
+from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
 from rlmech.plot.episode import SCORES, action_names, q_values, scores
 from rlmech.plot.report_page import Figure, Frame, Steps
-from rlmech.plot.road import scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,13 +24,14 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
     """Lay a recording out as steps of a page, the steps marked at which the action changes.
 
     Args:
-        recording: A recording of discrete actions, of highway-env for the road, with `*hook_pattern` for attention.
+        recording: A recording of discrete actions, of highway-env or MiniGrid for the drawing, with `*hook_pattern`
+            for attention.
         pattern: Hook point of the attention to draw; by default the recording's only one.
         only: Numbers of the episodes; all by default.
 
     Returns:
-        For each step the road with attention from the first query, the action scores and the CircuitsVis pattern,
-        as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
+        For each step the road, with attention from the first query, or the grid, the action scores and the CircuitsVis
+        pattern, as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
         much attention goes to other vehicles.
 
     Example:
@@ -90,11 +91,11 @@ def _figures(
     taken = int(recording.actions[row])
     bars = scores(recording.scores[row], names=names, taken=taken, label=label)
     attended = () if pattern is None else (attention(pattern),)
-    if len(recording.vehicles) == 0:
+    if not is_drawable(recording):
         return (bars, *attended)
     seed = int(recording.steps["seed"].to_numpy()[row])
     title = f"Seed {seed}, step {step}: the policy takes {names[taken]}"
-    ego = None if pattern is None else pattern.isel(query=0)
+    ego = None if pattern is None or is_grid(recording) else pattern.isel(query=0)
     return (scene(recording, episode=episode, step=step, pattern=ego, title=title), bars, *attended)
 
 
@@ -102,5 +103,5 @@ def _group(recording: Recording, episode: int) -> str:
     """An episode in a few words: its seed, its return and how it ended."""
     table: Any = recording.episodes
     row = table[table["episode"] == episode].to_dict("records")[0]
-    ending = [name for name in ("crashed", "arrived") if bool(row.get(name, False))]
+    ending = [name for name in ("crashed", "arrived", "success") if bool(row.get(name, False))]
     return " · ".join([f"seed {row['seed']}", f"return {row['return']:.2f}", *ending])

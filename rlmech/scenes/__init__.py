@@ -1,8 +1,8 @@
 """Scenes: the simulator at one moment, edited, observed, decided in and driven on from.
 
 Capture: `Scene.capture` copies an environment as it is; `Scene.replay` the moment after some actions of an episode.
-Edit: a scene's methods (`remove`, `add`, `move`, ..., as its simulator has them) each return a new scene; a `SceneEdit` says what was
-done and whether the simulator could come to that state.
+Edit: a scene's methods (`remove`, `add`, `move`, ..., as its simulator has them) each return a new scene; a
+`SceneEdit` says what was done and whether the simulator could come to that state.
 Ask: `smallest_change` finds the least change that makes the policy act otherwise; `scene_field` measures
 the policy over a plane of states.
 Drive on: `Scene.decide` returns a `Decision`, `Scene.roll` a `Roll`.

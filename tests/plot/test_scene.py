@@ -154,7 +154,8 @@ def test_a_step_that_is_not_there_is_refused():
 
 def test_a_recording_without_a_road_is_refused():
     with pytest.raises(RecordingError, match="holds no vehicles"):
-        scene(SimpleNamespace(vehicles=pd.DataFrame(), spec=PolicySpec(env_id="CartPole-v1")), episode=0, step=0)  # type: ignore[arg-type]
+        recording: Any = SimpleNamespace(vehicles=pd.DataFrame(), spec=PolicySpec(env_id="CartPole-v1"), manifest={})
+        scene(recording, episode=0, step=0)
 
 
 def test_a_pattern_of_many_queries_is_refused():
