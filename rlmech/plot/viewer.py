@@ -31,8 +31,8 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
 
     Returns:
         For each step the road, with attention from the first query, or the grid, the action scores and the CircuitsVis
-        pattern, as far as the recording has them; for each episode the scores along it. It opens at a change of action at which
-        much attention goes to other vehicles.
+        pattern, as far as the recording has them; for each episode the scores along it. It opens at a change of action
+        at which much attention goes to other vehicles.
 
     Example:
         >>> import gymnasium as gym, torch, rlmech as rlm

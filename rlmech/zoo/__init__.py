@@ -26,7 +26,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> import rlmech as rlm
         >>> rlm.zoo.names()
-        ('cue-recall-lstm', 'highway-dqn-mlp', 'intersection-ego-attention')
+        ('cue-recall-lstm', 'highway-dqn-mlp', 'intersection-ego-attention', 'minigrid-doorkey-mlp')
     """
     return tuple(sorted(p.parent.name.replace("_", "-") for p in _FOLDER.glob("*/policy.safetensors")))
 
@@ -37,13 +37,13 @@ def list() -> pd.DataFrame:
 
     Returns:
         By name: environment, algorithm, training steps and number of weights; of the evaluation there, on unseen seeds,
-        mean return with its 95 % interval, crash rate where there is a road, arrival rate where there is a goal, the
-        best constant action and its return.
+        mean return with its 95 % interval, crash rate where there is a road, arrival rate where there is a goal,
+        success rate in a grid, the best constant action and its return.
 
     Example:
         >>> import rlmech as rlm
         >>> rlm.zoo.list().index.to_list()
-        ['cue-recall-lstm', 'highway-dqn-mlp', 'intersection-ego-attention']
+        ['cue-recall-lstm', 'highway-dqn-mlp', 'intersection-ego-attention', 'minigrid-doorkey-mlp']
     """
     rows = {}
     for name in names():
@@ -60,6 +60,7 @@ def list() -> pd.DataFrame:
             "return_high": policy["return"]["high"],
             "crashed": policy.get("crashed", {}).get("mean", float("nan")),
             "arrived": policy.get("arrived", {}).get("mean", float("nan")),
+            "success": policy.get("success", {}).get("mean", float("nan")),
             "best_constant": home.best_constant,
             "its_return": constant["return"]["mean"],
         }

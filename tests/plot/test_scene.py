@@ -153,8 +153,8 @@ def test_a_step_that_is_not_there_is_refused():
 
 
 def test_a_recording_without_a_road_is_refused():
+    recording: Any = SimpleNamespace(vehicles=pd.DataFrame(), spec=PolicySpec(env_id="CartPole-v1"), manifest={})
     with pytest.raises(RecordingError, match="holds no vehicles"):
-        recording: Any = SimpleNamespace(vehicles=pd.DataFrame(), spec=PolicySpec(env_id="CartPole-v1"), manifest={})
         scene(recording, episode=0, step=0)
 
 

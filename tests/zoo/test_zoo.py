@@ -16,11 +16,11 @@ from rlmech.simulators.env import make_env
 from rlmech.zoo import Card
 from rlmech.zoo.cards import POLICY
 
-NAMES = ("cue-recall-lstm", "highway-dqn-mlp", "intersection-ego-attention")
+NAMES = ("cue-recall-lstm", "highway-dqn-mlp", "intersection-ego-attention", "minigrid-doorkey-mlp")
 EGO_ATTENTION = "intersection-ego-attention"
 
 
-def test_three_policies_are_shipped() -> None:
+def test_four_policies_are_shipped() -> None:
     assert rlm.zoo.names() == NAMES
     table = rlm.zoo.list()
     assert list(table.index) == list(NAMES)
@@ -33,7 +33,7 @@ def test_a_shipped_policy_opens_with_its_names_and_its_weights(name: str) -> Non
     assert sum(p.numel() for p in policy.module.parameters()) == card.n_parameters
     assert policy.spec.env_id == card.evaluations[0].env_id
     assert policy.engine == "graph"
-    assert rlm.zoo.path(name).stat().st_size < 500_000
+    assert rlm.zoo.path(name).stat().st_size < 600_000
 
 
 def test_the_intersection_policy_has_four_heads_over_fifteen_vehicles() -> None:
@@ -59,7 +59,8 @@ def test_a_card_is_complete_and_honest(name: str) -> None:
     validation = range(config["validation_first_seed"], config["validation_first_seed"] + config["validation_episodes"])
     assert not set(validation) & set(range(home.first_seed, home.first_seed + policy["n"]))
     assert card.curve[-1]["step"] >= card.step * 0.9
-    library = "highway-env" if "crashed" in policy else "sb3-contrib"
+    told = {"crashed": "highway-env", "success": "minigrid"}
+    library = next((name for outcome, name in told.items() if outcome in policy), "sb3-contrib")
     assert {"torch", "stable-baselines3", library} <= set(card.versions)
 
 
@@ -100,6 +101,17 @@ def test_an_unknown_rung_names_the_nearest() -> None:
     with pytest.raises(CheckpointError, match="no policy 'intersection-ego-attention@step_1'") as caught:
         rlm.zoo.path("intersection-ego-attention@step_1")
     assert "did you mean 'intersection-ego-attention@step_" in caught.value.fix
+
+
+def test_the_minigrid_policy_does_as_its_card_says_in_the_environment_of_its_spec() -> None:
+    card, policy = rlm.zoo.card("minigrid-doorkey-mlp"), rlm.load("zoo:minigrid-doorkey-mlp")
+    first = card.evaluations[0].first_seed
+    recording = rlm.record(policy, policy.spec.env_id, seeds=range(first, first + 30), progress=False)  # type: ignore[arg-type]
+    returns = recording.episodes["return"].to_numpy()
+    claimed = card.evaluations[0].drivers[POLICY]["return"]["mean"]
+    assert abs(returns.mean() - claimed) < 4 * returns.std() / np.sqrt(len(returns)) + 0.01
+    assert recording.episodes["success"].mean() > 0.9
+    assert policy.hook_dict["hook_obs"].labels["channel"][5] == "object key"
 
 
 @pytest.mark.slow
