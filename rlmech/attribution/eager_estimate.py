@@ -18,7 +18,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import finite_change, sum_over_sites
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 
 
 def estimate_eagerly(

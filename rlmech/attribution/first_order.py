@@ -45,7 +45,7 @@ from rlmech.gradients.at_nodes import (
     sum_over_sites,
 )
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites

@@ -33,7 +33,8 @@ from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, batch_of_one, image_keys
-from rlmech.core.outputs import Scored, Selector, find_outputs
+from rlmech.core.output_leaves import Selector
+from rlmech.core.outputs import Scored, find_outputs
 from rlmech.core.parity import on_device
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.recent import Recent

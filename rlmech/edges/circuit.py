@@ -25,7 +25,7 @@ from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
 from rlmech.errors import ConfigError
 from rlmech.files import DamagedError, read_sealed_json, write_sealed_json
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters

@@ -30,7 +30,7 @@ from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, othe
 from rlmech.edges.scores import estimate_edges
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, cluster_labels, sweep_attrs, unknown_choice
 from rlmech.progress import progress_bar
 from rlmech.results import storable

@@ -25,7 +25,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.edges.paths import Paths, Place, Route
 from rlmech.errors import SiteError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import refuse_unfit

@@ -25,7 +25,7 @@ from rlmech.edges.components import ComponentGraph
 from rlmech.edges.single import name_edges
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean

@@ -25,7 +25,7 @@ from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.errors import MetricError, SiteError
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site, read
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import Metric, MetricFunction, bind, default_metric
+from rlmech.metrics.measure import Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.provenance import provenance
 from rlmech.patching.sites import choose_sites, site_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
