@@ -561,7 +561,7 @@ class HookedPolicy(nn.Module):
         """The hook point of a name.
 
         Raises:
-            SiteError: There is none, with the nearest names.
+            SiteError: The policy has no such hook point; the message gives the nearest names.
         """
         return self.hook_dict[name]
 

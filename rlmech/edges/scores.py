@@ -267,8 +267,8 @@ class _Backward:
             ]
             for edge in (edge for unit in self.graph.stages[number].units for edge in self.graph.incoming[unit]):
                 if self.graph.edges[edge][0] == sender:
-                    mine = self.graph.mask_of[self.graph.edges[edge][1]]
-                    new, old = (torch.where(mine, end, self.values[number]) for end in ends)
+                    mask = self.graph.mask_of[self.graph.edges[edge][1]]
+                    new, old = (torch.where(mask, end, self.values[number]) for end in ends)
                     result[edge] = self._change(number, new, old)
 
     def _change(self, number: int, new: Tensor, old: Tensor) -> Tensor:

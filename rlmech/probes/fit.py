@@ -18,10 +18,10 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
-from rlmech.patching.provenance import provenance
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.probes.cross_validation import CrossValidation, Method, Scored
 from rlmech.probes.probe import CONTROLS, Probe, Probes
