@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -58,7 +58,16 @@ SEQUENCES = 8
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
-class HookedPolicy(nn.Module):
+class _Named(type):
+    """Answers what is asked of the class itself, `HookedPolicy.from_pretrained`, as the policy does."""
+
+    def __getattr__(cls, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        raise unknown_name(cls.__name__, name, vars(cls), OF_POLICY)
+
+
+class HookedPolicy(nn.Module, metaclass=_Named):
     """A policy network, wrapped.
 
     Args:
@@ -136,7 +145,7 @@ class HookedPolicy(nn.Module):
         with evaluating(self.module):
             before = ModuleRecord(self.module)
             scored = self._find_outputs()
-            self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
+            vars(self)["scored_module"] = scored.module  # not registered: its parameters are the module's
             self.output_kind: OutputKind = scored.kind or "q_values"
             self.choices = scored.choices if self._choice is None else None
             self.action_space: Space[Any] | None = self._told_space
