@@ -136,7 +136,8 @@ def card(policy: rlm.HookedPolicy, step: int, tables: Any, ladder: Any, curve: A
     about = (
         f"{ABOUT} Trained with PPO for {step} environment steps. Over {N_EPISODES} unseen seeds of {ENV_ID} its mean "
         f"return is {written(home['return'])} of 1 at best and it reaches the goal in {written(home['success'])} of "
-        f"them; {best} returns {written(constant['return'])}. Brackets are 95 % intervals."
+        f"them, in the others it gets stuck; {best} returns {constant['return']['mean']:.3f}. Brackets are 95 % "
+        "intervals."
     )
     return rlm.zoo.Card(
         name=NAME,
