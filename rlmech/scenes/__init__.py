@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from rlmech.scenes.field import scene_field
     from rlmech.scenes.flip_search import smallest_change
     from rlmech.scenes.rolling import Roll
-<<<<<<< HEAD
-    from rlmech.scenes.scene import Decision, Scene
-    from rlmech.simulators.staging import SceneEdit
-=======
     from rlmech.scenes.scene import Scene
-    from rlmech.simulators.highway.staging.editable import SceneEdit
->>>>>>> main
+    from rlmech.simulators.staging import SceneEdit
 
 _MODULE_OF = {
     "Decision": "rlmech.scenes.decision",

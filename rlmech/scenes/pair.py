@@ -7,7 +7,7 @@ for want of rows. A patch of row 3 would then compare two vehicles. Here the oth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -15,25 +15,22 @@ from numpy.typing import ArrayLike
 
 from rlmech.errors import SceneError
 from rlmech.results import storable
-<<<<<<< HEAD
 from rlmech.simulators.highway.staging.road import ROAD
-
-if TYPE_CHECKING:
-    from rlmech.scenes.scene import Scene
-=======
-from rlmech.simulators.highway.staging.editable import SceneEdit
-from rlmech.simulators.highway.staging.rows import n_rows
-from rlmech.simulators.highway.staging.stage import Stage
+from rlmech.simulators.staging import SceneEdit, Staging
 from rlmech.spec import PolicySpec
->>>>>>> main
 
 
 class RowedScene(Protocol):
     """A scene that is observed; a `Scene` is one."""
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> Any:
         """The copied simulator."""
+        ...
+
+    @property
+    def staging(self) -> Staging:
+        """What can be done in it."""
         ...
 
     @property
@@ -134,12 +131,7 @@ def _axes(scene: RowedScene, seen: np.ndarray) -> tuple[str, ...]:
     return ("feature",) if seen.ndim == 1 else tuple(f"axis_{axis}" for axis in range(seen.ndim))
 
 
-<<<<<<< HEAD
-def _names(scene: Scene, axes: tuple[str, ...]) -> dict[str, list[str]]:
-    if axes != ("entity", "feature") and not set(axes) <= set(scene.spec.labels):
-=======
 def _names(scene: RowedScene, axes: tuple[str, ...]) -> dict[str, list[str]]:
-    if axes != ("entity", "feature"):
->>>>>>> main
+    if axes != ("entity", "feature") and not set(axes) <= set(scene.spec.labels):
         return {}
     return {axis: list(scene.spec.names(axis)) for axis in axes}

@@ -12,12 +12,9 @@ import torch
 
 from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
-<<<<<<< HEAD
-from rlmech.simulators.choice import simulator_of
-=======
 from rlmech.scenes.decision import Decision
-from rlmech.simulators.highway.staging.stage import Stage
->>>>>>> main
+from rlmech.simulators.choice import simulator_of
+from rlmech.simulators.staging import Staging
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -28,8 +25,13 @@ class DrivenScene(Protocol):
     """A scene that is decided in and driven on from; a `Scene` is one."""
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> Any:
         """The copied simulator."""
+        ...
+
+    @property
+    def staging(self) -> Staging:
+        """What can be done in it."""
         ...
 
     @property
@@ -161,14 +163,3 @@ def _of_step(edits: Sequence[Edit], step: int) -> list[Edit]:
         if steps is None or step in (steps if isinstance(steps, tuple) else (steps,)):
             chosen.append(edit)
     return chosen
-<<<<<<< HEAD
-=======
-
-
-def _ego(scene: DrivenScene) -> dict[str, float]:
-    if not scene.stage.has_road:
-        return {}
-    ego = scene.stage.ego
-    x, y = ego.position
-    return {"x": float(x), "y": float(y), "heading": float(ego.heading), "speed": float(ego.speed)}
->>>>>>> main
