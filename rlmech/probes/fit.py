@@ -23,12 +23,13 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
+from rlmech.nets.untrained import untrained
 from rlmech.patching.provenance import provenance
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.probes.linear import LinearMap, cross_validated, folds_of
 from rlmech.probes.logistic import cross_validated_logistic
 from rlmech.probes.probe import CONTROLS, Probe, Probes
-from rlmech.probes.states import activations, entity_axis, states_of, untrained
+from rlmech.probes.states import activations, entity_axis, states_of
 from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
 from rlmech.statistics import bootstrap_ratio
