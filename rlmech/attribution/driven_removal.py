@@ -68,7 +68,7 @@ def driven_removal(
         >>> found = rlm.attribution.driven_removal(
         ...     policy, "intersection-v2", attributions={"Shapley": shares}, seeds=range(2), progress=False
         ... )
-        >>> list(found["condition"].values)
+        >>> found["condition"].values.tolist()
         ['baseline', 'Shapley', 'random', 'leave one out']
     """
     if not attributions or n_removed < 1 or {RANDOM, ALONE} & set(attributions):
