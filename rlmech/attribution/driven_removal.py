@@ -25,7 +25,7 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import Condition, compare_rollouts
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.results import storable
 
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
 from rlmech.errors import EnvironmentFitError
 from rlmech.simulators.values import told
-
-if TYPE_CHECKING:
-    from rlmech.simulators.world import World
 
 N_STEPS = 3
 FIRST_STEPS = "first steps"
@@ -42,7 +39,21 @@ _TELL_ONLY = (
 _BASES = (gym.Env, gym.Wrapper, gym.ObservationWrapper, gym.RewardWrapper, gym.ActionWrapper, object)
 
 
-def identity_of(world: World, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
+class Episodes(Protocol):
+    """An environment in which episodes are begun and stepped; a `World` is one."""
+
+    env: gym.Env
+
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        ...
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        ...
+
+
+def identity_of(world: Episodes, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
     """The parts of an environment's identity, by name.
 
     Args:
@@ -140,7 +151,7 @@ def _tells_only(cls: type) -> bool:
     return any(cls.__module__.startswith(module) and cls.__name__ == name for module, name in _TELL_ONLY)
 
 
-def _begun(world: World) -> str:
+def _begun(world: Episodes) -> str:
     """Begin an episode; its first observation."""
     try:
         return told([world.reset(seed=0)[0]])
@@ -150,7 +161,7 @@ def _begun(world: World) -> str:
         raise _seedless(world) from error
 
 
-def _seedless(world: World) -> EnvironmentFitError:
+def _seedless(world: Episodes) -> EnvironmentFitError:
     return EnvironmentFitError(
         "The environment does not take a seed.",
         given=f"reset(seed=0) of {type(world.env.unwrapped).__name__}, whose episodes cannot be repeated",
@@ -159,7 +170,7 @@ def _seedless(world: World) -> EnvironmentFitError:
     )
 
 
-def _first_steps(world: World) -> str:
+def _first_steps(world: Episodes) -> str:
     """What the first steps of an episode give, with actions drawn alike."""
     space = copy.deepcopy(world.env.action_space)
     space.seed(0)
