@@ -17,6 +17,7 @@ from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.metrics.measure import (
     BoundMetric,
+    LinearMeasure,
     Metric,
     MetricContext,
     MetricFunction,
@@ -103,7 +104,7 @@ def action_gap(
             _refuse_masked(hidden != is_masked(second), name)
             return (first - second).masked_fill(hidden | (pro[pair] == contra[pair]), 0)
 
-        return measure
+        return _linear(measure, context, pro=pro, contra=contra, alike=better is not None)
 
     return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
@@ -369,6 +370,20 @@ def _number_of_choice(context: MetricContext, name: str, choice: int | str | Non
         if n_choices
         else "leave choice out",
     )
+
+
+def _linear(
+    measure: RowFunction, context: MetricContext, *, pro: Tensor, contra: Tensor, alike: bool
+) -> RowFunction | LinearMeasure:
+    """The gap between two actions as a weighted sum of the scores; the measure alone where scores are masked."""
+    runs = [run.scores for run in (context.clean, context.corrupt) if run is not None]
+    if any(bool(is_masked(scores).any()) for scores in runs):
+        return measure
+    rows = slice(0, 1) if alike else slice(None)
+    weights = torch.zeros_like(runs[0][rows])
+    weights.scatter_(-1, pro[rows, None], 1)
+    weights.scatter_add_(-1, contra[rows, None], -torch.ones_like(weights[:, :1]))  # 0 where both are the same
+    return LinearMeasure(weights=weights, measure=measure)
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:
