@@ -4,9 +4,11 @@ from rlmech.adapters.load import load as load
 from rlmech.adapters.native import save_policy as save_policy
 from rlmech.attribution import attribute_actions as attribute_actions, attribution_patching as attribution_patching
 from rlmech.core.cache import ActivationCache as ActivationCache
-from rlmech.core.edit import Edit as Edit, Site as Site, erase as erase, mean_ablation as mean_ablation, patch as patch, resample_ablation as resample_ablation, steer as steer, subspace_patch as subspace_patch, zero_ablation as zero_ablation
+from rlmech.core.edit import Edit as Edit
 from rlmech.core.hook_point import HookPoint as HookPoint
+from rlmech.core.interventions import erase as erase, mean_ablation as mean_ablation, patch as patch, resample_ablation as resample_ablation, steer as steer, subspace_patch as subspace_patch, zero_ablation as zero_ablation
 from rlmech.core.policy import HookedPolicy as HookedPolicy
+from rlmech.core.site import Site as Site
 from rlmech.episodes.compare import compare_rollouts as compare_rollouts
 from rlmech.episodes.driving import Condition as Condition
 from rlmech.episodes.recorder import record as record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """Graphs that a test run keeps are its own, and those of no other version."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # all workers of a run keep one
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RLMECH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RLMECH_CACHE", str(shared / "cache"))
         yield
 
 

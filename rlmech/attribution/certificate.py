@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rlmech.attribution.gates import batch_first, conditions_behind
 from rlmech.attribution.repairs import patched_rows
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import MeasuredRun, measure_outputs, output_addresses, row_sums
 from rlmech.gradients.downstream import Continuation
 from rlmech.metrics.score_metrics import BoundMetric

@@ -20,10 +20,10 @@ from rlmech.attribution.readouts import Readouts, array, made_by, readouts, scor
 from rlmech.attribution.regions import FROZEN
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.circuits.labels import score_units
-from rlmech.core.edit import Site
 from rlmech.core.masked import weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site, as_site
 from rlmech.errors import SiteError
 from rlmech.results import storable
 
@@ -73,7 +73,7 @@ def direct_action_attribution(
         >>> direct_action_attribution(policy, torch.rand(5, 15, 7), site).contribution.shape
         (5, 3, 1, 1, 16)
     """
-    site = Site(site) if isinstance(site, str) else site
+    site = as_site(site)
     point = policy.hook_dict[site.name]
     positions = site.positions(point)
     rows = readouts(policy, better=better, worse=worse)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import finite_change, sum_over_sites
 from rlmech.metrics.score_metrics import BoundMetric
 

@@ -27,10 +27,10 @@ from rlmech.attribution.repairs import (
     nodes_before_patterns,
     softmax_repaired,
 )
-from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 from rlmech.gradients.at_nodes import (
     MeasuredRun,

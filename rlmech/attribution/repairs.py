@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import MeasuredRun, output_addresses, row_sums, sum_over_sites
 from rlmech.gradients.downstream import Continuation
 

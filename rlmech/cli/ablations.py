@@ -14,8 +14,9 @@ import typer
 from rlmech.cli.options import Kind
 
 if TYPE_CHECKING:
-    from rlmech.core.edit import Edit, Site
+    from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
+    from rlmech.core.site import Site
 
 N_REFERENCE = 20  # episodes driven for the states that means are taken over
 EXAMPLE = "e.g. --ablate 'head 0,1', --ablate 'head 0+1', --ablate head for every head"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlmech.core.edit import Site
     from rlmech.core.policy import HookedPolicy
+    from rlmech.core.site import Site
 
 
 def open_policy(

@@ -22,7 +22,7 @@ from rlmech.core.observation import ObservationFormat
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
 from rlmech.core.program import Program, compile_program
 from rlmech.core.recent import Recent
-from rlmech.errors import CacheError
+from rlmech.errors import CacheError, EngineError
 
 EngineName = Literal["graph", "eager"]
 PROGRAMS = 1024
@@ -251,6 +251,28 @@ class GraphEngine:
             return value
 
         return intercept
+
+
+def offered_names(engine: Engine, names: tuple[str, ...], *, all_of_them: bool) -> tuple[str, ...]:
+    """Those hook names that an engine offers.
+
+    Args:
+        engine: The engine that runs in train mode.
+        names: Hook names of the policy.
+        all_of_them: Whether they are simply all names, some of which the engine need not have.
+
+    Raises:
+        EngineError: One was asked for that needs the graph.
+    """
+    missing = [name for name in names if name not in engine.points]
+    if missing and not all_of_them:
+        raise EngineError(
+            f"{missing[0]!r} needs the traced graph, and the policy runs on the eager engine.",
+            given=f"engine 'eager': {engine.reason}",
+            expected="engine 'graph'",
+            fix="put the network in eval mode: policy.eval()",
+        )
+    return tuple(name for name in names if name in engine.points)
 
 
 def leave_out(

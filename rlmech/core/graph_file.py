@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from rlmech.core.graph import Graph, Mark, Node, trace
+from rlmech.core.graph import Graph, Mark, Node
 from rlmech.core.module_record import held_by_modules
+from rlmech.core.tracing import trace
 from rlmech.files import moved_into_place
 
 FORMAT = 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
@@ -193,6 +194,17 @@ class ObservationFormat:
         return ObservationError(
             "The observation is not what the policy takes.", given=given, expected=expected, fix=fix
         )
+
+
+def batch_of_one(obs: Observation) -> Observation:
+    """A single observation as a batch."""
+    if isinstance(obs, Mapping):
+        return {key: _row(value) for key, value in obs.items()}
+    return _row(obs)
+
+
+def _row(value: Tensor | ArrayLike) -> Tensor | np.ndarray:
+    return value[None] if isinstance(value, Tensor) else np.asarray(value)[None]
 
 
 def image_keys(space: Any) -> frozenset[str]:

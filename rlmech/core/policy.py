@@ -6,8 +6,7 @@ bit or within 1e-5 of the output's scale. Cost: a second to wrap; a forward pass
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,39 +21,30 @@ from rlmech.axes import Axis
 from rlmech.core.acting import choose_actions
 from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
-from rlmech.core.automatic_sites import automatic_sites
 from rlmech.core.cache import ActivationCache
-from rlmech.core.eager import EagerEngine
-from rlmech.core.edit import Edit, Site, check_edits
-from rlmech.core.engine import Engine, EngineName, GraphEngine
+from rlmech.core.edit import Edit, check_edits
+from rlmech.core.engine import EngineName, GraphEngine, offered_names
 from rlmech.core.example import format_of
-from rlmech.core.graph import NotTraceable
 from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
 from rlmech.core.labels import entity_labels
-from rlmech.core.modes import depends_on_mode, evaluating, fingerprint
+from rlmech.core.modes import evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
-from rlmech.core.observation import Observation, image_keys
+from rlmech.core.observation import Observation, batch_of_one, image_keys
 from rlmech.core.outputs import Scored, Selector, find_outputs
-from rlmech.core.parity import (
-    BATCHES,
-    difference,
-    fused_path_error,
-    is_fused_path,
-    live_scores,
-    on_device,
-    prove_parity,
-)
+from rlmech.core.parity import on_device
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.recent import Recent
 from rlmech.core.sequences import run_sequence
+from rlmech.core.site import Site
+from rlmech.core.site_lists import automatic_sites, sites_along, sites_in_time
 from rlmech.core.state import State, StateForm
-from rlmech.core.stateful import Sequence as Sequential
 from rlmech.core.stateful import StatefulFormat, scored_step, state_form
-from rlmech.core.unrolled import UnrolledEngine, at_step, in_step, located
-from rlmech.errors import ConfigError, EngineError, ParityError, StateError
+from rlmech.core.unrolled import located, step_to_read
+from rlmech.core.wrapped_module import WrappedModule
+from rlmech.errors import ConfigError
 from rlmech.habits import OF_POLICY, unknown_name
 from rlmech.spec import PolicySpec
 
@@ -142,12 +132,10 @@ class HookedPolicy(nn.Module):
     def _prepare(self) -> None:
         self._registry = HookRegistry()
         self._sequences: Recent[tuple[int, int], HookedPolicy] = Recent(SEQUENCES)
-        self._mode_dependent = [m for m in self.module.modules() if depends_on_mode(m)]
         with evaluating(self.module):
             before = ModuleRecord(self.module)
             scored = self._find_outputs()
             self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
-            self._scored_root = ".".join(filter(None, (scored.root, self._root)))
             self.output_kind: OutputKind = scored.kind or "q_values"
             self.choices = scored.choices if self._choice is None else None
             self.action_space: Space[Any] | None = self._told_space
@@ -155,12 +143,18 @@ class HookedPolicy(nn.Module):
                 self.action_space = scored.choices.space(self._choice)
             if scored.names:
                 self.spec = replace(self.spec, choices=scored.names)
-            self._engine = self._proven_engine()
-            self._record = ModuleRecord(self.module, ignored=frozenset(before.changes()))  # what forward itself writes
-            self._eager: Engine | None = self._engine if self._engine.name == "eager" else None
-            labels = entity_labels(self._engine, self._format, self.spec)
-        self.hook_dict = HookPoints(type(self.module).__name__, left_out=self._engine.left_out)
-        for name, point in self._engine.points.items():
+            self._wrapped = WrappedModule(
+                self.module,
+                scored.module,
+                self._format,
+                root=".".join(filter(None, (scored.root, self._root))),
+                output_kind=self.output_kind,
+                before=before,
+            )
+            labels = entity_labels(self._wrapped.engine, self._format, self.spec)
+        network, engine = type(self.module).__name__, self._wrapped.engine
+        self.hook_dict = HookPoints(network, left_out=engine.left_out)
+        for name, point in engine.points.items():
             self.hook_dict[name] = HookPoint(
                 name,
                 axes=point.axes,
@@ -169,11 +163,10 @@ class HookedPolicy(nn.Module):
                 registry=self._registry,
                 labels=labels.get(name),
             )
-        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in self._engine.points.items()}
+        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in engine.points.items()}
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
-        network, left_out = type(self.module).__name__, self._engine.left_out
-        self._names = NameChooser(network, list(self.hook_dict), left_out=left_out)
+        self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)
 
     def _find_outputs(self) -> Scored:
         if self._form is not None:
@@ -189,26 +182,6 @@ class HookedPolicy(nn.Module):
             action_space=self._told_space,
             choice=self._choice,
         )
-
-    def _proven_engine(self) -> Engine:
-        engine = self._make_engine()
-        try:
-            prove_parity(self.scored_module, engine, self._format)
-        except ParityError:
-            if not (isinstance(engine, GraphEngine) and engine.is_known):
-                raise
-            engine = self._make_engine(anew=True)  # the graph of another time was not this module's
-            prove_parity(self.scored_module, engine, self._format)
-        return engine
-
-    def _make_engine(self, *, anew: bool = False) -> Engine:
-        arguments = {"root": self._scored_root, "output_kind": self.output_kind}
-        try:
-            if isinstance(self.scored_module, Sequential):
-                return UnrolledEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
-            return GraphEngine(self.scored_module, self._format, anew=anew, **arguments)  # type: ignore[arg-type]
-        except NotTraceable as error:
-            return EagerEngine(self.scored_module, self._format, reason=str(error), **arguments)  # type: ignore[arg-type]
 
     @classmethod
     def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
@@ -233,7 +206,7 @@ class HookedPolicy(nn.Module):
             ObservationError: Wrong structure, shape or dtype, or NaN.
         """
         arrays = self._format.coerce(obs, self.module)
-        engine = self._active_engine()
+        engine = self._wrapped.active()
         if self._registry.is_idle:
             return engine.forward(arrays)
         return engine.run(arrays, (), self._registry, self.hook_dict)[0]
@@ -257,10 +230,11 @@ class HookedPolicy(nn.Module):
             SiteError: A name matches nothing.
         """
         arrays = self._format.coerce(obs, self.module)
-        chosen, engine = self._names(names), self._active_engine()
-        if engine is not self._engine:
-            chosen = self._offered(engine, chosen, all_of_them=names is None)
-        later = self._deferred if names is None and engine is self._engine and self._registry.is_idle else ()
+        chosen, engine = self._names(names), self._wrapped.active()
+        usual = engine is self._wrapped.engine
+        if not usual:
+            chosen = offered_names(engine, chosen, all_of_them=names is None)
+        later = self._deferred if names is None and usual and self._registry.is_idle else ()
         if later:
             chosen = self._at_once
         scores, values = engine.run(arrays, chosen, self._registry, self.hook_dict)
@@ -372,14 +346,7 @@ class HookedPolicy(nn.Module):
             >>> twice(counter.clean[:, :2]).shape, twice.sites("hook_h", over=("step",))
             (torch.Size([8, 2]), [Site('hook_h', step=0), Site('hook_h', step=1)])
         """
-        read = n_steps - 1 if read is None else read
-        if not (self.is_recurrent and 0 <= read < n_steps):
-            raise StateError(
-                "There is nothing to unroll." if not self.is_recurrent else "There is no such step to read.",
-                given=f"a policy without a state, {n_steps} steps" if not self.is_recurrent else f"read={read}",
-                expected="a recurrent policy" if not self.is_recurrent else f"0 to {n_steps - 1}, of {n_steps} steps",
-                fix="wrap a recurrent module with state=..." if not self.is_recurrent else "read=None reads the last",
-            )
+        read = step_to_read(n_steps, read, is_recurrent=self.is_recurrent)
         form = self._format
         assert self.graph_engine and isinstance(form, StatefulFormat)  # noqa: S101, PT018  # it is recurrent
 
@@ -482,10 +449,9 @@ class HookedPolicy(nn.Module):
             single observation; and the state after this step, None of a policy without memory.
         """
         single = self._format.is_single(obs)
-        batch = {k: _batch_of_one(v) for k, v in obs.items()} if isinstance(obs, Mapping) else _batch_of_one(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             parts = None if state is None else dict(zip(self.state_names, state, strict=False))
-            scores, after = self.step(batch if single else obs, parts, episode_start=episode_start)
+            scores, after = self.step(batch_of_one(obs) if single else obs, parts, episode_start=episode_start)
         actions = choose_actions(scores, self.output_kind, self.action_space, deterministic=deterministic)
         return (actions[0] if single else actions), tuple(part.cpu().numpy() for part in after.values()) or None
 
@@ -507,36 +473,11 @@ class HookedPolicy(nn.Module):
             4
         """
         if isinstance(names, str) and names == "auto":
-            return automatic_sites(self)
-        sites: list[Site] = []
+            return automatic_sites(self.hook_dict, self.attention)
         over = (over,) if isinstance(over, str) else tuple(over)
         if "step" in over and self._format.is_sequence:
-            return list(self._in_time(names, over))
-        for name in self._names(names):
-            point = self.hook_dict[name]
-            ranges = [point.labels.get(axis) or range(point.size(axis)) for axis in over]
-            for choice in itertools.product(*ranges):
-                sites.append(Site(name, **dict(zip(over, choice, strict=True))))
-        return sites
-
-    def _in_time(self, names: Names, over: Sequence[str]) -> Iterator[Site]:
-        """Sites of a sequence by the names that they have in each of its steps."""
-        inner = dict.fromkeys(name for number, name in map(in_step, self.hook_dict) if number is not None)
-        whole = [name for name, point in self.hook_dict.items() if "step" in point.axes]
-        choose = NameChooser(type(self.module).__name__, [*whole, *inner], left_out=self._engine.left_out)
-        for name in choose(names):
-            steps = (
-                [k for k, own in map(in_step, self.hook_dict) if own == name and k is not None]
-                if name in inner
-                else None
-            )
-            point = self.hook_dict[name if steps is None else at_step(name, steps[0])]
-            ranges = [
-                steps if axis == "step" and steps is not None else point.labels.get(axis) or range(point.size(axis))
-                for axis in over
-            ]
-            for choice in itertools.product(*ranges):
-                yield Site(name, **dict(zip(over, choice, strict=True)))
+            return list(sites_in_time(self.hook_dict, names, over))
+        return sites_along(self.hook_dict, self._names(names), over)
 
     @property
     def n_steps(self) -> int | None:
@@ -556,7 +497,7 @@ class HookedPolicy(nn.Module):
     @property
     def attention(self) -> AttentionBlocks:
         """The attention layers by module path, verified numerically."""
-        return self._engine.attention
+        return self._wrapped.engine.attention
 
     @property
     def has_hooks(self) -> bool:
@@ -566,17 +507,17 @@ class HookedPolicy(nn.Module):
     @property
     def engine(self) -> EngineName:
         """`graph` for generated programs, `eager` for hooks on the live modules; `engine_reason` says why."""
-        return self._active_engine().name
+        return self._wrapped.active().name
 
     @property
     def engine_reason(self) -> str:
         """Why the policy runs on the engine it runs on."""
-        return self._active_engine().reason
+        return self._wrapped.active().reason
 
     @property
     def left_out(self) -> Mapping[str, str]:
         """Points that the network has and that cannot be shown, with the reason."""
-        return dict(self._engine.left_out)
+        return dict(self._wrapped.engine.left_out)
 
     @property
     def fingerprint(self) -> str:
@@ -648,13 +589,12 @@ class HookedPolicy(nn.Module):
         Raises:
             EngineError: They differ: something has changed that the graph does not read, with its name.
         """
-        rows = tuple(array[:1].detach() for array in arrays) if arrays and len(arrays[0]) else self._format.samples(1)
-        self._compare([on_device(rows, self.module)])
+        self._wrapped.check_row(arrays)
 
     @property
     def points(self) -> Mapping[str, Point]:
         """Where each hook point lies in the graph, for analyses that walk it."""
-        return self._engine.points
+        return self._wrapped.engine.points
 
     @property
     def graph_engine(self) -> GraphEngine:
@@ -663,15 +603,7 @@ class HookedPolicy(nn.Module):
         Raises:
             EngineError: The policy runs on the eager engine.
         """
-        engine = self._active_engine()
-        if isinstance(engine, GraphEngine):
-            return engine
-        raise EngineError(
-            "This needs the traced graph, and the policy runs on the eager engine.",
-            given=f"engine 'eager': {engine.reason}",
-            expected="engine 'graph'",
-            fix="put the network in eval mode, or write its forward without control flow that depends on data",
-        )
+        return self._wrapped.graph_engine()
 
     # ---- nn.Module
 
@@ -689,13 +621,7 @@ class HookedPolicy(nn.Module):
         super()._apply(fn, recurse)
         after = next(self.module.parameters(), None)
         if old is not None and after is not None:
-            if after.dtype != old[0]:
-                self._format.retype(after.dtype)
-            if isinstance(self._engine, GraphEngine):
-                if after.dtype != old[0]:
-                    self._engine.retype(old[0], after.dtype)
-                if after.device != old[1]:
-                    self._engine.move(after.device)
+            self._wrapped.follow(old, (after.dtype, after.device))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -726,74 +652,15 @@ class HookedPolicy(nn.Module):
     @property
     def stored_graph(self) -> str | None:
         """The traced graph as JSON, which spares another process the export; None where JSON does not carry it."""
-        return self._engine.stored()
+        return self._wrapped.engine.stored()
 
     # ---- inside
 
     @property
     def couples_rows(self) -> bool:
         """Whether train mode makes rows depend on each other or on chance: sweeps refuse that."""
-        return any(module.training for module in self._mode_dependent)
-
-    def _active_engine(self) -> Engine:
-        if not self._record.is_current():
-            self._compare([on_device(self._format.samples(n), self.module) for n in BATCHES])
-            self._record = self._record.renewed()
-        if self._mode_dependent and self.couples_rows:
-            if self._eager is None:
-                self._eager = EagerEngine(
-                    self.scored_module,
-                    self._format,
-                    reason="the network is in train mode, where it computes something else (dropout, noise)",
-                    root=self._scored_root,
-                    output_kind=self.output_kind,
-                )
-            return self._eager
-        return self._engine
-
-    def _compare(self, batches: Sequence[tuple[Tensor, ...]]) -> None:
-        """Compare the graph with the live module: in train mode a difference calls for the eager engine."""
-        self._record.check_submodules()
-        if self._engine.name == "eager" or self.couples_rows:
-            return  # the live module runs
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for arrays in batches:
-                scores = self._engine.forward(arrays)
-                try:
-                    live = live_scores(self.scored_module, self._format, arrays)
-                except RuntimeError:
-                    if scores.dtype == torch.float32:
-                        raise
-                    return  # after .double(): modules that cast observations to float32 themselves cannot run
-                found = difference(scores, live, n_steps=self.n_steps)
-                if found is None:
-                    continue
-                if is_fused_path(scores, self.scored_module, self._format, arrays):
-                    raise fused_path_error(found, "on a row of this observation")
-                training = [module for module in self.module.modules() if module.training]
-                with evaluating(self.module):
-                    live = live_scores(self.scored_module, self._format, arrays)
-                    resting = difference(scores, live, n_steps=self.n_steps)
-                if training and resting is None:
-                    self._mode_dependent += training
-                    return
-                raise self._record.error(found)
-
-    def _offered(self, engine: Engine, names: tuple[str, ...], *, all_of_them: bool) -> tuple[str, ...]:
-        missing = [name for name in names if name not in engine.points]
-        if missing and not all_of_them:
-            raise EngineError(
-                f"{missing[0]!r} needs the traced graph, and the policy runs on the eager engine.",
-                given=f"engine 'eager': {engine.reason}",
-                expected="engine 'graph'",
-                fix="put the network in eval mode: policy.eval()",
-            )
-        return tuple(name for name in names if name in engine.points)
+        return self._wrapped.couples_rows
 
     def _attach(self, hooks: Hooks, direction: Direction) -> list[HookHandle]:
         pairs = [(name, function) for names, function in hooks for name in self._names(names)]
         return self._registry.attach(pairs, direction)
-
-
-def _batch_of_one(value: Any) -> Tensor | np.ndarray:
-    return value[None] if isinstance(value, Tensor) else np.asarray(value)[None]

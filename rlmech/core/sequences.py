@@ -8,7 +8,7 @@ Bit for bit what calling the step by hand gives. Cost: a forward pass a step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,35 @@ from torch import Tensor
 from rlmech.axes import Axis
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import AtSteps
-from rlmech.core.hook_point import HookFunction, at_step
+from rlmech.core.hook_point import HookFunction, HookPoint, at_step
+from rlmech.core.names import Names
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.errors import ObservationError, SiteError, StateError
 
-if TYPE_CHECKING:
-    from rlmech.core.policy import HookedPolicy
+
+class SteppingPolicy(Protocol):
+    """What a sequence asks of the policy that runs it."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Hook points that make up the state."""
+        ...
+
+    def point(self, name: str) -> HookPoint:
+        """The hook point of a name."""
+        ...
+
+    def with_state(self, obs: Observation, state: Mapping[str, Any] | None) -> Observation:
+        """Observations met in a state, as one observation."""
+        ...
+
+    def run_with_cache(self, obs: Observation, names: Names) -> tuple[Tensor, ActivationCache]:
+        """Scores and activations."""
+        ...
 
 
 def run_sequence(
-    policy: HookedPolicy,
+    policy: SteppingPolicy,
     form: ObservationFormat,
     obs: Observation,
     state: Mapping[str, Any] | None,

@@ -19,14 +19,14 @@ import torch
 
 from rlmech.axes import Axis
 from rlmech.core.attention import AttentionBlocks
-from rlmech.core.edit import Site
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Alternative, Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.program import Address
+from rlmech.core.site import Site
 from rlmech.core.stateful import Sequence, StatefulFormat
-from rlmech.errors import SiteError
+from rlmech.errors import SiteError, StateError
 
 _IN_STEP = re.compile(r"step_(\d+)\.(.+)")
 _LEAVES = ("parameter", "constant")
@@ -158,6 +158,30 @@ def _points(step: GraphEngine, unrolled: Unrolled, read: int) -> list[tuple[str,
         if point.kind == "output"
     ]
     return [(point.name, point) for point in (*whole, *inside, *ends)]
+
+
+def step_to_read(n_steps: int, read: int | None, *, is_recurrent: bool) -> int:
+    """The step whose scores an unrolled policy gives: the last, unless another one is named.
+
+    Raises:
+        StateError: The policy has no state, or there is no such step.
+    """
+    if not is_recurrent:
+        raise StateError(
+            "There is nothing to unroll.",
+            given=f"a policy without a state, {n_steps} steps",
+            expected="a recurrent policy",
+            fix="wrap a recurrent module with state=...",
+        )
+    last = n_steps - 1
+    if not 0 <= (last if read is None else read) <= last:
+        raise StateError(
+            "There is no such step to read.",
+            given=f"read={last if read is None else read}",
+            expected=f"0 to {last}, of {n_steps} steps",
+            fix="read=None reads the last",
+        )
+    return last if read is None else read
 
 
 def at_step(name: str, step: int) -> str:

@@ -16,9 +16,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.edges.circuit_evaluation import evaluate_edges
 from rlmech.edges.components import ComponentGraph, Edge, component_graph
 from rlmech.edges.edge_runs import EdgeRuns

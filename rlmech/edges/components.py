@@ -20,11 +20,11 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.dependence import push_dependence
-from rlmech.core.edit import Site
 from rlmech.core.graph import Graph, Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.layout import Layout
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import SiteError, nearest
 from rlmech.patching.sweeps.independence import refuse_unfit
 

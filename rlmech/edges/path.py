@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.graph import Graph, Node
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.edges.paths import Paths, Place, Route
 from rlmech.errors import SiteError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlmech.core.dependence import push_dependence
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.edges.components import head_layouts
 from rlmech.errors import SiteError
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 from rlmech.arguments import explain_misuse
 from rlmech.axes import Axis
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.edges.components import ComponentGraph, component_graph
 from rlmech.patching.results import unknown_choice
 from rlmech.patching.sites import choose_sites

@@ -19,7 +19,9 @@ import torch
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Edit, Site, steer
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import steer
+from rlmech.core.site import Site
 from rlmech.episodes.comparison import BASELINE, compare_recordings
 from rlmech.episodes.controls import Control, with_controls
 from rlmech.episodes.driving import Condition, Names

@@ -18,8 +18,10 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlmech.core.edit import Edit, Site, read, steer
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import steer
 from rlmech.core.modes import evaluating
+from rlmech.core.site import Site, read
 from rlmech.episodes.driving import Condition
 from rlmech.episodes.recorded_moments import moments
 from rlmech.episodes.recorder import record_conditions

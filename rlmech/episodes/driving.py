@@ -209,11 +209,13 @@ class Drive:
         driver: The driver.
         seed: The episode's seed.
         action_names: Names of the environment's actions; the policy's own come first.
+        measure: The simulator's `step_values`.
     """
 
     driver: Driver
     seed: int
     action_names: tuple[str, ...] = ()
+    measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, float]] = field(default=lambda entities: {})
     _hooks: list[Hook] = field(init=False)
     _draws: np.random.Generator = field(init=False)
     _uniform: np.ndarray | None = field(init=False, default=None)
@@ -285,6 +287,7 @@ class Drive:
             previous_action=self._previous,
             vehicles=vehicles,
             action_names=self.driver.policy.spec.actions or self.action_names,
+            measured=self.measure(vehicles),
         )
         return when(moment)
 

@@ -141,7 +141,8 @@ class Runner:
         return shared
 
     def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
-        drives = {name: Drive(self.drivers[name], seed, self._action_names) for name in names}
+        told = (self._action_names, self.simulator.step_values)
+        drives = {name: Drive(self.drivers[name], seed, *told) for name in names}
         traces = {name: _Trace(drive, self.simulator, self.outcomes) for name, drive in drives.items()}
         observation, _ = self.world.reset(seed=seed)
         _check_finite(observation, "the first observation")

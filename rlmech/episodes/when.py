@@ -9,8 +9,8 @@ They read what the recorder knows anyway: nothing is observed twice. Cost: none 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from jaxtyping import Float
 
 from rlmech.errors import ConfigError
 from rlmech.simulators.env import action_number
-from rlmech.simulators.highway.measures import scene_summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,9 @@ class Moment:
         action: What the unedited policy would do.
         previous_action: What was done a step ago; None at first.
         action_names: Names of the actions, in their order; empty where they have none.
-        vehicles: Who is on the road, a row of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS` each, the ego
-            first; empty for environments without a road.
+        vehicles: Who is there, a row of the simulator's `entity_columns` each (of highway-env's environments vehicles,
+            the ego first); empty where the simulator tells of none.
+        measured: What the simulator measures of them, by the name of its column in the steps.
     """
 
     seed: int
@@ -45,16 +45,21 @@ class Moment:
     previous_action: Any
     vehicles: list[tuple[Any, ...]]
     action_names: tuple[str, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def distance(self) -> float:
         """Distance from the ego to the nearest vehicle, in m; infinite where there is none."""
-        return scene_summary(self.vehicles).get("distance", np.inf)
+        return self._measured("distance")
 
     @property
     def ttc(self) -> float:
         """Shortest time to a collision of the ego with a vehicle, in s; infinite where none is ahead."""
-        return scene_summary(self.vehicles).get("ttc", np.inf)
+        return self._measured("ttc")
+
+    def _measured(self, name: str) -> float:
+        value = self.measured.get(name, np.inf)
+        return np.inf if np.isnan(value) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from rlmech.circuits import ov_circuit, qk_circuit
-from rlmech.core.edit import Site
 from rlmech.core.masked import is_masked
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.episodes import Recording, record
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from rlmech.core.edit import Edit, Site, mean_ablation
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import mean_ablation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.episodes.compare import compare_rollouts
 from rlmech.episodes.comparison import BASELINE
 from rlmech.episodes.recorder import record

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.core.recent import Recent
+from rlmech.core.site import Site
 from rlmech.errors import MetricError, SiteError
 from rlmech.gradients.downstream import Continuation
 from rlmech.metrics.score_metrics import BoundMetric

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
-from rlmech.core.edit import Edit, Site, mean_ablation, resample_ablation, steer, zero_ablation
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import mean_ablation, resample_ablation, steer, zero_ablation
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site, as_site
 from rlmech.errors import EditError
 from rlmech.metrics.score_metrics import (
     BoundMetric,
@@ -207,7 +209,7 @@ def steering_sweep(
         >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
         {'site': 3, 'pair': 16}
     """
-    site = Site(site) if isinstance(site, str) else site
+    site = as_site(site)
     groups = [(site,)] * len(coefficients)
     edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)

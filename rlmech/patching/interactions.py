@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import SiteError
 from rlmech.metrics.score_metrics import Metric, MetricFunction
 from rlmech.patching.activations import activation_patching

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
-from rlmech.core.edit import Edit, Site, patch
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import patch
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError, ObservationError, SiteError
 from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Edit, Site
+from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.gradients.at_nodes import (
     measure_outputs,

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError, MetricError, ObservationError
 from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
 from rlmech.patching.sites import group_coordinates

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
+from rlmech.core.site import Site
 from rlmech.core.unrolled import in_step, located
 from rlmech.errors import SiteError
 from rlmech.metrics.measure import Metric, MetricFunction, Reads, as_metric

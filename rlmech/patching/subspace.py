@@ -18,9 +18,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Edit, Site, patch, read, subspace_patch, write
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import patch, subspace_patch
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site, read, write
 from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
 from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords

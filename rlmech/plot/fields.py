@@ -44,8 +44,9 @@ def field(result: xr.Dataset, *, title: str | None = None, limit: float | None =
         >>> import numpy as np, xarray as xr
         >>> dims = ("condition", "speed", "along")
         >>> data = {"value": (dims, np.ones((1, 2, 2))), "reachable": (dims, np.ones((1, 2, 2), dtype=bool))}
-        >>> coords = {"condition": ["before"], "speed": [0.0, 9.0], "along": [-1.0, 1.0]}
-        >>> attrs = {"kind": "gap", "measure": "FASTER - SLOWER", "here": [4.0, 0.0], "vehicle": 0}
+        >>> speed, along = ("speed", [0.0, 9.0], {"here": 4.0}), ("along", [-1.0, 1.0], {"here": 0.0})
+        >>> coords = {"condition": ["before"], "speed": speed, "along": along}
+        >>> attrs = {"kind": "gap", "measure": "FASTER - SLOWER", "vehicle": 0}
         >>> len(field(xr.Dataset(data, coords=coords, attrs=attrs)).data)
         3
     """
@@ -104,14 +105,11 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     at = {"condition": panel} if panel != "difference" else {}
     values = np.asarray(result["difference" if panel == "difference" else "value"].sel(at).values, dtype=float)
     possible = result["reachable"].sel(at).values if at else result["reachable"].all("condition").values
-    names = _action_names(result)
     discrete = result.attrs["kind"] == "action"
+    names = _action_names(result)
     hover = f"{columns} %{{x:.3~g}}<br>{rows} %{{y:.3~g}}<br>%{{text}}"
     text = [
-        [
-            _word(value, names if discrete and at else [], reachable=bool(ok))
-            for value, ok in zip(line, oks, strict=True)
-        ]
+        [_word(value, names if at else [], reachable=bool(ok)) for value, ok in zip(line, oks, strict=True)]
         for line, oks in zip(values, possible, strict=True)
     ]
     traces: list[Any] = [
@@ -140,7 +138,8 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
 
 
 def _action_names(result: xr.Dataset) -> list[str]:
-    return json.loads(result["action"].attrs["names"])
+    """Names of the actions that a field of actions shows; of another field, none."""
+    return json.loads(result["action"].attrs["names"]) if result.attrs["kind"] == "action" else []
 
 
 def _word(value: float, names: list[str], *, reachable: bool) -> str:
@@ -179,8 +178,7 @@ def _dress(figure: go.Figure, result: xr.Dataset, *, n_panels: int, title: str |
     if {rows, columns} == {"x", "y"}:  # as on the road: y points down in highway-env, and a metre is a metre
         figure.update_yaxes(autorange="reversed" if rows == "y" else True, scaleanchor="x", constrain="domain")
         figure.update_xaxes(autorange="reversed" if columns == "y" else True, constrain="domain")
-    names = _action_names(result)
-    keys = [(name, action_colour(one)) for one, name in enumerate(names)] if result.attrs["kind"] == "action" else []
+    keys = [(name, action_colour(one)) for one, name in enumerate(_action_names(result))]
     if not bool(result["reachable"].all()):
         keys.append(("not reachable", "#d8dde3"))
     if any(isinstance(trace, go.Contour) for trace in figure.data):

@@ -16,10 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Edit, Site, read, steer
+from rlmech.core.edit import Edit
 from rlmech.core.hook_point import HookPoint
+from rlmech.core.interventions import steer
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site, read
 from rlmech.errors import ConfigError
 from rlmech.metrics.score_metrics import Metric, MetricFunction, bind, default_metric
 from rlmech.patching.provenance import provenance

@@ -19,8 +19,8 @@ import pandas as pd
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
 from rlmech.patching.provenance import provenance

@@ -12,9 +12,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 from rlmech.probes.linear import LinearMap
 from rlmech.probes.states import activations

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from rlmech.core.edit import Site, read
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site, read
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
 

@@ -16,7 +16,8 @@ import torch
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Edit, erase, steer
+from rlmech.core.edit import Edit
+from rlmech.core.interventions import erase, steer
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes import compare_rollouts
 from rlmech.errors import ConfigError

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from rlmech.public_names import lazy
 
 if TYPE_CHECKING:
-    from rlmech.scenes.editable import SceneEdit
     from rlmech.scenes.field import scene_field
     from rlmech.scenes.flip_search import smallest_change
     from rlmech.scenes.rolling import Roll
     from rlmech.scenes.scene import Decision, Scene
+    from rlmech.simulators.highway.staging.editable import SceneEdit
 
 _MODULE_OF = {
     "Decision": "rlmech.scenes.scene",
     "Roll": "rlmech.scenes.rolling",
     "Scene": "rlmech.scenes.scene",
-    "SceneEdit": "rlmech.scenes.editable",
+    "SceneEdit": "rlmech.simulators.highway.staging.editable",
     "scene_field": "rlmech.scenes.field",
     "smallest_change": "rlmech.scenes.flip_search",
 }

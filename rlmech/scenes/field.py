@@ -18,11 +18,10 @@ import xarray as xr
 from jaxtyping import Float
 
 from rlmech.arguments import explain_misuse
-from rlmech.core.edit import Site
 from rlmech.core.masked import is_masked
+from rlmech.core.site import Site
 from rlmech.errors import SceneError
 from rlmech.results import storable
-from rlmech.scenes.editable import Named
 from rlmech.scenes.probe import (
     CHUNK,
     UNITS,
@@ -37,6 +36,7 @@ from rlmech.scenes.probe import (
     scores_of,
 )
 from rlmech.simulators.env import check_fit
+from rlmech.simulators.highway.staging.editable import Named
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit

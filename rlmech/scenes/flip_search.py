@@ -19,8 +19,6 @@ import xarray as xr
 from rlmech.arguments import explain_misuse
 from rlmech.errors import SceneError
 from rlmech.results import storable
-from rlmech.scenes.changes import check_numbers
-from rlmech.scenes.editable import Named
 from rlmech.scenes.probe import (
     UNITS,
     Probe,
@@ -30,6 +28,8 @@ from rlmech.scenes.probe import (
     check_quantities,
 )
 from rlmech.simulators.env import check_fit
+from rlmech.simulators.highway.staging.changes import check_numbers
+from rlmech.simulators.highway.staging.editable import Named
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit

@@ -13,7 +13,7 @@ import xarray as xr
 
 from rlmech.errors import SceneError
 from rlmech.results import storable
-from rlmech.scenes.rows import n_rows
+from rlmech.simulators.highway.staging.rows import n_rows
 
 if TYPE_CHECKING:
     from rlmech.scenes.scene import Scene

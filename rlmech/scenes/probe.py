@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 
 from rlmech.errors import SceneError, nearest
-from rlmech.scenes.changes import check_numbers, drive, place
 from rlmech.scenes.pair import aligned_rows
-from rlmech.scenes.reachable import obstructions
-from rlmech.scenes.rows import has_rows, own_rows
+from rlmech.simulators.highway.staging.changes import check_numbers, drive, place
+from rlmech.simulators.highway.staging.reachable import obstructions
+from rlmech.simulators.highway.staging.rows import has_rows, own_rows
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy

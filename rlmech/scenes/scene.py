@@ -6,9 +6,10 @@ was captured from changes. Cost: about a millisecond for a copy and another to o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -17,17 +18,17 @@ import torch
 import xarray as xr
 
 from rlmech.core.acting import choose_actions
-from rlmech.errors import SceneError
-from rlmech.scenes.editable import Change, SceneEdit
+from rlmech.errors import SceneError, nearest
 from rlmech.scenes.pair import aligned_rows, scene_pair
-from rlmech.scenes.road_edits import RoadEdits
 from rlmech.scenes.rolling import Roll, remembered, roll
-from rlmech.scenes.rows import has_rows, observe, observe_rows, own_rows, through_wrappers
-from rlmech.scenes.stage import Stage
-from rlmech.scenes.table import vehicle_table
-from rlmech.scenes.vehicle_edits import VehicleEdits
-from rlmech.scenes.watching import rows_of
+from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import action_number, check_fit, environment, spec_of
+from rlmech.simulators.highway.staging.editable import Change, Named, SceneEdit, number_of
+from rlmech.simulators.highway.staging.edits import EDITS
+from rlmech.simulators.highway.staging.rows import has_rows, observe, observe_rows, own_rows, through_wrappers
+from rlmech.simulators.highway.staging.stage import Stage
+from rlmech.simulators.highway.staging.table import vehicle_table
+from rlmech.simulators.highway.staging.watching import rows_of
 from rlmech.simulators.highway.traffic import HighwayWorld
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
@@ -64,8 +65,12 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scene(VehicleEdits, RoadEdits):
+class Scene:
     """The simulator at one moment; made by `Scene.capture` or `Scene.replay`, changed by its edits.
+
+    Edits are methods that the environment's simulator gives it; `help(scene.move)` tells what one takes. Of roads:
+    `remove`, `add`, `move`, `set_speed`, `brake`, `speed_up`, `reroute`, `set_spawn_rate`, `set_priority`,
+    `set_feature`.
 
     Attributes:
         stage: The copied simulator. Look, and `fork` it before changing anything.
@@ -331,16 +336,53 @@ class Scene(VehicleEdits, RoadEdits):
 
     # ---- editing
 
-    def _changed(self, kind: str, what: str, change: Change) -> Scene:
+    def __getattr__(self, name: str) -> Callable[..., Scene]:
+        edit = None if name.startswith("_") else _edits(self.stage.env).get(name)
+        if edit is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return update_wrapper(partial(edit, self), edit)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *_edits(self.stage.env)})
+
+    def number(self, vehicle: Named = None, *, row: int | None = None) -> int:
+        """The number of a vehicle that is named by its number, as `"ego"`, or by its row in `observation`.
+
+        Raises:
+            SceneError: Neither or both given, or nobody there.
+        """
+        return number_of(self, vehicle, row=row)
+
+    def edited_by(self, edit: Mapping[str, Any]) -> Scene:
+        """The scene with one edit made by its method's name.
+
+        Raises:
+            SceneError: Not exactly one, or no such edit.
+        """
+        name, known = next(iter(edit), ""), _edits(self.stage.env)
+        if len(edit) != 1 or name not in known:
+            close = nearest(name, known)
+            raise SceneError(
+                "A scene is edited by one edit of its methods.",
+                given=", ".join(f"{key}={value!r}" for key, value in edit.items()) or "nothing",
+                expected=f"one of {', '.join(known)}, or an edited scene",
+                fix=f"did you mean {close[0]!r}?" if close and name not in known else "chain edits, and give the scene",
+            )
+        arguments = edit[name]
+        return known[name](self, **arguments) if isinstance(arguments, Mapping) else known[name](self, arguments)
+
+    def changed(self, kind: str, what: str, change: Change) -> Self:
+        """The scene after a change of a copy of its stage; what its edits are made of."""
         stage = self.stage.fork()
         stage.road  # noqa: B018  # raises where there is none to change
         vehicle, reasons = change(stage)
         if has_rows(stage):
             stage.in_sight = own_rows(stage)
         edit = SceneEdit(kind=kind, vehicle=vehicle, what=what, reasons=reasons)
-        return self._with(stage, (*self.edits, edit), self.features)
+        return self.shown(stage, (*self.edits, edit), self.features)
 
-    def _with(self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]) -> Scene:
+    def shown(self, stage: Stage, edits: tuple[SceneEdit, ...], features: Mapping[int, Mapping[int, float]]) -> Self:
+        """The scene with another stage and other features, observed anew; what its edits are made of."""
         here = {number: values for number, values in features.items() if number in stage.in_sight}
         scene = replace(self, stage=stage, edits=edits, features=here)
         return replace(scene, seen=scene.observed_in(stage.in_sight))
@@ -355,3 +397,8 @@ class Scene(VehicleEdits, RoadEdits):
                 if rows.get(number, -1) >= 0:
                     seen[rows[number], column] = value
         return through_wrappers(self.stage.env, seen)
+
+
+def _edits(env: gym.Env[Any, Any]) -> Mapping[str, Callable[..., Any]]:
+    """The edits of an environment's scenes; where it has none, those of roads, which say what is missing."""
+    return simulator_of(env).edits or EDITS

@@ -22,6 +22,7 @@ class Plain:
     can_accelerate = False
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()
+    edits: Mapping[str, Callable[..., Any]] = {}
 
     def supports(self, env: gym.Env) -> bool:
         """Every environment."""

@@ -111,6 +111,7 @@ class Simulator(Protocol):
         name: In a manifest.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
+        edits: Functions of a scene and of what to change that give another scene, by name: a scene's methods.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
 
     Example:
@@ -124,6 +125,7 @@ class Simulator(Protocol):
     can_accelerate: bool
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
+    edits: Mapping[str, Callable[..., Any]]
 
     def supports(self, env: gym.Env) -> bool:
         """Whether an environment is of this kind; imports nothing."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 
 Edge = tuple[Site, Site]

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.nets.ego_attention import ABSENT_SCORE, EgoAttentionNetwork
 from rlmech.spec import FeatureSpec, PolicySpec
 from rlmech.testbed.known import Edge, Effects, Equation, KnownPolicy, Rule, affine

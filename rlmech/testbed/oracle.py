@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmech.core.edit import Site, read
+from rlmech.core.site import Site, read
 from rlmech.errors import ObservationError, SiteError
 from rlmech.testbed.known import Edge, Equation, KnownPolicy
 

@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from rlmech.adapters.load import load
 from rlmech.adapters.native import save_policy
 from rlmech.adapters.sb3 import from_sb3
-from rlmech.core.edit import Site, zero_ablation
+from rlmech.core.interventions import zero_ablation
+from rlmech.core.site import Site
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 
 BOX = spaces.Box(-np.inf, np.inf, (4,), np.float32)

@@ -6,8 +6,8 @@ import torch
 
 from rlmech.attribution.affine import local_affine
 from rlmech.attribution.direct import direct_action_attribution
-from rlmech.core.edit import Site
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.site import Site
 from rlmech.errors import EngineError, SiteError
 from tests.circuits.linear_networks import ATTENTIVE, PLAIN, wrapped
 from tests.networks import Transformer, mlp, scenes

@@ -6,7 +6,7 @@ import torch
 
 import rlmech.testbed as testbed
 from rlmech.attribution.first_order import attribution_patching
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.metrics.score_metrics import action_gap
 from rlmech.patching.activations import activation_patching
 from tests.testbed.policies import make

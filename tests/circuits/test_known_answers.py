@@ -6,7 +6,7 @@ import torch
 
 import rlmech as rlm
 import rlmech.testbed as testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.metrics.score_metrics import action_gap, action_score
 from tests.testbed.policies import POLICIES, make
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.metrics.score_metrics import action_gap
 from tests import networks
 from tests.testbed.policies import POLICIES, make

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import rlmech as rlm
 from rlmech.core import engine, graph_file
 from rlmech.core.engine import GraphEngine
-from rlmech.core.graph import Graph, trace
+from rlmech.core.graph import Graph
+from rlmech.core.tracing import trace
 from rlmech.nets import EgoAttentionNetwork
 
 
@@ -85,20 +86,20 @@ def test_a_graph_from_json_gives_the_same_scores_and_the_same_points(name: str) 
     torch.manual_seed(0)
     module, obs = NETWORKS[name]()
     first = rlm.HookedPolicy(module, obs)
-    assert isinstance(first._engine, GraphEngine)
-    text = first._engine.stored()
+    assert isinstance(first._wrapped.engine, GraphEngine)
+    text = first._wrapped.engine.stored()
     assert text is not None
     with graph_file.offered(text):
         second = rlm.HookedPolicy(module, obs)
-    assert isinstance(second._engine, GraphEngine)
-    assert second._engine.is_known
+    assert isinstance(second._wrapped.engine, GraphEngine)
+    assert second._wrapped.engine.is_known
     scores, cache = first.run_with_cache(obs)
     again, cache_again = second.run_with_cache(obs)
     assert torch.equal(scores, again)
     assert list(cache) == list(cache_again)
     assert all(torch.equal(cache[name], cache_again[name]) for name in cache)
     assert list(first.attention) == list(second.attention)
-    assert second._engine.stored() == text
+    assert second._wrapped.engine.stored() == text
 
 
 def test_a_module_of_installed_classes_is_exported_once(traces: list[nn.Module], cache: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import rlmech as rlm
-from rlmech.core.edit import steer
+from rlmech.core.interventions import steer
 from tests import networks as nets
 
 OBS = torch.rand(16, 4, generator=torch.Generator().manual_seed(0))

@@ -147,7 +147,7 @@ def test_what_changes_nothing_and_what_forward_itself_writes_is_no_difference(mo
         with torch.no_grad():
             module.score.weight.mul_(1.5)
         torch.testing.assert_close(policy(OBS), module(OBS))
-    assert policy._record.is_current()
+    assert policy._wrapped.record.is_current()
 
 
 def test_a_value_set_back_is_as_it_was(module):

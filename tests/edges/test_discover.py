@@ -10,7 +10,7 @@ import torch
 
 import rlmech as rlm
 from rlmech import testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.edges.circuit import Circuit
 from rlmech.edges.circuit_evaluation import random_circuit_edges, useful_edges
 from rlmech.edges.components import component_graph

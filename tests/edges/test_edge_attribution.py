@@ -9,7 +9,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech import testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.edges.components import component_graph
 from rlmech.edges.scores import edge_attribution
 from rlmech.edges.single import edge_patching

@@ -9,7 +9,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech import testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.edges.path import path_patching
 from rlmech.errors import EngineError, SiteError
 from rlmech.metrics.score_metrics import action_gap

@@ -8,7 +8,7 @@ import torch
 
 import rlmech as rlm
 from rlmech import testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.edges.components import component_graph
 from rlmech.edges.discover import discover_circuit
 from rlmech.edges.edge_runs import EdgeRuns

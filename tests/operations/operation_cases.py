@@ -6,6 +6,7 @@ A case maps `[batch 12]` to any tensor with the batch first. Its group says what
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -444,12 +445,15 @@ ATTENTION: dict[str, Function] = {
 
 
 class Around(nn.Module):
-    """A function between two linear layers; with a value head, the value reads one number behind the function."""
+    """A function between two linear layers; with a value head, the value reads one number behind the function.
+
+    The function is a copy, so that a policy in double precision leaves the other policies of its case as they are.
+    """
 
     def __init__(self, function: Function, *, valued: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.function, self.valued = nn.Linear(4, WIDTH), function, valued
+        self.first, self.function, self.valued = nn.Linear(4, WIDTH), copy.deepcopy(function), valued
         self.last = nn.Linear(function(torch.ones(2, WIDTH)).flatten(1).shape[1], 3)
 
     def rest(self, h: Tensor) -> tuple[Tensor, Tensor]:

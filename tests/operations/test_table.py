@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import rlmech as rlm
 from rlmech.attribution import attribution_patching, local_affine, region_margins
-from rlmech.core.graph import trace
 from rlmech.core.operations.reading import behaviour, record_of
 from rlmech.core.operations.record import UNKNOWN, Operation, Written
 from rlmech.core.operations.table import known, names_where
+from rlmech.core.tracing import trace
 from tests.operations.brute_force import network
 from tests.operations.operation_cases import WIDTH, Around, rows
 from tests.operations.test_matrix import CASES, has_value, wrapped

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.core.edit import subspace_patch
+from rlmech.core.interventions import subspace_patch
 from rlmech.errors import ConfigError, EditError, EngineError, MetricError, ObservationError, SiteError
 from rlmech.patching.subspace import interchange_intervention
 from tests.networks import SPEC, Convolutional, FusedAttention, mlp, scenes

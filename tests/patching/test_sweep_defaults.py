@@ -122,8 +122,21 @@ def test_a_metric_that_is_none_is_met_with_the_line_to_write(states, metric, lin
     assert line in refused.value.fix
 
 
-def test_observations_as_an_edits_reference_are_met_with_the_line_that_makes_a_cache(states):
-    with pytest.raises(EditError, match=r"run_with_cache\(obs, '1.hook_out'\)"):
-        rlm.mean_ablation("1.hook_out", reference=states)
-    with pytest.raises(EditError, match=r"run_with_cache"):
-        rlm.resample_ablation("1.hook_out", reference=states.numpy())
+@pytest.mark.parametrize("make", [rlm.mean_ablation, rlm.resample_ablation])
+def test_observations_as_an_edits_reference_do_what_their_cache_does(states, make):
+    policy = rlm.HookedPolicy(mlp(4, 8, 3), states)
+    _, cache = policy.run_with_cache(states)
+    wanted = _edited_scores(policy, make("1.hook_out", reference=cache), states[:5])
+    assert not torch.equal(wanted, policy(states[:5]))
+    for reference in (states, states.numpy()):
+        torch.testing.assert_close(_edited_scores(policy, make("1.hook_out", reference=reference), states[:5]), wanted)
+
+
+def test_a_reference_that_is_neither_observations_nor_a_cache_is_refused():
+    with pytest.raises(EditError, match="from observations, or from a cache of them"):
+        rlm.mean_ablation("1.hook_out", reference="states")
+
+
+def _edited_scores(policy, edit, obs):
+    with policy.edited(edit):
+        return policy(obs)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import rlmech.testbed as testbed
-from rlmech.core.edit import Site, zero_ablation
+from rlmech.core.interventions import zero_ablation
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 from rlmech.testbed import Equation
 from tests.testbed.policies import POLICIES, make

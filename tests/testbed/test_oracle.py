@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import rlmech.testbed as testbed
-from rlmech.core.edit import Site, patch
+from rlmech.core.interventions import patch
+from rlmech.core.site import Site
 from rlmech.errors import ObservationError, SiteError
 from tests.testbed.policies import POLICIES, make
 

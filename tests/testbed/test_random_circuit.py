@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 import rlmech.testbed as testbed
-from rlmech.core.edit import Site
+from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 
 

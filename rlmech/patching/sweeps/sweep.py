@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlmech.core.edit import Site
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.hook_point import HookPoint
@@ -27,6 +26,7 @@ from rlmech.core.masked import agree
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
+from rlmech.core.site import Site
 from rlmech.errors import SiteError
 from rlmech.metrics.score_metrics import BoundMetric, Outputs
 from rlmech.patching.sweeps.delta import DeltaPlan, NoDeltaError

@@ -13,6 +13,7 @@ import numpy as np
 from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.highway.constants import vehicle_constants
 from rlmech.simulators.highway.measures import VEHICLE_COLUMNS, scene_summary
+from rlmech.simulators.highway.staging.edits import EDITS
 from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
 from rlmech.simulators.identity import identity_of
 from rlmech.simulators.protocol import Column, Outcome
@@ -32,6 +33,7 @@ class Highway:
     name = "highway"
     can_accelerate = True
     entity_columns: Mapping[str, Column] = VEHICLE_COLUMNS
+    edits: Mapping[str, Callable[..., Any]] = EDITS
     outcomes: Sequence[Outcome] = (
         Outcome(name="crashed", kind="share", unit=RATE, meaning="the episode ended in a crash"),
         Outcome(name="arrived", kind="share", unit=RATE, meaning="the goal was reached", read=_arrived),

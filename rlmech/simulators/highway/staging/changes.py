@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rlmech.errors import SceneError
-from rlmech.scenes.stage import Stage
-from rlmech.scenes.ways import Lane, further, goals, lane_index, plan
+from rlmech.simulators.highway.staging.stage import Stage
+from rlmech.simulators.highway.staging.ways import Lane, further, goals, lane_index, plan
 
 
 def place(stage: Stage, vehicle: Any, *, x: float, y: float, heading: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rlmech.scenes.stage import Stage
+from rlmech.simulators.highway.staging.stage import Stage
 
 
 def vehicle_table(stage: Stage) -> pd.DataFrame:

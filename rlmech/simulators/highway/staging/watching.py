@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from rlmech.errors import SceneError
-from rlmech.scenes.rows import n_rows, observe_rows
-from rlmech.scenes.stage import EGO, Stage
+from rlmech.simulators.highway.staging.rows import n_rows, observe_rows
+from rlmech.simulators.highway.staging.stage import EGO, Stage
 
 
 def rows_of(stage: Stage, observation: Any) -> dict[int, int]:

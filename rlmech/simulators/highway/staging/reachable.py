@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlmech.scenes.stage import Stage
+from rlmech.simulators.highway.staging.stage import Stage
 
 SLACK = 1e-6
 MOST_ACROSS = math.pi / 4

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from rlmech.errors import SceneError
-from rlmech.scenes.stage import EGO, Stage
 from rlmech.simulators.highway import traffic
+from rlmech.simulators.highway.staging.stage import EGO, Stage
 
 Rows = Mapping[int, int]
 """Observation row by vehicle number; -1 is no row."""

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from rlmech.errors import SceneError, nearest
-from rlmech.scenes.stage import Stage
+from rlmech.simulators.highway.staging.stage import Stage
 
 LaneIndex = tuple[str, str, int]
 Lane = int | tuple[str, str] | tuple[str, str, int]
