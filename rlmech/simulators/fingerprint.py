@@ -19,6 +19,7 @@ import gymnasium as gym
 
 from rlmech.simulators.values import draws_only, told
 
+_TOLD = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, partial, gym.Space)
 _PICKLED_WHOLE = ("numpy", "gymnasium", "collections", "random", "enum", "builtins")
 """Packages whose objects keep all of themselves when they are pickled."""
 
@@ -60,11 +61,9 @@ class _Pickler(pickle.Pickler):
             return NotImplemented  # by its name
         if draws_only(obj):
             return _Text, ("draws",)
-        if isinstance(obj, types.FunctionType | types.MethodType | types.BuiltinFunctionType | types.ModuleType | partial):
+        if isinstance(obj, _TOLD):  # of a space all but its generator, which serves `sample` alone
             return _Text, (told(obj),)
         cls = type(obj)
-        if isinstance(obj, gym.Space):  # but for its generator, which serves `sample` alone
-            return _Text, (told(obj),)
         if str(cls.__module__).partition(".")[0] in _PICKLED_WHOLE or not _pickles_itself(cls):
             return NotImplemented
         return _Text, (told(obj),)

@@ -352,3 +352,18 @@ def test_the_same_jobs_are_planned_once_while_others_come_and_go(monkeypatch):
     for unit in (0, 1, 0, 2, 0, 3, 0):  # a table that forgets the first that came would plan unit 0 again
         run_sweep(policy, obs, [(rlm.Site(name, neuron=unit),)], sources=[cache], metric=metric)
     assert len(planned) == 4
+
+
+@pytest.mark.parametrize("named", [("gap of two actions", (1, 0)), ("each pair's own gap", ())], ids=lambda n: n[0])
+def test_reading_a_metric_off_the_last_layer_gives_what_it_measures_of_the_scores(case, named):
+    policy, clean, corrupt = case
+    gap = rlm.metrics.action_gap(*named[1])
+    plain = rlm.metrics.Metric(name="gap", unit=None, prepare=lambda context: lambda *row: gap.prepare(context)(*row))
+    given = {"clean": clean, "corrupt": corrupt, "sites": "auto"}
+    read = rlm.activation_patching(policy, metric=gap, **given)
+    measured = rlm.activation_patching(policy, metric=plain, **given)
+    np.testing.assert_allclose(read["patched"], measured["patched"], atol=1e-10)
+    still = read["no_op"].values
+    np.testing.assert_array_equal(still, measured["no_op"])
+    base = np.broadcast_to(read["corrupt"].values, still.shape)
+    np.testing.assert_array_equal(read["patched"].values[still], base[still])
