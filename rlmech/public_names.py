@@ -48,6 +48,7 @@ PUBLIC: dict[str, str] = {
 
 MODULES: tuple[str, ...] = (
     "attribution",
+    "certify",
     "circuits",
     "edges",
     "episodes",

@@ -3,6 +3,7 @@
 - Estimates of patches: `attribution_patching`, with a certificate that says where they are exact.
 - Exact, state by state: `local_affine`, `region_margins`, `attribute_actions`, `centre_actions`,
   `direct_action_attribution`, `exact_integrated_gradients`, `pattern_effects`, `key_feature_effects`, `action_lens`.
+- Shares of a decision: `shapley_values` of vehicles, features or heads, `shapley_interactions` of each two.
 - captum's, with names, units and completeness errors: `integrated_gradients`, `saliency`, `deep_lift`,
   `layer_conductance`, `neuron_conductance`.
 """
@@ -17,6 +18,7 @@ from rlmech.attribution.first_order import attribution_patching
 from rlmech.attribution.lens import action_lens
 from rlmech.attribution.patterns import key_feature_effects, pattern_effects
 from rlmech.attribution.regions import region_margins
+from rlmech.attribution.shapley import shapley_interactions, shapley_values
 
 __all__ = [
     "action_lens",
@@ -34,4 +36,6 @@ __all__ = [
     "pattern_effects",
     "region_margins",
     "saliency",
+    "shapley_interactions",
+    "shapley_values",
 ]

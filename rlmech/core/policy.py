@@ -27,7 +27,7 @@ from rlmech.core.engine import EngineName, GraphEngine, offered_names
 from rlmech.core.example import format_of
 from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
-from rlmech.core.labels import entity_labels
+from rlmech.core.labels import entity_labels, observed_images
 from rlmech.core.modes import evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
@@ -151,10 +151,11 @@ class HookedPolicy(nn.Module):
                 output_kind=self.output_kind,
                 before=before,
             )
-            labels = entity_labels(self._wrapped.engine, self._format, self.spec)
+            points = observed_images(self._wrapped.engine.points, self._format.images, self.spec)
+            labels = entity_labels(self._wrapped.engine, points, self._format, self.spec)
         network, engine = type(self.module).__name__, self._wrapped.engine
         self.hook_dict = HookPoints(network, left_out=engine.left_out)
-        for name, point in engine.points.items():
+        for name, point in points.items():
             self.hook_dict[name] = HookPoint(
                 name,
                 axes=point.axes,
@@ -163,7 +164,7 @@ class HookedPolicy(nn.Module):
                 registry=self._registry,
                 labels=labels.get(name),
             )
-        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in engine.points.items()}
+        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in points.items()}
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
         self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)

@@ -12,7 +12,7 @@ from rlmech.episodes.shards import SHARDS, damaged, unwritable
 from rlmech.errors import RecordingError
 from rlmech.files import SEAL, DamagedError, read_sealed_json, write_sealed_json
 
-FORMAT = "rlmech.recording/3"
+FORMAT = "rlmech.recording/4"
 MANIFEST = "manifest.json"
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import nn
 
 import rlmech as rlm
-from rlmech import attribution, circuits, edges, episodes, patching, plot, probes, scenes
+from rlmech import attribution, certify, circuits, edges, episodes, patching, plot, probes, scenes
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.public_names import MODULES
 from rlmech.results import storable
@@ -134,6 +134,11 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.pattern_effects": lambda: attribution.pattern_effects(ego_attention(), states(2)),
     "attribution.region_margins": lambda: attribution.region_margins(perceptron(), vectors()),
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
+    "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
+    "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
+    "certify.score_bounds": lambda: certify.score_bounds(
+        ego_attention(), states(3), box=certify.Move(features=["x"], entities=[1])
+    ),
     "circuits.circuit_statistics": lambda: circuits.circuit_statistics(ego_attention(), n_controls=5),
     "circuits.composition_scores": lambda: circuits.composition_scores(transformer(), obs=states(1), n_controls=5),
     "circuits.ov_circuit": lambda: circuits.ov_circuit(ego_attention(), obs=states(5)),

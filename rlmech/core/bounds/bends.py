@@ -14,7 +14,21 @@ import torch
 from torch import Tensor
 
 from rlmech.core.bounds.calls import call, sizes_of_terms
-from rlmech.core.bounds.intervals import Interval, Known, choices, corners, curve_of, each, reads_alone, unbounded
+from rlmech.core.bounds.intervals import (
+    Interval,
+    Known,
+    choices,
+    corners,
+    curve_of,
+    each,
+    is_softmax,
+    pattern_of,
+    reads_alone,
+    scores_last,
+    unbounded,
+    weights_back,
+)
+from rlmech.core.bounds.softmaxes import tangent_remainder, weight_range
 from rlmech.core.curve_table import STRAIGHT
 from rlmech.core.curves import Curve
 from rlmech.core.graph import Node
@@ -40,6 +54,11 @@ class Lines:
     high_slope: Tensor
     high_gap: Tensor
 
+    @property
+    def middle_and_radius(self) -> tuple[Tensor, Tensor]:
+        """The centre of the two gaps, and how far they lie from it."""
+        return (self.high_gap + self.low_gap) / 2, (self.high_gap - self.low_gap) / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remainder:
@@ -48,17 +67,28 @@ class Remainder:
     Attributes:
         low: Its least value.
         high: Its greatest.
+        level: Where it is the range of the operation itself, less its value at the observation, without the tangent;
+            None for nowhere.
     """
 
     low: Any
     high: Any
+    level: Tensor | None = None
+
+    @property
+    def middle_and_radius(self) -> tuple[Any, Any]:
+        """The centre of the range, and how far its ends lie from it."""
+        return (
+            each(lambda low, high: (high + low) / 2, self.low, self.high),
+            each(lambda low, high: (high - low) / 2, self.low, self.high),
+        )
 
 
 def bends(node: Node, known: Known) -> bool:
     """Whether a node that varies is no affine function of what it reads."""
     if any(known.is_mask(read) for read in node.inputs()):
         return True
-    return behaviour(node, known.moving()) in ("gate", "curve", "product")
+    return behaviour(node, known.moving()) in ("gate", "curve", "product") or is_softmax(node, known)
 
 
 def bound_bend(node: Node, known: Known, slopes: Slopes) -> Lines | Remainder:
@@ -70,6 +100,8 @@ def bound_bend(node: Node, known: Known, slopes: Slopes) -> Lines | Remainder:
         slopes: Which lines.
     """
     record = record_of(node)
+    if is_softmax(node, known):
+        return _of_softmax(node, known)
     if any(known.is_mask(read) for read in node.inputs()):
         return _chosen(node, known) if node.op in ("where", "masked_fill") else _by_ends(node, known)
     if (record.curve or record.name in STRAIGHT) and reads_alone(node, known):
@@ -108,6 +140,18 @@ def _lines(curve: Curve, at: Tensor, source: Interval, slopes: Slopes) -> Lines:
     )
 
 
+def _of_softmax(node: Node, known: Known) -> Remainder:
+    """What the tangent leaves over, or the weights' own range where that is narrower than this alone."""
+    at, ends = known.centre[node.args[0]], known.intervals[node.args[0]]
+    at, low, high = (scores_last(node, value) for value in (at, ends.low, ends.high))
+    weight, (least, most) = scores_last(node, known.centre[node]), weight_range(low, high)
+    under, over = tangent_remainder(at, low, high)
+    level = (over - under) > (most - least)
+    found = (torch.where(level, own - weight, off) for own, off in ((least, under), (most, over)))
+    under, over, level = (weights_back(node, value) for value in (*found, level))
+    return Remainder(low=under, high=over, level=level)
+
+
 def _off_centre(node: Node, known: Known) -> Interval:
     """How far a node lies from its value at the observation."""
     found, at = known.ends(node), known.centre[node]
@@ -129,7 +173,11 @@ def _of_product(node: Node, known: Known) -> Remainder:
         raise unbounded(node)  # what is left of a product of three is more than the product of its moves
     sizes = {read: _size(known.centre[read]) for read in node.inputs()} | {read: m.size for read, m in moves.items()}
     most = sizes_of_terms(node, sizes, n_rows=known.n_rows, moved=())  # what is only added moves the tangent alone
-    return Remainder(low=-most, high=most)
+    if pattern_of(node, known) is None:
+        return Remainder(low=-most, high=most)
+    own = _off_centre(node, known)
+    level = 2 * most > own.high - own.low
+    return Remainder(low=torch.where(level, own.low, -most), high=torch.where(level, own.high, most), level=level)
 
 
 def _size(value: Any) -> Any:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rlmech.core.bounds.calls import apply, call, filled, has_sizes, rounding_terms, sizes_of_terms
+from rlmech.core.bounds.softmaxes import mean_range, weight_range
 from rlmech.core.curve_table import SMOOTH, STRAIGHT
 from rlmech.core.curves import Curve
 from rlmech.core.graph import Node
-from rlmech.core.operations.reading import behaviour, nodes_in, record_of
+from rlmech.core.operations.reading import axes_of, behaviour, nodes_in, record_of
 from rlmech.errors import EngineError
 
 _FUNCTION_ROUNDINGS = 8
@@ -82,7 +83,9 @@ class Known:
 
 
 def each(function: Callable[..., Any], *values: Any) -> Any:
-    """A function of values that are tensors, or lists of as many."""
+    """A function of values that are tensors, or lists or dicts of as many."""
+    if isinstance(values[0], dict):
+        return {key: function(*(value[key] for value in values)) for key in values[0]}
     if isinstance(values[0], list | tuple):
         return [function(*items) for items in zip(*values, strict=True)]
     return function(*values)
@@ -107,6 +110,8 @@ def add_interval(node: Node, known: Known) -> None:
     """
     if any(known.is_mask(read) for read in node.inputs()):
         found = _of_masks(node, known)
+    elif is_softmax(node, known):
+        found = _softmax(node, known)
     else:
         acts = behaviour(node, known.moving())
         rule = _RULES.get(acts)
@@ -134,14 +139,29 @@ def reads_alone(node: Node, known: Known) -> bool:
     return [read for read in node.inputs() if read in known.intervals] == [node.args[0]]
 
 
+def is_softmax(node: Node, known: Known) -> bool:
+    """Whether a node is a softmax, over one axis, of what varies."""
+    return record_of(node).role == "softmax" and reads_alone(node, known) and len(axes_of(node) or ()) == 1
+
+
+def scores_last(node: Node, value: Tensor) -> Tensor:
+    """What a softmax reads or gives, with the axis that it runs along as the last one."""
+    return value.movedim((axes_of(node) or (-1,))[0], -1)
+
+
+def weights_back(node: Node, value: Tensor) -> Tensor:
+    """The inverse of `scores_last`."""
+    return value.movedim(-1, (axes_of(node) or (-1,))[0])
+
+
 def unbounded(node: Node) -> EngineError:
     """The error that says of which operation no bound is known."""
     place = f" in {node.scope!r}" if node.scope else ""
     return EngineError(
         f"No bound is known of {node.op!r}{place}, so none of the scores over a box.",
         given=f"the operation {node.op!r}",
-        expected="linear layers, convolutions, products, max-pools, ReLU-like and smooth activations",
-        fix="leave out box=; the tangent needs no bound",
+        expected="linear layers, convolutions, products, max-pools, softmax, ReLU-like and smooth activations",
+        fix="local_affine without box= needs no bound; rlm.activation_patching asks for none either",
     )
 
 
@@ -170,10 +190,29 @@ def _product(node: Node, known: Known) -> Interval:
     middles = {read: known.ends(read).middle if read in varying else known.centre[read] for read in _reads(node)}
     middle = call(node, middles, n_rows=known.n_rows)
     sizes = _sizes(node, known)
+    mean = pattern_of(node, known)
     small = sizes | {read: middles[read].abs() for read in varying}
     large = sizes | {read: middles[read].abs() + _radius(known.intervals[read], middles[read]) for read in varying}
     outer, inner = (sizes_of_terms(node, s, n_rows=known.n_rows, moved=varying) for s in (large, small))
-    return Interval(middle - (outer - inner), middle + (outer - inner))
+    low, high = middle - (outer - inner), middle + (outer - inner)
+    if mean is not None:
+        pattern, values = (known.intervals[read] for read in node.args[:2])
+        slack = known.rounding[mean].sum(-1)
+        least, most = mean_range((pattern.low, pattern.high), (values.low, values.high), slack)
+        low, high = torch.maximum(low, least), torch.minimum(high, most)
+    return Interval(low, high)
+
+
+def pattern_of(node: Node, known: Known) -> Node | None:
+    """The softmax by whose weights a matrix product takes means, where both factors vary; else None."""
+    if node.op not in ("matmul", "bmm") or not all(read in known.intervals for read in node.args[:2]):
+        return None
+    source = node.args[0]
+    while record_of(source).keeps_elements and source.sizes == source.args[0].sizes:  # dropout in eval mode, clone
+        source = source.args[0]
+    along_last = is_softmax(source, known) and axes_of(source) == (len(source.sizes) - 1,)
+    same = len(node.args[0].sizes) == len(node.args[1].sizes) == len(node.sizes)
+    return source if along_last and same else None
 
 
 def corners(first: Interval, second: Interval) -> Interval:
@@ -188,6 +227,12 @@ def _curve(node: Node, known: Known) -> Interval:
         raise unbounded(node)
     source = known.intervals[node.args[0]]
     return Interval(*curve.range(source.low, source.high))
+
+
+def _softmax(node: Node, known: Known) -> Interval:
+    source = known.intervals[node.args[0]]
+    low, high = weight_range(scores_last(node, source.low), scores_last(node, source.high))
+    return Interval(weights_back(node, low), weights_back(node, high))
 
 
 def _gate(node: Node, known: Known) -> Interval:
@@ -281,11 +326,14 @@ def _rounding(node: Node, found: Interval, known: Known) -> Any:
         if curve is not None and curve.cancels:
             terms = terms + known.intervals[node.args[0]].size + 1
         return _FUNCTION_ROUNDINGS * unit * terms
+    if is_softmax(node, known):  # the sum, the quotient, and the score's difference, which counts e^-d d times
+        n_keys = scores_last(node, known.centre[node]).shape[-1]
+        return unit * ((n_keys + 2 * _FUNCTION_ROUNDINGS) * found.high + 4)
     roundings = rounding_terms(node)
     if not roundings or any(known.is_mask(read) for read in node.inputs()):
         return None
     terms = sizes_of_terms(node, _sizes(node, known), n_rows=known.n_rows)
-    return each(lambda size: roundings * unit * size, terms)
+    return each(lambda size: (roundings * unit * size).nan_to_num(posinf=0.0), terms)  # -inf, of a hidden score, stays
 
 
 _RULES: dict[str, Callable[[Node, Known], Interval]] = {

@@ -5,6 +5,7 @@
 Forwards, each node's interval follows from those that it reads; before an operation that bends, what it reads is
 bounded anew by lines walked back to the inputs, which is far tighter. Backwards, a weight on a node is pulled through
 affine operations exactly, and through those that bend by the line on the side of its sign. All in double precision.
+Where the elements of a node depend on one group of inputs each, such as one vehicle, one walk serves all groups.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmech.core.bounds.balls import Ball
 from rlmech.core.bounds.bends import Lines, Remainder, Slopes, bends, bound_bend
 from rlmech.core.bounds.calls import call, double, leaf
-from rlmech.core.bounds.intervals import Interval, Known, add_interval
+from rlmech.core.bounds.groups import Groups
+from rlmech.core.bounds.intervals import Interval, Known, add_interval, each
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.core.operations.reading import behaviour
+from rlmech.core.operations.reading import behaviour, record_of
 
 LARGEST_REFINED = 2**23
 """Numbers of the weights on one node up to which what bends is bounded by lines, beyond by its interval alone."""
@@ -57,6 +60,9 @@ class Region:
         box: For each array the least and the greatest values; the observation lies between.
         given: Nodes whose values are fixed, with these.
         precision: The number format in which the policy computes.
+        refined: Whether what bends is bounded by lines first; else all follows from intervals.
+        ball: A ball around the observation that holds all that is asked about, where it is narrower than the box.
+        groups: Which inputs belong together; None where they are not told apart.
 
     Raises:
         EngineError: No bound is known of an operation on the way.
@@ -71,14 +77,19 @@ class Region:
         box: Sequence[Interval],
         given: Mapping[Node, Tensor],
         precision: torch.dtype,
+        refined: bool = True,
+        ball: Ball | None = None,
+        groups: Groups | None = None,
     ) -> None:
-        self.graph, self.given = graph, frozenset(given)
-        self.arrays, self.box = tuple(double(array) for array in arrays), tuple(box)
+        self.graph, self.replaced = graph, frozenset(given) | fused(graph)
+        self.arrays, self.box, self.ball = tuple(double(array) for array in arrays), tuple(box), ball
+        self.refined, self.groups = refined, groups
         self.known = Known(n_rows=len(arrays[0]), epsilon=float(torch.finfo(precision).eps))
         self.known.centre.update({node: double(value.detach()) for node, value in given.items()})
-        self.order = graph.computed_order(ends, replaced=self.given, cut=self.given)
+        self.order = graph.computed_order(ends, replaced=self.replaced, cut=frozenset(given))
         self._bends: dict[tuple[Node, Slopes], Lines | Remainder] = {}
         self._bent: set[Node] = set()
+        self._behind_bends: set[Node] = set()
         with torch.no_grad():
             for node in self.order:
                 self._add(node)
@@ -101,34 +112,10 @@ class Region:
             weights: One row for each bound, laid out like the node.
             slopes: `tangent` for the slopes at the observation, `adapted` for those that fit the box.
         """
-        known, n = self.known, self.known.n_rows
-        pulled: dict[Node, Any] = {end: weights}
-        gap = rounding = weights.new_zeros(len(weights), n)
-        value = _row_sums(end, weights * known.centre[end])
-        for node in reversed(self.order):
-            if node not in pulled or node not in known.intervals:
-                continue
-            weight = pulled.pop(node) if node not in self.graph.inputs else pulled[node]
-            if node in known.rounding:
-                rounding = rounding + _over(node, weight, lambda w, by: w.abs() * by, known.rounding[node])
-            if node in self.graph.inputs:
-                continue
-            definition = self.graph.definition_of(node, replaced=self.given)
-            if definition is not None:
-                _accumulate(pulled, definition, weight)
-                continue
-            if node in self._bent:
-                bound = self._bound(node, slopes)
-                if isinstance(bound, Lines):
-                    up, down = weight.clamp(min=0), weight.clamp(max=0)
-                    gap = gap + _row_sums(node, up * bound.high_gap + down * bound.low_gap)
-                    _accumulate(pulled, node.args[0], up * bound.high_slope + down * bound.low_slope)
-                    continue
-                gap = gap + _over(node, weight, _worst, bound.high, bound.low)
-            self._pull(node, weight, pulled)
-        zeros = [weights.new_zeros(len(weights), *array.shape) for array in self.arrays]
-        found = tuple(pulled.get(node, zero) for node, zero in zip(self.graph.inputs, zeros, strict=True))
-        return Linear(value=value, slopes=found, gap=gap + rounding, rounding=rounding)
+        found, gap, rounding = self._walk(end, weights, slopes, None)
+        at = self.known.centre[end]
+        value = _row_sums(end, torch.where(weights == 0, 0.0, weights * at))  # a hidden score is -inf
+        return Linear(value=value, slopes=found, gap=gap[..., 0] + rounding[..., 0], rounding=rounding[..., 0])
 
     def largest(self, bound: Linear, *, less: Sequence[Tensor] | None = None) -> Float[Tensor, "bound batch"]:
         """The greatest value that linear bounds allow in the box, above that at the observation.
@@ -137,12 +124,55 @@ class Region:
             bound: The bounds.
             less: Slopes that are taken off theirs first, of the same shapes.
         """
-        total = bound.gap
-        for place, (slope, array, box) in enumerate(zip(bound.slopes, self.arrays, self.box, strict=True)):
-            rest = slope if less is None else slope - less[place]
-            farthest = rest.clamp(min=0) * (box.high - array) + rest.clamp(max=0) * (box.low - array)
-            total = total + farthest.flatten(2).sum(2) * (1 + _SLACK)
+        rest = bound.slopes if less is None else [a - b for a, b in zip(bound.slopes, less, strict=True)]
+        total = bound.gap + self._farthest(rest, None)[..., 0]
         return total + _SLACK * (bound.value.abs() + total.abs())
+
+    def _farthest(self, slopes: Sequence[Tensor], groups: Groups | None) -> Float[Tensor, "bound batch group"]:
+        """How much linear functions rise at most from the observation on, in each group's part of the box."""
+        ends = self.graph.inputs
+        total = self.arrays[0].new_zeros(())
+        for node, slope, array, box in zip(ends, slopes, self.arrays, self.box, strict=True):
+            middle, radius = (box.high + box.low) / 2 - array, (box.high - box.low) / 2
+            total = total + self._dots(node, slope, middle, groups) + self._dots(node, slope.abs(), radius, groups)
+        if self.ball is not None:
+            total = torch.minimum(total, self.ball.reach(slopes))
+        return total + _SLACK * total.abs()
+
+    def _walk(
+        self, end: Node, weights: Float[Tensor, "bound ..."], slopes: Slopes, groups: Groups | None
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "bound batch group"], Float[Tensor, "bound batch group"]]:
+        """Pull weights back to the inputs: slopes there, and what the bends and rounding add for each group."""
+        known = self.known
+        pulled: dict[Node, Any] = {end: weights}
+        gap = rounding = weights.new_zeros(len(weights), known.n_rows, 1 if groups is None else groups.count)
+        for node in reversed(self.order):
+            if node not in pulled or node not in known.intervals:
+                continue
+            weight = pulled.pop(node) if node not in self.graph.inputs else pulled[node]
+            if node in known.rounding:
+                rounding = rounding + self._dots(node, each(torch.abs, weight), known.rounding[node], groups)
+            if node in self.graph.inputs:
+                continue
+            definition = self.graph.definition_of(node, replaced=self.replaced)
+            if definition is not None:
+                _accumulate(pulled, definition, weight)
+                continue
+            if node in self._bent:
+                bound, size = self._bound(node, slopes), each(torch.abs, weight)
+                # w+ high + w- low, of which each half is a product with w and one with |w|
+                middle, radius = bound.middle_and_radius
+                gap = gap + self._dots(node, weight, middle, groups) + self._dots(node, size, radius, groups)
+                if isinstance(bound, Lines):
+                    steep, spread = (bound.high_slope + bound.low_slope) / 2, (bound.high_slope - bound.low_slope) / 2
+                    _accumulate(pulled, node.args[0], (weight * steep).addcmul_(size, spread))
+                    continue
+                if bound.level is not None:
+                    weight = weight.masked_fill(bound.level, 0.0)
+            self._pull(node, weight, pulled)
+        zeros = [weights.new_zeros(len(weights), *array.shape) for array in self.arrays]
+        found = tuple(pulled.get(node, zero) for node, zero in zip(self.graph.inputs, zeros, strict=True))
+        return found, gap, rounding
 
     def _add(self, node: Node) -> None:
         known = self.known
@@ -153,42 +183,77 @@ class Region:
         if node.op in ("parameter", "constant"):
             known.centre[node] = leaf(self.graph, node)
             return
-        definition = self.graph.definition_of(node, replaced=self.given)
+        definition = self.graph.definition_of(node, replaced=self.replaced)
         if definition is not None:
             known.centre[node] = known.centre[definition]
             if definition in known.intervals:
                 known.intervals[node] = known.intervals[definition]
+                self._behind_bends |= {node} if definition in self._behind_bends else set()
             return
         known.centre[node] = call(node, known.centre, n_rows=known.n_rows)
         if not any(read in known.intervals for read in node.inputs()):
             return
-        if behaviour(node, known.intervals) == "fixed":  # of what varies it reads the sizes alone
-            return
+        if behaviour(node, known.intervals) != "fixed":  # where it is, it reads the sizes alone of what varies
+            self._add_varying(node)
+
+    def _add_varying(self, node: Node) -> None:
+        known = self.known
         if bends(node, known):
             for read in dict.fromkeys(node.inputs()):
                 self._refine(read)
             self._bent.add(node)
+        if node in self._bent or any(read in self._behind_bends for read in node.inputs()):
+            self._behind_bends.add(node)
         add_interval(node, known)
+        ends = known.intervals[node]
+        if known.is_mask(node) and isinstance(ends.low, Tensor) and bool((ends.low == ends.high).all()):
+            del known.intervals[node]  # a mask that cannot turn in the box
 
     def _refine(self, node: Node) -> None:
         """Bound a node by lines, and keep what is nearer."""
         known, ends = self.known, self.known.intervals.get(node)
         if ends is None or node in self.graph.inputs or known.is_mask(node) or not isinstance(ends.low, Tensor):
             return
+        if not self.refined or (node not in self._behind_bends and self.ball is None):
+            return  # where nothing bends, the interval is exact
         layout = Layout.of(node)
-        each_row = layout.show(known.centre[node])[0]
-        count = each_row.numel()
-        if count * self._width * known.n_rows > LARGEST_REFINED:
+        shown = [layout.show(value).flatten(1) for value in (ends.low, ends.high)]
+        moving = (shown[1] > shown[0]).any(0)
+        groups = self.groups if self.groups is not None and self.groups.apart(node) else None
+        owners = torch.zeros_like(moving, dtype=torch.long) if groups is None else groups.owners[node]
+        place, count = _places(owners, moving)
+        if not count or count * self._width * known.n_rows > LARGEST_REFINED:
             return
-        single = torch.eye(count, dtype=torch.float64, device=each_row.device).reshape(count, 1, *each_row.shape)
-        weights = torch.stack([layout.restore(w) for w in single.expand(-1, known.n_rows, *each_row.shape)])
-        bound = self.upper(node, torch.cat([weights, -weights]), "adapted")
-        up, down = self.largest(bound).split(count)
+        each_row = layout.show(known.centre[node])[0]
+        single = torch.zeros(count, each_row.numel(), dtype=torch.float64, device=each_row.device)
+        single[place[moving], moving.nonzero()[:, 0]] = 1
+        single = single.reshape(count, 1, *each_row.shape).expand(-1, known.n_rows, *each_row.shape)
+        weights = torch.stack([layout.restore(w) for w in single])
+        found, gap, rounding = self._walk(node, torch.cat([weights, -weights]), "adapted", groups)
+        total = gap + rounding + self._farthest(found, groups)
+        total = total + _SLACK * total.abs()
+        up, down = (part[place, :, owners].T for part in total.split(count))
+        high, low = (layout.restore(part.reshape(known.n_rows, *each_row.shape)) for part in (up, -down))
         at = known.centre[node]
-        high, low = (layout.restore(part.T.reshape(known.n_rows, *each_row.shape)) for part in (up, -down))
+        slack = _SLACK * torch.where(at.isfinite(), at.abs(), 0.0)
+        still = layout.restore((~moving).reshape(1, *each_row.shape).expand(known.n_rows, *each_row.shape))
         # the bounds cross by rounding only
-        low, high = torch.maximum(at + low, ends.low), torch.minimum(at + high, ends.high)
+        low = torch.where(still, ends.low, torch.maximum(at + low - slack, ends.low))
+        high = torch.where(still, ends.high, torch.minimum(at + high + slack, ends.high))
         known.intervals[node] = Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+    def _dots(self, node: Node, weight: Any, value: Any, groups: Groups | None) -> Tensor:
+        """The sums over a node's numbers of weights times a value, each group's apart: `[bound batch group]`."""
+        if isinstance(weight, dict):  # of an operation with several results, the parts that have weights
+            parts = [
+                _dot(part.reshape(*part.shape[:2], -1), value[key].reshape(len(value[key]), -1), None, node)
+                for key, part in weight.items()
+            ]
+            return torch.stack(parts).sum(0)
+        layout = Layout.of(node)
+        rows = weight if layout.is_identity else torch.stack([layout.show(one) for one in weight])
+        flat = layout.show(value).reshape(self.known.n_rows, -1)
+        return _dot(rows.reshape(*rows.shape[:2], flat.shape[1]), flat, groups, node)
 
     def _bound(self, node: Node, slopes: Slopes) -> Lines | Remainder:
         key = (node, slopes)
@@ -224,20 +289,33 @@ def _accumulate(pulled: dict[Node, Any], node: Node, weight: Tensor) -> None:
     pulled[node] = pulled[node] + weight if node in pulled else weight
 
 
-def _worst(weight: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    return weight.clamp(min=0) * high + weight.clamp(max=0) * low
-
-
-def _over(node: Node, weight: Any, function: Any, *values: Any) -> Tensor:
-    """The sums over a node's numbers of a function of weights and values; of the parts that have weights."""
-    if not isinstance(weight, dict):
-        return _row_sums(node, function(weight, *values))
-    parts = [function(part, *(value[key] for value in values)) for key, part in weight.items()]
-    return torch.stack([part.flatten(2).sum(2) if part.ndim > 2 else part for part in parts]).sum(0)
-
-
 def _row_sums(node: Node, values: Float[Tensor, "bound ..."]) -> Float[Tensor, "bound batch"]:
     layout = Layout.of(node)
     if layout.is_identity:
         return values.flatten(2).sum(2) if values.ndim > 2 else values
     return torch.stack([layout.show(value).flatten(1).sum(1) for value in values])
+
+
+def _dot(rows: Tensor, flat: Tensor, groups: Groups | None, node: Node) -> Tensor:
+    """Sums of weights `[bound batch element]` times values `[batch element]`, by group: `[bound batch group]`."""
+    each_group = flat[..., None] if groups is None else flat[..., None] * groups.members(node)
+    return torch.bmm(rows.transpose(0, 1), each_group).transpose(0, 1)
+
+
+def _places(owners: Tensor, moving: Tensor) -> tuple[Tensor, int]:
+    """A number for each element, such that those of one owner that move have different ones; how many numbers."""
+    place = torch.zeros_like(owners)
+    for owner in owners[moving].unique():
+        own = moving & (owners == owner)
+        place[own] = torch.arange(int(own.sum()), device=owners.device)
+    return place, int(place[moving].max()) + 1 if bool(moving.any()) else 0
+
+
+def fused(graph: Graph) -> frozenset[Node]:
+    """The nodes whose replacement makes a graph take fused attention apart, into what bounds are known of."""
+    return frozenset(
+        trigger
+        for node, alternative in graph.alternatives.items()
+        if record_of(node).role == "attention"
+        for trigger in alternative.triggers
+    )
