@@ -271,15 +271,15 @@ def test_outputs_out_of_memory_are_run_in_smaller_blocks(monkeypatch):
     policy = rlm.HookedPolicy(nets.mlp(4, 8, 3).double(), rand(2, 4).double())
     clean, corrupt = rand(40, 4, seed=1).double(), rand(40, 4, seed=2).double()
     whole = rlm.activation_patching(policy, clean=clean, corrupt=corrupt)
-    run, sizes = sweep.DeltaPlan.run, []
+    measured, sizes = sweep._Sweep._measured, []
 
-    def scarce(self, block):
+    def scarce(self, plan, block):
         sizes.append(block.n_rows)
         if block.n_rows > 20:
             raise torch.OutOfMemoryError
-        return run(self, block)
+        return measured(self, plan, block)
 
-    monkeypatch.setattr(sweep.DeltaPlan, "run", scarce)
+    monkeypatch.setattr(sweep._Sweep, "_measured", scarce)
     again = rlm.activation_patching(policy, clean=clean, corrupt=corrupt)
     assert max(sizes) > 20 >= sizes[-1]
     np.testing.assert_allclose(again["patched"], whole["patched"], atol=1e-12)
