@@ -26,7 +26,8 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import AttentionError, ConfigError, ObservationError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.jobs import edited_activations, run_groups
 from rlmech.patching.results import unknown_choice
 from rlmech.patching.sweeps.sweep import outputs_of

@@ -21,7 +21,7 @@ from rlmech.core.attention import AttentionBlock
 from rlmech.core.graph import Graph, Node
 from rlmech.core.masked import agree, is_masked
 from rlmech.core.policy import HookedPolicy
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 
 BLOCK_ROWS = 8192
 LARGEST_SPREAD = 600.0

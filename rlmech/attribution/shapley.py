@@ -29,7 +29,7 @@ from rlmech.attribution.readouts import made_by
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean

@@ -50,7 +50,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A recording's manifest.
 
     Raises:
-        RecordingError: There is none, or it is damaged or of another format.
+        RecordingError: The manifest is missing, or it is damaged or of another format.
     """
     try:
         manifest = read_sealed_json(path / MANIFEST)

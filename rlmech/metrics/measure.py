@@ -118,7 +118,7 @@ class Metric:
 
         Example:
             >>> import torch
-            >>> from rlmech.metrics.score_metrics import Metric
+            >>> from rlmech.metrics.measure import Metric
             >>> spread = Metric.of(lambda scores, context: scores.amax(-1) - scores.amin(-1), name="spread", unit="Q")
             >>> spread.name, spread.unit
             ('spread', 'Q')
@@ -216,7 +216,8 @@ def bind(
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
-        >>> from rlmech.metrics.score_metrics import Outputs, action_gap, bind
+        >>> from rlmech.metrics.measure import Outputs, bind
+        >>> from rlmech.metrics.score_metrics import action_gap
         >>> from rlmech.spec import PolicySpec
         >>> policy = SimpleNamespace(output_kind="q_values", spec=PolicySpec(actions=("SLOWER", "FASTER")))
         >>> clean = Outputs(scores=torch.tensor([[1.0, 3.0]]))

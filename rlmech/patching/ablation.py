@@ -24,15 +24,8 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site, as_site
 from rlmech.errors import EditError
-from rlmech.metrics.score_metrics import (
-    BoundMetric,
-    Metric,
-    MetricFunction,
-    action_gap,
-    action_score,
-    bind,
-    default_metric,
-)
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import action_gap, action_score, default_metric
 from rlmech.patching.jobs import Place, edited_activations, names_of, no_ops, run_groups, scheme
 from rlmech.patching.optimal import optimal_constants
 from rlmech.patching.results import mean_change, sweep_attrs, sweep_coords, unknown_choice

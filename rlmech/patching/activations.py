@@ -15,7 +15,7 @@ import xarray as xr
 from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.jobs import Place, activations_of, no_ops, run_groups, scheme
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups

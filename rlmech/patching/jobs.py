@@ -9,7 +9,7 @@ from typing import Any
 from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep

@@ -15,7 +15,8 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError, MetricError, ObservationError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.sites import group_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.results import plain_attrs

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
@@ -19,9 +19,6 @@ from rlmech.core.recent import Recent
 from rlmech.errors import EnvironmentFitError
 from rlmech.simulators.fingerprint import fingerprint_of
 from rlmech.simulators.values import told
-
-if TYPE_CHECKING:
-    from rlmech.simulators.world import World
 
 N_STEPS = 3
 FIRST_STEPS = "first steps"
@@ -47,7 +44,21 @@ _TOLD: Recent[bytes, dict[str, str]] = Recent(64)
 _BASES = (gym.Env, gym.Wrapper, gym.ObservationWrapper, gym.RewardWrapper, gym.ActionWrapper, object)
 
 
-def identity_of(world: World, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
+class Episodes(Protocol):
+    """An environment in which episodes are begun and stepped; a `World` is one."""
+
+    env: gym.Env
+
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        ...
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        ...
+
+
+def identity_of(world: Episodes, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
     """The parts of an environment's identity, by name.
 
     Args:
@@ -160,7 +171,7 @@ def _tells_only(cls: type) -> bool:
     return any(cls.__module__.startswith(module) and cls.__name__ == name for module, name in _TELL_ONLY)
 
 
-def _begun(world: World) -> str:
+def _begun(world: Episodes) -> str:
     """Begin an episode; its first observation."""
     try:
         return told([world.reset(seed=0)[0]])
@@ -170,7 +181,7 @@ def _begun(world: World) -> str:
         raise _seedless(world) from error
 
 
-def _seedless(world: World) -> EnvironmentFitError:
+def _seedless(world: Episodes) -> EnvironmentFitError:
     return EnvironmentFitError(
         "The environment does not take a seed.",
         given=f"reset(seed=0) of {type(world.env.unwrapped).__name__}, whose episodes cannot be repeated",
@@ -179,7 +190,7 @@ def _seedless(world: World) -> EnvironmentFitError:
     )
 
 
-def _first_steps(world: World) -> str:
+def _first_steps(world: Episodes) -> str:
     """What the first steps of an episode give, with actions drawn alike."""
     space = copy.deepcopy(world.env.action_space)
     space.seed(0)

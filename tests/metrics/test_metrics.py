@@ -9,16 +9,8 @@ import torch
 from hypothesis import given, settings
 
 from rlmech.errors import MetricError
-from rlmech.metrics.score_metrics import (
-    Metric,
-    Outputs,
-    action_flip,
-    action_gap,
-    action_score,
-    bind,
-    policy_kl,
-    state_value,
-)
+from rlmech.metrics.measure import Metric, Outputs, bind
+from rlmech.metrics.score_metrics import action_flip, action_gap, action_score, policy_kl, state_value
 from rlmech.spec import PolicySpec
 from rlmech.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
 

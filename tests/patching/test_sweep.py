@@ -11,7 +11,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.errors import EngineError, SiteError
-from rlmech.metrics.score_metrics import bind
+from rlmech.metrics.measure import bind
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from rlmech.patching.sweeps import delta, sweep
 from rlmech.patching.sweeps.delta_linear import OneChannel

@@ -260,8 +260,8 @@ class DeltaPlan:
             slots = longest[pairs.stop - 1]
             for first in range(0, slots, most):
                 n_slots = min(most, slots - first)
-                mine = slice(first, first + n_slots)
-                jobs = mine if chosen is None else chosen[pairs, mine]
+                slot_range = slice(first, first + n_slots)
+                jobs = slot_range if chosen is None else chosen[pairs, slot_range]
                 n = pairs.stop - pairs.start
                 yield Block(runs=runs, pairs=pairs, jobs=jobs, n_pairs=n, n_slots=n_slots, order=order)
 

@@ -157,10 +157,10 @@ class OneChannel(Step):
         parts = torch.conv2d(change, own["kernels"], None, stride, padding, dilation, change.shape[1])
         parts = parts.reshape(block.n_pairs, change.shape[1], -1, *parts.shape[2:])
         if isinstance(block.jobs, slice):
-            mine = parts[:, self.channel[block.jobs]]
+            chosen = parts[:, self.channel[block.jobs]]
         else:
-            mine = parts[torch.arange(block.n_pairs, device=parts.device)[:, None], self.channel[block.jobs]]
-        return (block.base(self.node) + mine).reshape(block.n_rows, *parts.shape[2:])
+            chosen = parts[torch.arange(block.n_pairs, device=parts.device)[:, None], self.channel[block.jobs]]
+        return (block.base(self.node) + chosen).reshape(block.n_rows, *parts.shape[2:])
 
 
 class Folded(Step):

@@ -28,7 +28,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.errors import SiteError
-from rlmech.metrics.score_metrics import BoundMetric, Outputs
+from rlmech.metrics.measure import BoundMetric, Outputs
 from rlmech.patching.sweeps.delta import DeltaPlan, NoDeltaError
 from rlmech.patching.sweeps.delta_steps import Block, Reading, Runs
 from rlmech.patching.sweeps.distinct import distinct_rows, run_distinct
