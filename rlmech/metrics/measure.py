@@ -70,6 +70,23 @@ RowFunction = Callable[[Outputs, Tensor], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearMeasure:
+    """What measures rows by a weighted sum of their scores: sweeps then need the sum alone, and not the scores.
+
+    Attributes:
+        weights: Of the scores, for each pair, or one row for all.
+        measure: The measure itself.
+    """
+
+    weights: Float[Tensor, "pair_or_one action"]
+    measure: RowFunction
+
+    def __call__(self, outputs: Outputs, pair: Tensor) -> Any:
+        """The measure of some rows."""
+        return self.measure(outputs, pair)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """A named measure of a policy's outputs; `bind` gives it the unpatched runs.
 
@@ -152,6 +169,19 @@ class BoundMetric:
     corrupt: Float[Tensor, " pair"] | None
     differentiable: bool
     measure: RowFunction
+
+    @property
+    def weights(self) -> Float[Tensor, "pair_or_one action"] | None:
+        """Of the scores, for each pair or one row for all, where the metric is their weighted sum; else None."""
+        return self.measure.weights if isinstance(self.measure, LinearMeasure) else None
+
+    def checked(self, values: Tensor) -> Tensor:
+        """Values of some rows, one number each, none of them NaN.
+
+        Raises:
+            MetricError: They are something else.
+        """
+        return _checked(self.name, values, n_rows=len(values))
 
     def __call__(
         self,

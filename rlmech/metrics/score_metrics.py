@@ -14,6 +14,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.metrics.measure import (
+    LinearMeasure,
     Metric,
     MetricContext,
     Outputs,
@@ -83,7 +84,7 @@ def action_gap(
             _refuse_masked(hidden != is_masked(second), name)
             return (first - second).masked_fill(hidden | (pro[pair] == contra[pair]), 0)
 
-        return measure
+        return _linear(measure, context, pro=pro, contra=contra, alike=better is not None)
 
     return of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
@@ -305,6 +306,20 @@ def default_metric(output_kind: str) -> Metric:
 def _any(flags: Tensor) -> Tensor:
     """Whether anything holds in a row."""
     return flags if flags.ndim == 1 else flags.flatten(1).any(-1)
+
+
+def _linear(
+    measure: RowFunction, context: MetricContext, *, pro: Tensor, contra: Tensor, alike: bool
+) -> RowFunction | LinearMeasure:
+    """The gap between two actions as a weighted sum of the scores; the measure alone where scores are masked."""
+    runs = [run.scores for run in (context.clean, context.corrupt) if run is not None]
+    if any(bool(is_masked(scores).any()) for scores in runs):
+        return measure
+    rows = slice(0, 1) if alike else slice(None)
+    weights = torch.zeros_like(runs[0][rows])
+    weights.scatter_(-1, pro[rows, None], 1)
+    weights.scatter_add_(-1, contra[rows, None], -torch.ones_like(weights[:, :1]))  # 0 where both are the same
+    return LinearMeasure(weights=weights, measure=measure)
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:

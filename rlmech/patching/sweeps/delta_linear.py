@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.patching.sweeps.delta_steps import Block, Runs, Step, flat, size_of
+from rlmech.patching.sweeps.delta_steps import Block, Reading, Runs, Step, flat, size_of
 from rlmech.patching.sweeps.flow import Flow
 from rlmech.patching.sweeps.linear_chain import Values, linear_sources, push
 
@@ -110,6 +110,22 @@ class OneElement(Step):
         else:
             moved = torch.addcmul(base, change[:, :, None], row)
         return self.finish(moved.reshape(block.n_rows, *self.layout.canonical_shape[1:]))
+
+    @property
+    def can_read(self) -> bool:
+        """A row's sum is that of the base run, and the change times the weighted sum of its row."""
+        return len(self.node.sizes) == 2
+
+    def read(self, block: Block, reading: Reading) -> Tensor:
+        """The weighted sum of the node's value, `[pair slot]`."""
+        own = block.runs.prepared[self]
+        slope = reading.of(block.pairs) @ own["row"].T
+        slope = (
+            slope[:, block.jobs]
+            if isinstance(block.jobs, slice)
+            else slope.expand(block.n_pairs, -1).gather(1, block.jobs)
+        )
+        return torch.addcmul(reading.base[block.pairs][:, None], block.of_pairs_and_jobs(own["change"]), slope)
 
 
 class OneChannel(Step):
