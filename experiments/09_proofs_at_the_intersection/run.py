@@ -42,8 +42,10 @@ def around(
 ) -> xr.Dataset:
     """The action over where one vehicle stands, cell by cell."""
     place = policy.spec.index("entity", vehicle)
-    at = {name: float(state[place, policy.spec.index("feature", name)] * 100) for name in ("y", "x")}
-    over = {name: np.clip(np.linspace(value - half, value + half, n + 1), -100, 100) for name, value in at.items()}
+    features = {name: policy.spec.features[policy.spec.index("feature", name)] for name in ("y", "x")}
+    seen = {name: state[place, policy.spec.index("feature", name)][None].astype(float) for name in features}
+    at = {name: float(feature.physical(seen[name])[0]) for name, feature in features.items()}
+    over = {name: np.linspace(value - half, value + half, n + 1) for name, value in at.items()}
     return rlm.certify.certified_map(policy, state[None], over=over, entity=vehicle, n_boxes=n_boxes)
 
 

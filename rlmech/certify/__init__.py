@@ -9,13 +9,12 @@
 
 from rlmech.certify.bounds import score_bounds
 from rlmech.certify.checks import check
-from rlmech.certify.claims import Claim, Mirrored, Monotone, Never, Takes
+from rlmech.certify.claims import Mirrored, Monotone, Never, Takes
 from rlmech.certify.maps import certified_map
 from rlmech.certify.moves import Move
 from rlmech.certify.radius import certified_radius
 
 __all__ = [
-    "Claim",
     "Mirrored",
     "Monotone",
     "Move",
