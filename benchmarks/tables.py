@@ -65,9 +65,9 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
     """A line per network and tool, a column per number of pairs."""
     pairs = sorted({row["pairs"] for row in rows})
     lines = [
-        "CPU time of one sweep over all jobs, one thread: median of the ratio per round to rlmech's engine",
-        "[quartiles]; TransformerLens's beside its aim. The floor is the arithmetic of the cheapest exact scheme,",
-        "no-op rows counted.",
+        "CPU time of one sweep over all jobs, one thread: median of the ratio per round to rlmech's whole call, with",
+        "intervals and labels [quartiles]; that of a plain loop of forward hooks beside its aim. The floor is the",
+        "arithmetic of the cheapest exact scheme, no-op rows counted.",
         "",
         "| network (jobs) | tool | " + " | ".join(f"{n} pairs" for n in pairs) + " |",
         "|---|---|" + "---|" * len(pairs),

@@ -44,20 +44,44 @@ OF_POLICY: Mapping[str, str] = {
     "to_single_token": _TEXT,
     "tokenizer": _TEXT,
     "generate": "rlm.record(policy, env, seeds=range(5)) lets the policy act",
+    "W_pos": _WEIGHTS,
+    "b_Q": _WEIGHTS,
+    "b_K": _WEIGHTS,
+    "b_V": _WEIGHTS,
+    "b_O": _WEIGHTS,
+    "b_U": _WEIGHTS,
+    "b_in": _WEIGHTS,
+    "b_out": _WEIGHTS,
+    "accumulated_bias": _WEIGHTS,
+    "mod_dict": "policy.hook_dict maps names to hook points",
     "from_pretrained": 'rlm.load("policy.zip"), rlm.load("zoo:intersection-ego-attention")',
+    "from_pretrained_no_processing": 'rlm.load("policy.zip"); weights are never changed',
+    "fold_layer_norm": "weights stay the network's own; analyses hold norms as they are in each state",
+    "center_unembed": "weights stay the network's own; metrics of two actions leave a common shift out",
     "load": 'rlm.load("policy.zip")',
     "save": "rlm.save_policy(policy, path)",
     "learn": "training goes on with the library that made the policy; policy.module is its own module",
     "policy": "policy.module is the wrapped module",
     "trace": "policy.run_with_cache(obs) reads, policy.edited([...]) changes",
 }
+OF_HOOK_POINT: Mapping[str, str] = {
+    "layer": "hook.name says where it stands: it begins with the module's own path, e.g. 'layers.2.attention.hook_z'",
+    "ctx": "keep values in a variable of your own: kept[hook.name] = tensor",
+    "clear_context": "keep values in a variable of your own: kept[hook.name] = tensor",
+    "add_perma_hook": f"hook_point.add_hook(fn); {_HOOKS}",
+    "fwd_hooks": "policy.has_hooks says whether anything is attached; add_hook returns the handle of a function",
+    "bwd_hooks": "policy.has_hooks says whether anything is attached; add_hook returns the handle of a function",
+    "has_hooks": "policy.has_hooks says whether anything is attached",
+}
 OF_CACHE: Mapping[str, str] = {
     "stack_head_results": 'cache["*.hook_result"] has the axis head: what each head writes',
+    "compute_head_results": 'cache["*.hook_result"] has the axis head: what each head writes',
     "decompose_resid": _DIRECT,
     "accumulated_resid": _LENS,
     "logit_attrs": _DIRECT,
     "get_full_resid_decomposition": _DIRECT,
     "stack_neuron_results": _DIRECT,
+    "get_neuron_results": _DIRECT,
     "stack_activation": 'cache.stack("*.hook_pattern")',
     "apply_ln_to_stack": "rlm.attribution.attribute_actions(policy, obs) holds norms as they are in each state",
     "remove_batch_dim": "cache[name][0] is the first row",
@@ -89,7 +113,11 @@ OF_PACKAGE: Mapping[str, str] = {
     "Saliency": "rlm.attribution.saliency(policy, obs)",
     "LayerConductance": "rlm.attribution.layer_conductance(policy, obs, name, baseline=...)",
 }
-BEGINNINGS: Mapping[str, str] = {"get_act_patch_": _PATCHING, "to_": _TEXT}
+BEGINNINGS: Mapping[str, str] = {
+    "get_act_patch_": _PATCHING,
+    "set_use_": "policy.hook_dict: every hook point is there from the start, and what costs more is computed on demand",
+    "to_": _TEXT,
+}
 """Beginnings of whole families of names."""
 
 

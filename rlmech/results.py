@@ -35,7 +35,8 @@ def storable(result: Result, attrs: Mapping[str, Any] | None = None) -> Result:
         >>> list(result), result.attrs
         (['a.b'], {'trusted': 1, 'left_out': '["x"]'})
     """
-    result = result.assign_attrs(_plain({**result.attrs, **(attrs or {})}))
+    result = result.copy(deep=False)
+    result.attrs = plain_attrs({**result.attrs, **(attrs or {})})
     slashed = {name for name in [*_variables(result), *result.dims] if "/" in str(name)}
     if slashed:
         result = result.rename({name: str(name).replace("/", ".") for name in slashed})  # pyright: ignore[reportArgumentType]
@@ -45,7 +46,8 @@ def storable(result: Result, attrs: Mapping[str, Any] | None = None) -> Result:
     if isinstance(result, xr.DataArray):
         own = _variable(result.variable)
         return result if own is result.variable else result.copy(deep=False, data=own.data).assign_attrs(own.attrs)
-    return result.assign({name: new for name, new in changed.items() if name not in coords})
+    data = {name: new for name, new in changed.items() if name not in coords}
+    return result.assign(data) if data else result
 
 
 def _variables(result: xr.Dataset | xr.DataArray) -> dict[Any, xr.Variable]:
@@ -55,7 +57,7 @@ def _variables(result: xr.Dataset | xr.DataArray) -> dict[Any, xr.Variable]:
 
 def _variable(variable: xr.Variable) -> xr.Variable:
     """The variable, or, where something in it cannot be stored, another."""
-    attrs = _plain(variable.attrs)
+    attrs = plain_attrs(variable.attrs)
     if variable.dtype.kind == "O" or variable.dtype.kind == "T":
         values = np.asarray(variable.values, dtype=object)
         texts = ["" if value is None or value != value else str(value) for value in values.ravel()]  # NaN
@@ -65,7 +67,13 @@ def _variable(variable: xr.Variable) -> xr.Variable:
     return variable if attrs == variable.attrs else xr.Variable(variable.dims, variable.data, attrs)
 
 
-def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as `storable` makes them, for a dataset whose variables are plain numbers and texts from the start.
+
+    Example:
+        >>> plain_attrs({"trusted": True, "names": ["a"]})
+        {'trusted': 1, 'names': '["a"]'}
+    """
     return {str(name): _number_or_text(value) for name, value in attrs.items()}
 
 

@@ -8,6 +8,7 @@ imports an environment; `spec_from_config` reads the configuration that highway-
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,6 +78,7 @@ class PolicySpec:
         choices: Names of the choices, where there are several at once (MultiDiscrete, MultiBinary); empty else.
         presence: Name of the feature that says whether an entity is there (below 0.5: absent), or None.
         relative: Whether x, y, vx and vy of the entities after the first are relative to the first one's.
+        labels: Names along further axes of an observation, by the axis: of an image e.g. its `channel`.
         env_id: Gymnasium id of the environment, or None.
         env_config: The environment's configuration as JSON values.
         env_kwargs: Keywords that it was made with, besides its configuration.
@@ -95,15 +97,15 @@ class PolicySpec:
     choices: tuple[str, ...] = ()
     presence: str | None = None
     relative: bool = False
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     env_id: str | None = None
     env_config: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     env_wrappers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for axis in ("entity", "feature", "action", "choice"):
-            names = self.names(axis)
-            twice = sorted({name for name in names if names.count(name) > 1})
+        for axis in ("entity", "feature", "action", "choice", *self.labels):
+            twice = sorted(name for name, n in Counter(self.names(axis)).items() if n > 1)
             if twice:
                 raise ConfigError(
                     f"Two of the spec's {axis} names are the same.",
@@ -113,7 +115,7 @@ class PolicySpec:
                 )
 
     def names(self, axis: str) -> tuple[str, ...]:
-        """Names along `entity`, `feature`, `action` or `choice`; empty where the spec has none."""
+        """Names along `entity`, `feature`, `action`, `choice` or a labelled axis; empty where the spec has none."""
         match axis:
             case "entity":
                 return self.entities
@@ -124,7 +126,7 @@ class PolicySpec:
             case "choice":
                 return self.choices
             case _:
-                return ()
+                return self.labels.get(axis, ())
 
     def index(self, axis: str, name: str) -> int:
         """Position of a name along an axis.
@@ -192,6 +194,7 @@ class PolicySpec:
             choices=tuple(values.get("choices", ())),
             presence=values["presence"],
             relative=bool(values.get("relative", False)),
+            labels={axis: tuple(names) for axis, names in values.get("labels", {}).items()},
             env_id=values["env_id"],
             env_config=dict(values["env_config"]),
             env_kwargs=dict(values.get("env_kwargs", {})),

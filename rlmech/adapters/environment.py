@@ -1,6 +1,6 @@
 """What an environment or its configuration tells about a policy: names and units, and the spaces.
 
-The environment is taken by duck type (`unwrapped.config`, as highway-env's): none is imported, none is stepped.
+highway-env's are taken by duck type (`unwrapped.config`), others by their simulator: none is imported, none stepped.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import EnvironmentFitError
+from rlmech.simulators.env import spec_of
 from rlmech.spec import PolicySpec, spec_from_config
 
 
 def read_spec(env: Any, env_config: Mapping[str, Any] | None) -> PolicySpec:
     """The spec that a configuration gives, or a live environment's own; empty where there is neither."""
     config = environment_config(env) if env_config is None else dict(env_config)
-    return PolicySpec() if config is None else spec_from_config(config)
+    if config is not None:
+        return spec_from_config(config)
+    live = single_environment(env)
+    own = spec_of(live) if isinstance(live, gym.Env) else PolicySpec()
+    return own if own.actions or own.labels or own.features else PolicySpec()
 
 
 def environment_config(env: Any) -> dict[str, Any] | None:

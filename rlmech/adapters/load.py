@@ -22,7 +22,7 @@ from rlmech.adapters.rl_agents.config import read_config
 from rlmech.adapters.safe import read_safetensors, read_weights
 from rlmech.adapters.weights import open_weights
 from rlmech.arguments import explain_misuse
-from rlmech.core.outputs import Selector
+from rlmech.core.output_leaves import Selector
 from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest

@@ -64,7 +64,8 @@ def integrated_gradients(
 
     Raises:
         MissingPackageError: Captum is not installed.
-        ObservationError: The baseline has other entities present, or another number of rows.
+        ObservationError: The baseline has other entities present, or another number of rows; or observations are whole
+            numbers that the network looks up, which have no gradient.
         MetricError: No such action.
 
     Source:
@@ -113,7 +114,8 @@ def deep_lift(
     Raises:
         EngineError: An activation is no module of its own.
         MissingPackageError: Captum is not installed.
-        ObservationError: The baseline has other entities present, or another number of rows.
+        ObservationError: The baseline has other entities present, or another number of rows; or observations are whole
+            numbers that the network looks up, which have no gradient.
         MetricError: No such action.
 
     Source:
@@ -164,6 +166,7 @@ def saliency(
 
     Raises:
         MissingPackageError: Captum is not installed.
+        ObservationError: Whole numbers that the network looks up, which have no gradient.
         MetricError: No such action.
 
     Source:
@@ -178,7 +181,7 @@ def saliency(
         ('batch', 'action', 'feature')
     """
     method, rows = captum_methods().Saliency, readouts(policy, better=better, worse=worse)
-    model, inputs = ReadoutModule(policy, rows), real_arrays(policy.coerce(obs), rows)
+    model, inputs = ReadoutModule(policy, rows), real_arrays(policy, policy.coerce(obs), rows)
     with quiet():
         found = [
             method(model).attribute(tuple(v.clone().requires_grad_() for v in inputs), target=i)
@@ -203,7 +206,7 @@ def _between(
     rows = readouts(policy, better=better, worse=worse)
     model, inputs, start = (
         ReadoutModule(policy, rows),
-        real_arrays(policy.coerce(obs), rows),
+        real_arrays(policy, policy.coerce(obs), rows),
         baseline_rows(policy, obs, baseline, rows),
     )
     with quiet():

@@ -66,7 +66,8 @@ def layer_conductance(
     Raises:
         SiteError: The hook point is not what one module, called once, puts out.
         MissingPackageError: Captum is not installed.
-        ObservationError: The baseline has other entities present, or another number of rows.
+        ObservationError: The baseline has other entities present, or another number of rows; or observations are whole
+            numbers that the network looks up, which have no gradient.
         MetricError: No such action.
 
     Source:
@@ -85,7 +86,7 @@ def layer_conductance(
     rows = readouts(policy, better=better, worse=worse)
     model, inputs, start = (
         ReadoutModule(policy, rows),
-        real_arrays(policy.coerce(obs), rows),
+        real_arrays(policy, policy.coerce(obs), rows),
         baseline_rows(policy, obs, baseline, rows),
     )
     with quiet():
@@ -136,7 +137,8 @@ def neuron_conductance(
     Raises:
         SiteError: The hook point is not what one module, called once, puts out; or it has no such unit.
         MissingPackageError: Captum is not installed.
-        ObservationError: The baseline has other entities present, or another number of rows.
+        ObservationError: The baseline has other entities present, or another number of rows; or observations are whole
+            numbers that the network looks up, which have no gradient.
         MetricError: No such action.
 
     Source:
@@ -164,7 +166,7 @@ def neuron_conductance(
     rows = readouts(policy, better=better, worse=worse)
     model, inputs, start = (
         ReadoutModule(policy, rows),
-        real_arrays(policy.coerce(obs), rows),
+        real_arrays(policy, policy.coerce(obs), rows),
         baseline_rows(policy, obs, baseline, rows),
     )
     found: list[tuple[Tensor, ...]] = []

@@ -20,7 +20,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import MeasuredRun, measure_outputs, output_addresses, row_sums
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 
 _ROUNDING = 256
 """Epsilons, relative to the metric's terms, within which a metric counts as linear in the scores."""

@@ -17,8 +17,8 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
-from rlmech.gradients.at_nodes import finite_change, sum_over_sites
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.gradients.at_nodes import first_order_change, sites_at
+from rlmech.metrics.measure import BoundMetric
 
 
 def estimate_eagerly(
@@ -54,8 +54,8 @@ def estimate_eagerly(
         _, cache = policy.run_with_cache(source, names)
     estimate = np.zeros((len(sites), len(scores)))
     for name, slope in zip(names, found, strict=True):
-        places = [i for i, site in enumerate(sites) if site.name == name]
-        product = finite_change(kept[name].detach(), cache[name], name=name) * slope
-        mine = [sites[i] for i in places]
-        estimate[places] = sum_over_sites(product, mine, policy.hook_dict[name]).double().cpu().numpy()
+        places, here = sites_at(sites, name)
+        estimate[places] = first_order_change(
+            policy.hook_dict[name], here, base=kept[name].detach(), source=cache[name], slope=slope
+        )
     return {"estimate": estimate}

@@ -35,6 +35,7 @@ from rlmech.errors import ConfigError
 from rlmech.gradients.at_nodes import (
     MeasuredRun,
     finite_change,
+    first_order_change,
     integrated_gradient,
     measure_outputs,
     measured_run,
@@ -42,10 +43,11 @@ from rlmech.gradients.at_nodes import (
     refuse_discrete,
     refuse_undifferentiable,
     row_sums,
+    sites_at,
     sum_over_sites,
 )
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
@@ -257,25 +259,26 @@ class Estimator:
         nodes = [self.policy.points[name].address.node for name in self.source]
         gradients = self.run.gradients([*nodes, *(pattern.node for pattern in self.patterns.values())])
         for name in self.source:
-            places, mine = self._at(name)
+            places, here = sites_at(self.sites, name)
             layout, node = self.policy.points[name].address.layout, self.policy.points[name].address.node
             base, source = layout.show(self.run.values[node].detach()), layout.show(self.source[name])
             pattern = self.patterns.get(name)
             if pattern is None:
-                product = finite_change(base, source, name=name) * layout.show(gradients[node])
-                found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).double().cpu()
+                slope = layout.show(gradients[node])
+                point = self.policy.hook_dict[name]
+                found["estimate"][places] = first_order_change(point, here, base=base, source=source, slope=slope)
             else:
                 found["estimate"][places] = softmax_repaired(
-                    self.policy, mine, pattern=pattern, gradient=gradients[pattern.node], arrays=self.arrays,
+                    self.policy, here, pattern=pattern, gradient=gradients[pattern.node], arrays=self.arrays,
                     base=base, source=source,
                 ).double().cpu()  # fmt: skip
             if "dropout" in repairs:
                 change = finite_change(base, source, name=name)
-                magnitude = dropout_magnitude(self.policy, self.run, mine, delta=change)
+                magnitude = dropout_magnitude(self.policy, self.run, here, delta=change)
                 found["magnitude"][places] = magnitude.double().cpu()
             if certificate:
                 checked = certify(
-                    self.policy, mine, run=self.run, metric=self.metric, arrays=self.arrays, base=base, source=source,
+                    self.policy, here, run=self.run, metric=self.metric, arrays=self.arrays, base=base, source=source,
                     exact_until=None if pattern is None else pattern.node,
                 )  # fmt: skip
                 found["patched"][places] = checked.patched.double().cpu()
@@ -287,7 +290,7 @@ class Estimator:
         found = self._empty("estimate", "completeness_error")
         ends = [address.node for address in output_addresses(self.policy)]
         for name, source in self.source.items():
-            places, mine = self._at(name)
+            places, here = sites_at(self.sites, name)
             address = self.policy.points[name].address
             onwards = Continuation.start(self.policy.graph_engine, address.node, returned=ends, arrays=self.arrays)
             base = self.run.values[address.node].detach()
@@ -296,15 +299,11 @@ class Estimator:
                 self.policy, onwards, base=base, change=change, metric=self.metric, n_steps=n_steps
             )
             product = address.layout.show(change * slope)
-            found["estimate"][places] = sum_over_sites(product, mine, self.policy.hook_dict[name]).double().cpu()
+            found["estimate"][places] = sum_over_sites(product, here, self.policy.hook_dict[name]).double().cpu()
             with torch.no_grad():
                 whole = measure_outputs(self.policy, onwards.run(source), self.metric) - self.run.measured
             found["completeness_error"][places] = (row_sums(product) - whole).double().cpu()
         return found
-
-    def _at(self, name: str) -> tuple[list[int], list[Site]]:
-        places = [i for i, site in enumerate(self.sites) if site.name == name]
-        return places, [self.sites[i] for i in places]
 
     def _empty(self, *names: str) -> dict[str, np.ndarray]:
         shape = (len(self.sites), self.arrays[0].shape[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from rlmech.circuits.labels import score_units
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
+from rlmech.core.provenance import provenance
 from rlmech.errors import EngineError, MetricError
 
 
@@ -147,7 +147,6 @@ def made_by(policy: HookedPolicy, method: str, **more: Any) -> dict[str, Any]:
         "method": method,
         "output_kind": policy.output_kind,
         "score_units": score_units(policy),
-        "policy": policy.fingerprint,
-        "rlmech": version("rlmech"),
+        **provenance(policy),
         **more,
     }

@@ -30,8 +30,8 @@ from rlmech.errors import ArgumentError, MetricError
 from rlmech.results import storable
 
 _BISECTIONS = 5
-_SPAN = 2.0**6
-"""How many times smaller than the attack's the radii are that bisection begins with."""
+_SPAN, _SPANS = 2.0**6, 4
+"""How many times smaller the least radius of a bisection is than its largest, and how many follow each other."""
 _INWARD = 1 - 1e-9
 """What a certified radius is taken back by, for the rounding of distances."""
 
@@ -224,20 +224,21 @@ def _bisect(regions: ScoreRegions, search: _Search, attack: Attack, move: Move, 
     """The largest radius at which the bounds alone certify, up to a share of itself; 0 where none was found."""
     weights = gap_weights(search.chosen, regions.n_actions)
     certified = torch.zeros_like(search.radius)
-    high = torch.minimum(attack.found.distance, search.radius)
-    low = high / (_SPAN if method == "linear" else _SPAN**3)
     moving = torch.stack([(by > 0).flatten(1).any(1) for by in search.reach]).any(0)
     open_ = moving & (search.radius > 0)
-    whole = open_ & attack.found.distance.isinf()  # perhaps all of it holds
-    for step in range(_BISECTIONS + 1 if method == "linear" else 3 * _BISECTIONS):
-        rows = (whole if step == 0 else open_).nonzero()[:, 0]
-        radius = high[rows] if step == 0 else (low[rows] * high[rows]).sqrt()
-        holds = _holds(regions, search, rows, radius, weights, move, method)
-        certified[rows[holds]] = radius[holds]
-        if step == 0:
-            open_[rows[holds]] = False
-        else:
-            low[rows[holds]], high[rows[~holds]] = radius[holds], radius[~holds]
+    whole = (open_ & attack.found.distance.isinf()).nonzero()[:, 0]  # perhaps all of it holds
+    holds = _holds(regions, search, whole, search.radius[whole], weights, move, method)
+    certified[whole[holds]] = search.radius[whole[holds]]
+    high = torch.minimum(attack.found.distance, search.radius)
+    for _ in range(_SPANS):  # where nothing in one span of radii is certified, the next one below it is tried
+        open_ &= certified == 0
+        low = high / _SPAN
+        for _ in range(_BISECTIONS):
+            rows = open_.nonzero()[:, 0]
+            radius = (low[rows] * high[rows]).sqrt()
+            holds = _holds(regions, search, rows, radius, weights, move, method)
+            certified[rows[holds]] = low[rows[holds]] = radius[holds]
+            high[rows[~holds]] = radius[~holds]
     return certified
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.circuits.gated import downstream_maps, gated_maps, ungated_downstream, ungated_maps
-from rlmech.circuits.labels import Action, action_weights, choose_block, labelled, provenance, score_units
+from rlmech.circuits.labels import Action, action_weights, block_attrs, choose_block, labelled, score_units
 from rlmech.circuits.over_states import as_dataset, averaged
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
@@ -222,7 +222,7 @@ def _qk(policy: HookedPolicy, block: AttentionBlock, maps: dict[str, Tensor], *,
     form = block.scale * einsum(
         q, k, "batch query left head d_head, batch entity right head d_head -> batch head query entity left right"
     )
-    attrs = provenance(policy, block, space="feature", gates=gates)
+    attrs = block_attrs(policy, block, space="feature", gates=gates)
     return storable(labelled(policy, form, _QK_DIMS, units="1"), attrs)
 
 
@@ -240,7 +240,7 @@ def _ov(
         block.W_O.detach(),
         "batch entity feature head d_head, head d_head d_model -> batch head entity feature d_model",
     )
-    attrs = provenance(policy, block, space="feature", gates=gates)
+    attrs = block_attrs(policy, block, space="feature", gates=gates)
     if onward is None:
         return storable(labelled(policy, form, _OV_MODEL_DIMS, units="1"), attrs)
     weights, names = terms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.errors import AttentionError, ConfigError
 
 Action = int | str
@@ -71,7 +71,7 @@ def score_units(policy: HookedPolicy) -> str:
     return {"q_values": "return", "logits": "nat", "mean_action": "action"}[policy.output_kind]
 
 
-def provenance(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:
+def block_attrs(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:
     """What is needed to read a block's result and to make it again."""
     return {"block": block.path, "scale": block.scale, **policy_attrs(policy, **more)}
 
@@ -80,8 +80,7 @@ def policy_attrs(policy: HookedPolicy, **more: Any) -> dict[str, Any]:
     """What is needed to read a result and to make it again."""
     return {
         "output_kind": policy.output_kind,
-        "policy": policy.fingerprint,
-        "rlmech": version("rlmech"),
+        **provenance(policy),
         **more,
     }
 

@@ -18,7 +18,7 @@ from einops import einsum
 from rlmech.arguments import explain_misuse
 from rlmech.circuits.factored_matrix import FactoredMatrix
 from rlmech.circuits.feature_space import Readout, States, mean_ov, mean_qk, ungated_ov, ungated_qk
-from rlmech.circuits.labels import Action, choose_block, labelled, provenance
+from rlmech.circuits.labels import Action, block_attrs, choose_block, labelled
 from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
@@ -213,7 +213,7 @@ def _qk_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "constant": (einsum(b_q, b_k, "head d_head, head d_head -> head"), ("head",)),
     }
     labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
-    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))
+    return storable(xr.Dataset(labels), block_attrs(policy, block, space="model"))
 
 
 def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
@@ -229,4 +229,4 @@ def _ov_weights(policy: HookedPolicy, block: AttentionBlock) -> xr.Dataset:
         "output_bias": (b_o, ("d_model_out",)),
     }
     labels = {name: labelled(policy, values, dims, units="1") for name, (values, dims) in variables.items()}
-    return storable(xr.Dataset(labels), provenance(policy, block, space="model"))
+    return storable(xr.Dataset(labels), block_attrs(policy, block, space="model"))

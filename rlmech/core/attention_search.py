@@ -10,13 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlmech.axes import Axis
 from rlmech.core.attention_maps import find_maps
+from rlmech.core.attention_masks import (
+    MIXED,
+    PATTERN,
+    ROWS,
+    SOFTMAX,
+    additive_mask,
+    mask_address,
+    mask_before,
+    own_mask,
+    score_sources,
+)
 from rlmech.core.attention_nodes import LEARNED, NOT_A_PRODUCT, SHARED, Found, Mask, Source
 from rlmech.core.contraction import (
     MATMUL,
@@ -33,13 +42,8 @@ from rlmech.core.contraction import (
 from rlmech.core.graph import Alternative, Graph, Node, Size, depends_on_input
 from rlmech.core.layout import Layout
 from rlmech.core.operations.reading import axes_of
-from rlmech.core.operations.table import known, names_where
+from rlmech.core.operations.table import known
 from rlmech.core.program import Address
-
-SOFTMAX = names_where(lambda record: record.role == "softmax")
-AXES: dict[str, Axis] = {"b": "batch", "h": "head", "q": "query", "k": "key", "d": "d_head"}
-PATTERN, ROWS, MIXED = "bhqk", "bkhd", "bqhd"
-"""The axes of patterns and scores, of keys and values, and of queries and what attention gives."""
 
 
 def find_attention(graph: Graph, *, weights: bool = True) -> list[Found]:
@@ -105,7 +109,7 @@ def _from_softmax(softmax: Node, users: Mapping[Node, list[Node]]) -> Found | No
     if found is None:
         if not _row_by_row(scores, axis) & _row_by_row(mix.values[0], mix.values[1].index("k")):
             return None
-        found = _Scores(parts={}, sizes=mix.sizes, mask=_mask_before(scores, mix.pattern, mix.sizes))
+        found = _Scores(parts={}, sizes=mix.sizes, mask=mask_before(scores, mix.pattern, mix.sizes))
     return _block(softmax, mix, found, scores=scores, pattern=softmax)
 
 
@@ -182,7 +186,7 @@ def _score_product(node: Node, letters: Letters, sizes: dict[str, Size]) -> _Sco
     contraction = contraction_of(node)
     if contraction is not None:
         return _query_and_key(contraction, letters, sizes)
-    for following in _score_sources(node):
+    for following in score_sources(node):
         if following.shape is None:
             continue
         moved = letters_before(node, letters, sizes)
@@ -193,23 +197,9 @@ def _score_product(node: Node, letters: Letters, sizes: dict[str, Size]) -> _Sco
         if node.op in ("mul", "div") and not isinstance(node.args[1], Node):
             return replace(found, scale=found.scale * (node.args[1] if node.op == "mul" else 1 / node.args[1]))
         if found.mask is None:
-            return replace(found, mask=_own_mask(node, letters, sizes))
+            return replace(found, mask=own_mask(node, letters, sizes))
         return found
     return None
-
-
-def _score_sources(node: Node) -> list[Node]:
-    """What scores may be made of, by an operation that scales, shifts, masks or moves them."""
-    match node.op:
-        case "add":
-            given: tuple[Any, ...] = node.args[:2]
-        case "where":
-            given = node.args[1:3]
-        case "mul" | "div" | "sub" | "masked_fill" | "to" | "_to_copy":
-            given = node.args[:1]
-        case _:
-            given = node.args[:1] if known(node.op).keeps_elements and node.shape is not None else ()
-    return [source for source in given if isinstance(source, Node) and source.has_batch]
 
 
 def _query_and_key(contraction: Contraction, letters: Letters, sizes: dict[str, Size]) -> _Scores | None:
@@ -225,7 +215,7 @@ def _query_and_key(contraction: Contraction, letters: Letters, sizes: dict[str, 
     missing = sizes["q"] != 1 and "q" not in "".join(query_letters)
     if wide < 1 or missing or not key.has_batch or not depends_on_input(key):
         return None
-    mask = _additive_mask(contraction.node.args[0]) if contraction.node.op == "baddbmm" else None
+    mask = additive_mask(contraction.node.args[0]) if contraction.node.op == "baddbmm" else None
     parts: dict[Source, tuple[Node, Letters]] = {"q": (query, query_letters), "k": (key, key_letters)}
     return _Scores(parts=parts, sizes=sizes | {"d": wide}, mask=mask)
 
@@ -323,11 +313,11 @@ def _from_fused(graph: Graph, fused: Node) -> Found | None:
     mask = None
     if bias is not None:
         if bias.dtype == torch.bool:
-            mask = _mask_address(bias, scores, letters, sizes, negate=True)
+            mask = mask_address(bias, scores, letters, sizes, negate=True)
             hidden = graph.add("logical_not", torch.logical_not, bias, like=bias, shape=bias.shape)
             scores = graph.add("masked_fill", torch.masked_fill, scores, hidden, -math.inf, like=fused, shape=shape)
         else:
-            mask = _additive_mask(bias)
+            mask = additive_mask(bias)
             scores = graph.add("add", torch.add, scores, bias, like=fused, shape=shape)
     if causal:
         hide = lambda value: value.masked_fill(_later_keys(value), -math.inf)  # noqa: E731
@@ -399,76 +389,3 @@ def _simplest(address: Address) -> Address:
         order = tuple(moved[axis] for axis in layout.order)
         node, layout = source, Layout(shape=source.shape, split=source.shape, order=order)
     return Address(node=node, layout=layout)
-
-
-def _mask_before(node: Node, letters: Letters, sizes: Mapping[str, Size]) -> Mask | None:
-    """The first mask behind a softmax whose scores are no product."""
-    while node.op not in SOFTMAX:
-        mask = _own_mask(node, letters, sizes)
-        sources = _score_sources(node)
-        if mask is not None or not sources:
-            return mask
-        moved = letters_before(node, letters, sizes)
-        letters = moved[1] if moved is not None else broadcast_letters(sources[0], node, letters)
-        node = sources[0]
-    return None
-
-
-def _own_mask(node: Node, letters: Letters, sizes: Mapping[str, Size]) -> Mask | None:
-    """The mask that an operation on scores puts on them."""
-    match node.op:
-        case "masked_fill":
-            return _mask_address(node.args[1], node, letters, sizes)
-        case "where":
-            kept = isinstance(node.args[1], Node) and node.args[1].has_batch
-            return _mask_address(node.args[0], node, letters, sizes, negate=kept)
-        case "add":
-            return _additive_mask(node.args[1]) or _additive_mask(node.args[0])
-        case _:
-            return None
-
-
-def _mask_address(
-    mask: Any, scores: Node, letters: Letters, sizes: Mapping[str, Size], *, negate: bool = False
-) -> Mask | None:
-    """Where a mask lies that is broadcast to scores with some letters."""
-    mask, negate = _positive(mask, negate=negate)
-    if mask is None or len(mask.sizes) > len(scores.sizes):
-        return None
-    # an axis of size 1 has a name, too: it stands there in the network
-    rest = iter([letter for letter in ("hq" if len(letters) == 4 else "qh") if letter not in "".join(letters)])
-    own = tuple(letter or next(rest, "") for letter in letters)[len(letters) - len(mask.sizes) :]
-    kept = {letter: size for size, letter in zip(mask.sizes, own, strict=True) if letter}
-    wanted = "".join(letter for letter in PATTERN if letter in kept)
-    if not wanted.startswith("b") or any(len(letter) > 1 for letter in own):
-        return None
-    address = lettered_address(mask, own, wanted, kept)
-    return None if address is None else _as_mask(address, wanted, negate=negate)
-
-
-def _positive(mask: Any, *, negate: bool) -> tuple[Node | None, bool]:
-    """A boolean value without the negations on it."""
-    while isinstance(mask, Node) and mask.op in {"logical_not", "bitwise_not"}:
-        mask, negate = mask.args[0], not negate
-    boolean = isinstance(mask, Node) and mask.dtype == torch.bool and mask.shape is not None
-    return (mask if boolean else None), negate
-
-
-def _as_mask(address: Address, letters: str, *, negate: bool) -> Mask:
-    layout = replace(address.layout, negate=negate)
-    return Address(node=address.node, layout=layout), tuple(AXES[letter] for letter in letters)
-
-
-def _additive_mask(bias: Any) -> Mask | None:
-    """The boolean mask that numbers were made of which are added to scores."""
-    while isinstance(bias, Node) and known(bias.op).keeps_elements:
-        bias = bias.args[0]
-    if not isinstance(bias, Node) or bias.op != "masked_fill":
-        return None
-    mask, negate = _positive(bias.args[1], negate=False)
-    wanted = {2: "bk", 3: "bqk", 4: PATTERN}.get(len(mask.sizes)) if mask is not None else None
-    if mask is None or wanted is None or mask.sizes[0] != -1:
-        return None
-    letters = tuple(wanted)
-    address = lettered_address(mask, letters, wanted, dict(zip(letters, mask.sizes, strict=True)))
-    return None if address is None else _as_mask(address, wanted, negate=negate)

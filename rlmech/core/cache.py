@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlmech.axes import Axis
-from rlmech.errors import CacheError, SiteError, nearest
+from rlmech.errors import CacheError, MissingFileError, SiteError, nearest
 from rlmech.files import DamagedError, read_sealed, write_sealed
 from rlmech.habits import OF_CACHE, unknown_name
 
@@ -174,12 +174,17 @@ class ActivationCache(Mapping[str, Tensor]):
         """Read a cache that `save` wrote; nothing is unpickled.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            MissingFileError: There is no such file.
             CacheError: It is no cache, or damaged.
         """
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(path)
+            raise MissingFileError(
+                f"There is no cache at {path}.",
+                given=str(path),
+                expected="a file that cache.save wrote",
+                fix="look at the path, or save one: cache.save(path)",
+            )
         try:
             values, meta = read_sealed(path)
             written = meta.get("format")

@@ -204,7 +204,7 @@ def check_edits(edits: Iterable[object]) -> None:
     """Refuse what is no edit.
 
     Raises:
-        EditError: One of them is none.
+        EditError: One of them is something else.
     """
     for edit in edits:
         if not isinstance(edit, Edit):

@@ -15,7 +15,7 @@ from rlmech.core.attention_search import find_attention
 from rlmech.core.attention_verify import verify
 from rlmech.core.folds import mark_folds
 from rlmech.core.graph import Graph, Node
-from rlmech.core.graph_file import NotStorable, known_graph, to_json, traced_graph
+from rlmech.core.graph_file import NotStorable, graph_key, graph_of, to_json
 from rlmech.core.hook_point import HookPoint, HookRegistry
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
@@ -116,9 +116,7 @@ class GraphEngine:
         samples = observation.samples(3)
         example = dict(zip(observation.shapes, samples, strict=True)) if observation.is_dict else samples[0]
         self._module, self._example = module, example
-        known = None if anew else known_graph(module, example)
-        self.is_known = known is not None
-        self.graph: Graph = known or traced_graph(module, example, cells=bool(observation.states))
+        self.graph, self.is_known = graph_of(module, example, cells=bool(observation.states), anew=anew)
         mark_folds(self.graph, samples)
         self.attention, found = _verified(self.graph, observation.samples(PROBE_BATCH), root)
         self.points = name_points(
@@ -149,7 +147,7 @@ class GraphEngine:
     def stored(self) -> str | None:
         """The traced graph as JSON, for another process; None where there is none that JSON carries."""
         try:
-            return to_json(self.graph, self._module, self._example)
+            return to_json(self.graph, self._module, key=graph_key(self._module, self._example))
         except NotStorable:
             return None
 

@@ -123,7 +123,7 @@ class Graph:
     def computed_order(
         self, ends: Iterable[Node], *, replaced: Collection[Node] = (), cut: Collection[Node] = ()
     ) -> list[Node]:
-        """Some nodes and all that they are computed from, sources first.
+        """Some nodes and all that they are computed from: sources first, and else as the module has them.
 
         Args:
             ends: The nodes.
@@ -132,7 +132,7 @@ class Graph:
         """
         order: list[Node] = []
         done: set[Node] = set(cut)
-        stack = [(end, False) for end in ends]
+        stack = [(end, False) for end in _last_first(ends)]
         while stack:
             node, expanded = stack.pop()
             if node in done:
@@ -142,7 +142,7 @@ class Graph:
                 order.append(node)
             else:
                 stack.append((node, True))
-                stack.extend((source, False) for source in self.sources_of(node, replaced=replaced))
+                stack.extend((source, False) for source in _last_first(self.sources_of(node, replaced=replaced)))
         return order
 
     def behind(
@@ -190,6 +190,10 @@ def depends_on_input(node: Any) -> bool:
         seen.update(fresh)
         stack.extend(fresh)
     return False
+
+
+def _last_first(nodes: Iterable[Node]) -> list[Node]:
+    return sorted(nodes, key=lambda node: -node.index)
 
 
 def _nodes_in(value: Any) -> Iterator[Node]:

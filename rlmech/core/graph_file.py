@@ -57,12 +57,37 @@ def offered(text: str | None) -> Generator[None]:
         _OFFERED.reset(token)
 
 
-def known_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Graph | None:
-    """The graph of a module as it was traced before; None where there is none under its key."""
+def graph_of(
+    module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False, anew: bool = False
+) -> tuple[Graph, bool]:
+    """The graph of a module, and whether it was traced before.
+
+    One that is traced now is kept for the next process, where the module's code follows from versions.
+
+    Args:
+        module: The module.
+        example: A batch of observations.
+        cells: Whether single steps of recurrent layers are taken apart.
+        anew: Whether to trace it even where its graph is known.
+
+    Raises:
+        NotTraceable: There is no graph.
+    """
     try:
         key = graph_key(module, example)
     except NotStorable:
-        return None
+        return trace(module, example, cells=cells), False
+    known = None if anew else known_graph(module, key)
+    if known is not None:
+        return known, True
+    graph = trace(module, example, cells=cells)
+    if _is_installed(module):
+        _keep(graph, module, key)
+    return graph, False
+
+
+def known_graph(module: nn.Module, key: str) -> Graph | None:
+    """The graph of a module as it was traced before; None where nothing is kept under its key."""
     for text in _OFFERED.get():
         graph = _read(text, key, module)
         if graph is not None:
@@ -75,27 +100,14 @@ def known_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Gr
         return None
 
 
-def traced_graph(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: bool = False) -> Graph:
-    """Trace a module, and keep its graph for the next process where the module's code follows from versions.
-
-    Args:
-        module: The module.
-        example: A batch of observations.
-        cells: Whether single steps of recurrent layers are taken apart.
-
-    Raises:
-        NotTraceable: There is no graph.
-    """
-    graph = trace(module, example, cells=cells)
-    if _is_installed(module):
-        try:
-            text, key = to_json(graph, module, example), graph_key(module, example)
-            _kept(key).parent.mkdir(parents=True, exist_ok=True)
-            with moved_into_place(_kept(key)) as partial:
-                partial.write_text(text)
-        except (NotStorable, OSError):
-            pass  # it is traced again next time
-    return graph
+def _keep(graph: Graph, module: nn.Module, key: str) -> None:
+    try:
+        text = to_json(graph, module, key=key)
+        _kept(key).parent.mkdir(parents=True, exist_ok=True)
+        with moved_into_place(_kept(key)) as partial:
+            partial.write_text(text)
+    except (NotStorable, OSError):
+        pass  # it is traced again next time
 
 
 def folder() -> Path:
@@ -126,14 +138,19 @@ def graph_key(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def to_json(graph: Graph, module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> str:
+def to_json(graph: Graph, module: nn.Module, *, key: str) -> str:
     """A graph, as it was traced (synthetic nodes are found anew), as JSON under its key.
+
+    Args:
+        graph: The graph.
+        module: The module that it was traced from.
+        key: Its `graph_key`.
 
     Raises:
         NotStorable: It holds a value or an operation that JSON does not carry.
     """
     content = {
-        "key": graph_key(module, example),
+        "key": key,
         "nodes": [_node_to_json(node, module) for node in graph.nodes if not node.synthetic],
         "inputs": [node.index for node in graph.inputs],
         "outputs": [node.index for node in graph.outputs],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rlmech.axes import Axis
 from rlmech.errors import HookError, SiteError
+from rlmech.habits import OF_HOOK_POINT, unknown_name
 
 HookFunction = Callable[..., Tensor | None]
 Direction = Literal["fwd", "bwd"]
@@ -282,6 +283,14 @@ class HookPoint(nn.Module):
                 fix="choose a hook point that has the axis, or another axis",
             )
         return size
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+        raise unknown_name("HookPoint", name, vars(HookPoint), OF_HOOK_POINT)
 
     def extra_repr(self) -> str:
         """Name, axes and sizes."""

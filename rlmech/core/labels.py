@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from rlmech.axes import Axis
+from rlmech.core.axis_names import IMAGE, numbered
 from rlmech.core.cells import GATES
 from rlmech.core.engine import Engine
 from rlmech.core.hook_point import HookRegistry
 from rlmech.core.observation import ObservationFormat
+from rlmech.core.points import Point
 from rlmech.spec import PolicySpec
 
 Labels = dict[str, tuple[str, ...]]
+CHANNELS_LAST: tuple[Axis, ...] = ("batch", "height", "width", "channel")
 
 
-def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySpec) -> dict[str, Labels]:
+def observed_images(points: Mapping[str, Point], images: Collection[str], spec: PolicySpec) -> dict[str, Point]:
+    """The points, the axes of observed images named where no convolution names them.
+
+    They are where the spec names what lies along three axes of these sizes, and only one order of them fits; else where
+    the observation space says that it is an image, which has its channels first then.
+
+    Args:
+        points: By name.
+        images: Keys of the observations that are images.
+        spec: What observations mean.
+    """
+    height, width, channel = (len(spec.labels.get(axis, ())) for axis in CHANNELS_LAST[1:])
+    orders: dict[tuple[Any, ...], tuple[Axis, ...]] = {
+        (channel, height, width): IMAGE,
+        (height, width, channel): CHANNELS_LAST,
+    }
+    told = orders if len(orders) == 2 and height and width and channel else {}
+    named: dict[str, Point] = {}
+    for name, point in points.items():
+        is_free = point.kind == "observation" and point.axes == numbered(4)
+        shape = tuple(point.address.layout.canonical_shape[1:])
+        axes = told.get(shape, IMAGE if name.partition(".")[2] in images else None)
+        named[name] = replace(point, axes=axes) if is_free and axes is not None else point
+    return named
+
+
+def entity_labels(
+    engine: Engine, points: Mapping[str, Point], observation: ObservationFormat, spec: PolicySpec
+) -> dict[str, Labels]:
     """Names along the axes of every hook point.
 
     A row of an activation gets an entity's name where that entity alone moves it. A row that several entities move
     (past self-attention), or none, gets no name, and then its axis has none at all.
     """
-    labels: dict[str, Labels] = {name: {} for name in engine.points}
-    for name, point in engine.points.items():
+    labels: dict[str, Labels] = {name: {} for name in points}
+    for name, point in points.items():
         last = point.address.layout.canonical_shape[-1]
         if "gate" in point.axes:
             labels[name]["gate"] = GATES[point.address.layout.canonical_shape[point.axes.index("gate")]]
@@ -31,6 +67,9 @@ def entity_labels(engine: Engine, observation: ObservationFormat, spec: PolicySp
             labels[name]["choice"] = spec.choices
         if point.kind == "observation" and last == len(spec.features):
             labels[name]["feature"] = tuple(feature.name for feature in spec.features)
+        if point.kind == "observation":
+            sizes = zip(point.axes, point.address.layout.canonical_shape, strict=True)
+            labels[name] |= {axis: spec.labels[axis] for axis, n in sizes if len(spec.labels.get(axis, ())) == n > 0}
     shape = observation.shapes.get("")
     if shape is not None and not observation.is_sequence and len(shape) == 2 and len(spec.entities) == shape[0]:
         moved = _moved_rows(engine, observation, n_entities=shape[0], presence=spec.presence_index)

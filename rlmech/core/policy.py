@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,13 +27,14 @@ from rlmech.core.engine import EngineName, GraphEngine, offered_names
 from rlmech.core.example import format_of
 from rlmech.core.graph_file import offered
 from rlmech.core.hook_point import Direction, HookFunction, HookHandle, HookPoint, HookRegistry, check_fired
-from rlmech.core.labels import entity_labels
+from rlmech.core.labels import entity_labels, observed_images
 from rlmech.core.modes import evaluating, fingerprint
 from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, batch_of_one, image_keys
-from rlmech.core.outputs import Scored, Selector, find_outputs
+from rlmech.core.output_leaves import Selector
+from rlmech.core.outputs import Scored, find_outputs
 from rlmech.core.parity import on_device
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.recent import Recent
@@ -57,7 +58,16 @@ SEQUENCES = 8
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
-class HookedPolicy(nn.Module):
+class _Named(type):
+    """Answers what is asked of the class itself, `HookedPolicy.from_pretrained`, as the policy does."""
+
+    def __getattr__(cls, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        raise unknown_name(cls.__name__, name, vars(cls), OF_POLICY)
+
+
+class HookedPolicy(nn.Module, metaclass=_Named):
     """A policy network, wrapped.
 
     Args:
@@ -135,7 +145,7 @@ class HookedPolicy(nn.Module):
         with evaluating(self.module):
             before = ModuleRecord(self.module)
             scored = self._find_outputs()
-            self.__dict__["scored_module"] = scored.module  # not registered: its parameters are the module's
+            vars(self)["scored_module"] = scored.module  # not registered: its parameters are the module's
             self.output_kind: OutputKind = scored.kind or "q_values"
             self.choices = scored.choices if self._choice is None else None
             self.action_space: Space[Any] | None = self._told_space
@@ -151,10 +161,11 @@ class HookedPolicy(nn.Module):
                 output_kind=self.output_kind,
                 before=before,
             )
-            labels = entity_labels(self._wrapped.engine, self._format, self.spec)
+            points = observed_images(self._wrapped.engine.points, self._format.images, self.spec)
+            labels = entity_labels(self._wrapped.engine, points, self._format, self.spec)
         network, engine = type(self.module).__name__, self._wrapped.engine
         self.hook_dict = HookPoints(network, left_out=engine.left_out)
-        for name, point in engine.points.items():
+        for name, point in points.items():
             self.hook_dict[name] = HookPoint(
                 name,
                 axes=point.axes,
@@ -163,7 +174,7 @@ class HookedPolicy(nn.Module):
                 registry=self._registry,
                 labels=labels.get(name),
             )
-        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in engine.points.items()}
+        self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in points.items()}
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
         self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)
@@ -560,7 +571,7 @@ class HookedPolicy(nn.Module):
         """The hook point of a name.
 
         Raises:
-            SiteError: There is none, with the nearest names.
+            SiteError: The policy has no such hook point; the message gives the nearest names.
         """
         return self.hook_dict[name]
 

@@ -60,7 +60,7 @@ class _Writer:
         }
 
     def write(self, returned: Sequence[Node]) -> Program:
-        order = self._needed([*returned, *(node for node in self.hooked if node not in self.given)])
+        order = self._needed(returned)
         last_use = self._last_uses(order, returned)
         lines = ["def run(X, G, H):"]
         if any(self._reads_batch(node) for node in order):
@@ -89,23 +89,12 @@ class _Writer:
         definition = self.definition.get(node)
         return (definition,) if definition is not None else node.inputs()
 
-    def _needed(self, roots: Sequence[Node]) -> list[Node]:
-        order: list[Node] = []
-        done: set[Node] = set()
-        stack = [(root, False) for root in sorted(set(roots), key=lambda node: -node.index)]
-        while stack:
-            node, expanded = stack.pop()
-            if node in done:
-                continue
-            if expanded:
-                done.add(node)
-                if node.op != "sym_size" or node in self.hooked:
-                    order.append(node)
-                continue
-            stack.append((node, True))
-            sources = [] if node.op == "sym_size" else list(self._sources(node))
-            stack.extend((source, False) for source in sorted(sources, key=lambda node: -node.index))
-        return order
+    def _needed(self, returned: Sequence[Node]) -> list[Node]:
+        """What is computed or passed in, in order; sizes of the batch only where they are hooked."""
+        order = self.graph.computed_order(
+            [*returned, *self.hooked], replaced={*self.given, *self.hooked}, cut=self.given
+        )
+        return [*self.given, *(node for node in order if node.op != "sym_size" or node in self.hooked)]
 
     def _last_uses(self, order: Sequence[Node], returned: Sequence[Node]) -> dict[int, list[Node]]:
         last: dict[Node, int] = {}

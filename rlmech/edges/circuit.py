@@ -23,9 +23,9 @@ from rlmech.edges.circuit_evaluation import evaluate_edges
 from rlmech.edges.components import ComponentGraph, Edge, component_graph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
-from rlmech.errors import ConfigError
+from rlmech.errors import ConfigError, MissingFileError
 from rlmech.files import DamagedError, read_sealed_json, write_sealed_json
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters
@@ -220,7 +220,7 @@ class Circuit:
         """Read a circuit that `save` wrote.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            MissingFileError: There is no such file.
             ConfigError: It is no circuit, or damaged.
         """
         path = Path(path)
@@ -235,8 +235,13 @@ class Circuit:
             dataset = xr.Dataset.from_dict(content["dataset"])
             candidates = tuple((int(a), int(b)) for a, b in content["candidates"])
             kept = tuple(int(number) for number in content["kept"])
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                f"There is no circuit at {path}.",
+                given=str(path),
+                expected="a file that Circuit.save wrote",
+                fix="look at the path, or save one: circuit.save(path)",
+            ) from error
         except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no circuit.",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlmech.edges.components import ComponentGraph
 from rlmech.edges.edge_runs import EdgeRuns
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 from rlmech.patching.results import ratio_of_means
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean

@@ -30,7 +30,7 @@ from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, othe
 from rlmech.edges.scores import estimate_edges
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, cluster_labels, sweep_attrs, unknown_choice
 from rlmech.progress import progress_bar
 from rlmech.results import storable
@@ -122,17 +122,17 @@ def discover_circuit(
     here, there = policy.coerce(clean), policy.coerce(corrupt)
     labels = None if clusters is None else cluster_labels(clusters, here[0].shape[0])
     found_on, measured_on = _split(here[0].shape[0], held_out=held_out, labels=labels, seed=seed)
-    mine = [[array[found_on] for array in arrays] for arrays in (here, there)]
+    searched = [[array[found_on] for array in arrays] for arrays in (here, there)]
     held = [[array[measured_on] for array in arrays] for arrays in (here, there)]
-    dataset = [torch.cat(both) for both in zip(*mine, strict=True)]
-    runs = circuit_runs(graph, *mine, ablation=ablation, seed=seed, dataset=dataset)
+    dataset = [torch.cat(both) for both in zip(*searched, strict=True)]
+    runs = circuit_runs(graph, *searched, ablation=ablation, seed=seed, dataset=dataset)
     limit = THRESHOLD if threshold is None else threshold
     if method == "acdc":
         with progress_bar("discovering", len(graph.edges), enabled=progress) as advance:
             kept, score, effect = _acdc(graph, runs, bound, found_on, threshold=limit, on_edge=advance)
     else:
         estimated = _Estimated(ablation=ablation, n_steps=n_steps if method == "eap-ig" else 0, seed=seed)
-        score, effect = estimated.scores(graph, runs, bound, found_on, corrupt=mine[1])
+        score, effect = estimated.scores(graph, runs, bound, found_on, corrupt=searched[1])
         consistent = ablation in CONSISTENT
         kept = score >= limit if n_edges is None else _highest(graph, score, n_edges, consistent=consistent)
     useful = useful_edges(graph, kept.nonzero()[0].tolist(), consistent=ablation in CONSISTENT)

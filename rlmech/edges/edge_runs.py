@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlmech.edges.components import ComponentGraph
-from rlmech.metrics.score_metrics import BoundMetric, Outputs
+from rlmech.metrics.measure import BoundMetric, Outputs
 
 ROWS_AT_ONCE = 1024
 """Rows stacked into one run: past the second-level cache a larger stack loses on a CPU."""

@@ -25,7 +25,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.edges.paths import Paths, Place, Route
 from rlmech.errors import SiteError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import refuse_unfit
@@ -235,16 +235,10 @@ class _PathRuns:
 
 def _frontier(graph: Graph, changed: Sequence[Node], ends: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     """Before which nodes nothing need run again when some are changed, and which of those depend on others of them."""
-    depends: dict[Node, bool] = {}
-    downstream: list[Node] = []
-    prefix: dict[Node, None] = {}
-    for node in graph.computed_order(ends, replaced=changed):
-        sources = graph.sources_of(node, replaced=changed)
-        follows = any(depends[source] for source in sources)
-        depends[node] = follows or node in changed
-        if follows:
-            prefix |= dict.fromkeys(source for source in sources if not depends[source])
-            if node in changed:
-                downstream.append(node)
-    prefix |= dict.fromkeys(end for end in ends if not depends[end])
-    return [node for node in prefix if node.op != "input" and any(size < 0 for size in node.shape or ())], downstream
+    sources = {node: graph.sources_of(node, replaced=changed) for node in changed}
+    after = graph.behind(changed, [*ends, *(source for own in sources.values() for source in own)])
+    touched = {*after, *changed}
+    downstream = [node for node in changed if not touched.isdisjoint(sources[node])]
+    read = [source for node in (*after, *downstream) for source in graph.sources_of(node, replaced=changed)]
+    prefix = dict.fromkeys(node for node in (*read, *ends) if node not in touched)
+    return [node for node in prefix if node.op != "input" and node.has_batch], downstream

@@ -25,7 +25,7 @@ from rlmech.edges.components import ComponentGraph
 from rlmech.edges.single import name_edges
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError, MetricError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
@@ -267,8 +267,8 @@ class _Backward:
             ]
             for edge in (edge for unit in self.graph.stages[number].units for edge in self.graph.incoming[unit]):
                 if self.graph.edges[edge][0] == sender:
-                    mine = self.graph.mask_of[self.graph.edges[edge][1]]
-                    new, old = (torch.where(mine, end, self.values[number]) for end in ends)
+                    mask = self.graph.mask_of[self.graph.edges[edge][1]]
+                    new, old = (torch.where(mask, end, self.values[number]) for end in ends)
                     result[edge] = self._change(number, new, old)
 
     def _change(self, number: int, new: Tensor, old: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import other_rows
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, action_gap, bind
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import action_gap
 from rlmech.patching.results import ratio_of_means, sweep_attrs
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.results import storable

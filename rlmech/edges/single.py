@@ -19,7 +19,7 @@ from rlmech.edges.components import ComponentGraph, Edge
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.units import Over, Units, choose_units
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.statistics import Clusters
 

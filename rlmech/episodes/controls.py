@@ -60,8 +60,8 @@ def with_controls(
     extended, control_of = dict(conditions), dict[str, str]()
     states = _states(policy, env, seeds) if "random_direction" in kinds else None
     for name, condition in conditions.items():
-        if not condition.edits:
-            continue  # another policy has no sites
+        if not condition.edits or not kinds:
+            continue  # another policy has no sites, and a function needs none where no control is asked for
         edits = [_own(name, edit) for edit in condition.edits]
         hooked = condition.policy or policy
         for kind in kinds:
@@ -115,6 +115,13 @@ def _pushed(policy: HookedPolicy, edit: Edit, states: Any, generator: torch.Gene
     here = replace(edit, site=edit.site.in_time(point)[1])  # what it changes, whichever step it acts at
     with torch.no_grad(), evaluating(policy.module):
         before = policy.run_with_cache(states, [point.name])[1][point.name]
+        if not before.is_floating_point():
+            raise ConfigError(
+                f"There is no direction to push {point.name!r} in: it holds no real numbers.",
+                given=f"{edit.site}, {before.dtype}",
+                expected="a site of real numbers for the control 'random_direction'",
+                fix="controls=['random_site']",
+            )
         with policy.edited([here]):
             after = policy.run_with_cache(states, [point.name])[1][point.name]
     change: Tensor = read(after - before, here.site.index(point)).flatten(1).double()

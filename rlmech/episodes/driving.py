@@ -21,6 +21,7 @@ from rlmech.core.edit import AtSteps, Edit
 from rlmech.core.hook_point import at_step
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.errors import ConfigError
+from rlmech.simulators.protocol import Value
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -215,7 +216,7 @@ class Drive:
     driver: Driver
     seed: int
     action_names: tuple[str, ...] = ()
-    measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, float]] = field(default=lambda entities: {})
+    measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, Value | str]] = field(default=lambda entities: {})
     _hooks: list[Hook] = field(init=False)
     _draws: np.random.Generator = field(init=False)
     _uniform: np.ndarray | None = field(init=False, default=None)
@@ -240,16 +241,16 @@ class Drive:
         with at_step(self._step):
             return self.driver.look(observation, names, state=self._state, uniform=self._uniform)
 
-    def decide(self, observation: Any, vehicles: list[tuple[Any, ...]], unedited: Look) -> Decision:
+    def decide(self, observation: Any, entities: list[tuple[Any, ...]], unedited: Look) -> Decision:
         """Decide in a state.
 
         Args:
             observation: What is observed there.
-            vehicles: Who is on the road.
+            entities: Who is there.
             unedited: What the unedited policy makes of it.
         """
         hooks = [(name, function) for name, function in self._hooks if self._is_of_step(function)]
-        edited = bool(hooks) and self._acts(observation, vehicles, unedited)
+        edited = bool(hooks) and self._acts(observation, entities, unedited)
         look = unedited
         if edited:
             with self.driver.policy.hooks(fwd_hooks=hooks):
@@ -274,7 +275,7 @@ class Drive:
             n_choices = () if choices is None else (len(choices.sizes),)
             self._uniform = self._draws.random((1, *n_choices))
 
-    def _acts(self, observation: Any, vehicles: list[tuple[Any, ...]], unedited: Look) -> bool:
+    def _acts(self, observation: Any, entities: list[tuple[Any, ...]], unedited: Look) -> bool:
         when = self.driver.when
         if when is None:
             return True
@@ -285,9 +286,9 @@ class Drive:
             scores=unedited.scores[0].cpu().numpy(),
             action=unedited.action,
             previous_action=self._previous,
-            vehicles=vehicles,
+            entities=entities,
             action_names=self.driver.policy.spec.actions or self.action_names,
-            measured=self.measure(vehicles),
+            measured=self.measure(entities),
         )
         return when(moment)
 

@@ -2,7 +2,7 @@
 
 Minari holds, of every episode, n actions and n + 1 observations: the last one is what the last action led to. Both ways
 go through a bounded number of steps at a time and copy values bit for bit; images stay uncompressed. What a dataset
-cannot hold (activations, vehicles, pictures) stays behind, and what it lacks (scores) is not made up.
+cannot hold (activations, entities, pictures) stays behind, and what it lacks (scores) is not made up.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
 
     Returns:
         The recording: observations, actions and, in `steps`, rewards, ends and whatever single numbers its infos hold.
-        It has no scores, activations or vehicles; a policy scores `recording.observations`. Where the dataset lacks
+        It has no scores, activations or entities; a policy scores `recording.observations`. Where the dataset lacks
         seeds, repeats one or has one beyond 64 bits, all its episodes are numbered from 0 instead; the manifest says
         so under `minari`.
 
@@ -293,7 +293,7 @@ def _episodes(number: int, episode: _Episode, outcomes: Sequence[Mapping[str, An
     return Episodes(
         episodes=pa.Table.from_pylist([head | summary]),
         steps=pa.table(columns),
-        vehicles=None,
+        entities=None,
         arrays=arrays,
     )
 

@@ -12,7 +12,7 @@ from rlmech.episodes.shards import SHARDS, damaged, unwritable
 from rlmech.errors import RecordingError
 from rlmech.files import SEAL, DamagedError, read_sealed_json, write_sealed_json
 
-FORMAT = "rlmech.recording/3"
+FORMAT = "rlmech.recording/4"
 MANIFEST = "manifest.json"
 
 
@@ -50,7 +50,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A recording's manifest.
 
     Raises:
-        RecordingError: There is none, or it is damaged or of another format.
+        RecordingError: The manifest is missing, or it is damaged or of another format.
     """
     try:
         manifest = read_sealed_json(path / MANIFEST)

@@ -102,32 +102,40 @@ class Recording:
         """One row a decision: episode, seed, step, action (where discrete), reward, terminated, truncated.
 
         `edited` tells whether edits were at work, `action_changed` whether the unedited policy would have done
-        something else in that very state. Of highway-env's environments also the distance to the nearest vehicle in m
-        and the shortest time to a collision in s (`distance`, `ttc`) when the decision was made, and what the action
-        led to: crashed, speed in m/s and, where there is a goal, arrived.
+        something else in that very state. Beside these what the simulator tells of the scene when the decision was made
+        and of what the action led to: of highway-env's environments the distance to the nearest vehicle in m and the
+        shortest time to a collision in s (`distance`, `ttc`), then crashed, speed in m/s and, where there is a goal,
+        arrived; of MiniGrid's the agent's `x`, `y`, `direction`, what it is `carrying`, `goal_distance`, then success.
         """
         return self._table("steps").to_pandas()
 
     @cached_property
-    def vehicles(self) -> pd.DataFrame:
-        """One row a vehicle and scene; empty for environments without a road.
+    def entities(self) -> pd.DataFrame:
+        """Who is there: one row an entity and scene; empty where the simulator tells of nobody.
 
-        Columns: episode, seed, step, and those of `rlmech.simulators.highway.measures.VEHICLE_COLUMNS`. The scene after
-        the last action is there too, as one more step. Without a road there is no such file, and this has no columns.
+        Columns: episode, seed, step, and the simulator's `entity_columns`: of highway-env's environments those of
+        `rlmech.simulators.highway.measures.VEHICLE_COLUMNS`, of MiniGrid's those of
+        `rlmech.simulators.minigrid.objects.OBJECT_COLUMNS`. The scene after the last action is there too, as one more
+        step. Where nobody is told of there is no such file, and this has no columns.
         """
-        if not all(shard.has("vehicles") for shard in self._shards):
+        if not all(shard.has("entities") for shard in self._shards):
             return pd.DataFrame()
-        vehicles = self._table("vehicles").to_pandas()
+        entities = self._table("entities").to_pandas()
         if self._filter is None:
-            return vehicles
-        return vehicles.merge(self.steps[["episode", "step"]], on=["episode", "step"])
+            return entities
+        return entities.merge(self.steps[["episode", "step"]], on=["episode", "step"])
+
+    @property
+    def vehicles(self) -> pd.DataFrame:
+        """The entities of a road, which are its vehicles and obstacles; empty for environments without a road."""
+        return self.entities if "vehicle" in self.entities else pd.DataFrame()
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
         """One row an episode, all of its steps counted: episode, seed, length, return.
 
-        Of highway-env's environments also crashed, mean speed in m/s and, where there is a goal, arrived; and the
-        outcomes that were asked for.
+        Of highway-env's environments also crashed, mean speed in m/s and, where there is a goal, arrived; of MiniGrid's
+        success and the `layout` of walls; and the outcomes that were asked for.
         """
         return self._index.drop(columns=["shard", "start"]).reset_index(drop=True)
 
@@ -269,14 +277,16 @@ class Recording:
         """A table as an Arrow dataset, for DuckDB, polars or Arrow itself; nothing is read yet.
 
         Args:
-            table: `steps`, `vehicles` or `episodes`. Of a recording made by `where`, `vehicles` are those of its
-                episodes, at all steps.
+            table: `steps`, `entities` (of a road `vehicles`, too) or `episodes`. Of a recording made by `where`,
+                `entities` are those of its episodes, at all steps.
         """
-        if table == "vehicles" and not all(shard.has(table) for shard in self._shards):
+        asked, table = table, "entities" if table == "vehicles" else table
+        told = table != "entities" or all(shard.has(table) for shard in self._shards)
+        if not told or (asked == "vehicles" and "vehicle" not in self._schema(table).names):
             raise RecordingError(
-                "The recording has no table of vehicles.",
+                f"The recording has no table of {asked}.",
                 given=f"episodes of {self.manifest['env']['id']}",
-                expected="an environment whose simulator tells who is there, such as highway-env's",
+                expected="an environment whose simulator tells who is there: highway-env's or MiniGrid's",
                 fix="use the tables 'steps' and 'episodes'",
             )
         files = [str(shard.file(f"{table}.parquet")) for shard in self._used_shards() or self._shards[:1]]
@@ -306,7 +316,7 @@ class Recording:
 
         An environment's identity aside, which may tell of more than makes the episodes.
         """
-        tables = ((getattr(one, name) for one in (self, other)) for name in ("episodes", "steps", "vehicles"))
+        tables = ((getattr(one, name) for one in (self, other)) for name in ("episodes", "steps", "entities"))
         ours, theirs = ({**one.manifest, "identity": None} for one in (self, other))
         if ours != theirs or not all(ours.equals(theirs) for ours, theirs in tables):
             return False

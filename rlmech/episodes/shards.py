@@ -3,7 +3,7 @@
     shards/00000007/            one episode, as it was finished
     shards/00000000-00000511/   many, merged
         episodes.parquet  one row an episode          steps.parquet       one row a decision
-        vehicles.parquet  one row a vehicle and scene arrays.safetensors  observations, scores, activations, frames
+        entities.parquet  one row an entity and scene arrays.safetensors  observations, scores, activations, frames
         checksums.json    the SHA-256 of each of these
 
 Every file is checked when it is read for the first time: its bits, and that steps and arrays have as many rows as the
@@ -34,7 +34,7 @@ from rlmech.files import DamagedError, digest_of, read_sealed_json, write_sealed
 from rlmech.simulators.protocol import Column
 
 SHARDS = "shards"
-TABLES = ("episodes", "steps", "vehicles")
+TABLES = ("episodes", "steps", "entities")
 ARRAYS = "arrays.safetensors"
 CHECKSUMS = "checksums.json"
 FINAL = "final_observation"
@@ -51,13 +51,13 @@ class Episodes:
     Attributes:
         episodes: One row each: episode, seed, length, return and what the environment tells of its end.
         steps: One row a decision.
-        vehicles: One row a vehicle and scene; None where the simulator tells of no vehicles.
+        entities: One row an entity and scene; None where the simulator tells of nobody.
         arrays: By name; the first axis is the step, or the episode for the final observations.
     """
 
     episodes: pa.Table
     steps: pa.Table
-    vehicles: pa.Table | None
+    entities: pa.Table | None
     arrays: Mapping[str, np.ndarray]
 
     @property
@@ -82,7 +82,7 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
         for name in parts[0].tables
     }
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return Episodes(**{"vehicles": None, **tables}, arrays=arrays)
+    return Episodes(**{"entities": None, **tables}, arrays=arrays)
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Shard:
     _read: _Read = field(default_factory=_Read, compare=False, repr=False)
 
     def has(self, name: str) -> bool:
-        """Whether it has a table: vehicles are told of by some simulators only."""
+        """Whether it has a table: entities are told of by some simulators only."""
         return f"{name}.parquet" in self._checksums
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -354,20 +354,20 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.table({name: [row.get(name) for row in plain] for name in names})
 
 
-def vehicle_table(
+def entity_table(
     scenes: Sequence[Sequence[tuple[Any, ...]]], columns: Mapping[str, Column], *, episode: int, seed: int
 ) -> pa.Table | None:
-    """The vehicles of an episode's scenes as a table, with the same columns whether there are any or not.
+    """The entities of an episode's scenes as a table, with the same columns whether there are any or not.
 
     Args:
-        scenes: For each observation, a row of `columns` a vehicle.
+        scenes: For each observation, a row of `columns` an entity.
         columns: The simulator's; without any there is no table.
         episode: The episode's number.
         seed: Its seed.
     """
     if not columns:
         return None
-    values = list(zip(*(vehicle for scene in scenes for vehicle in scene), strict=True)) or [()] * len(columns)
+    values = list(zip(*(entity for scene in scenes for entity in scene), strict=True)) or [()] * len(columns)
     step = np.repeat(np.arange(len(scenes)), np.array([len(scene) for scene in scenes], dtype=int))
     head = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
     own = zip(columns.items(), values, strict=True)

@@ -20,10 +20,10 @@ import torch
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Decision, Drive, Driver, Look
 from rlmech.episodes.episode import Step, step_of, summary
-from rlmech.episodes.shards import FINAL, Episodes, table_of, vehicle_table
+from rlmech.episodes.shards import FINAL, Episodes, entity_table, table_of
 from rlmech.errors import ConfigError, EnvironmentFitError, RlmechError
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.protocol import Outcome, Simulator
+from rlmech.simulators.protocol import Outcome, Simulator, Value
 from rlmech.simulators.world import World
 
 _COLUMNS = (
@@ -40,6 +40,7 @@ class _Trace:
     drive: Drive
     simulator: Simulator
     outcomes: Sequence[Outcome]
+    beginning: Mapping[str, Value | str]
     steps: list[Step] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     scenes: list[list[tuple[Any, ...]]] = field(default_factory=list)
@@ -59,9 +60,9 @@ class _Trace:
             arrays[store.FRAMES] = np.stack(self.frames)
         rows = zip(self.steps, self.decisions, self.scenes, strict=False)  # of scenes there is one more
         return Episodes(
-            episodes=table_of([head | summary(self.steps, self.outcomes)]),
+            episodes=table_of([head | summary(self.steps, self.outcomes) | dict(self.beginning)]),
             steps=table_of([head | _row(t, *row, self.simulator) for t, row in enumerate(rows)]),
-            vehicles=vehicle_table(self.scenes, self.simulator.entity_columns, **head),
+            entities=entity_table(self.scenes, self.simulator.entity_columns, **head),
             arrays=arrays,
         )
 
@@ -141,10 +142,12 @@ class Runner:
         return shared
 
     def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
-        told = (self._action_names, self.simulator.step_values)
-        drives = {name: Drive(self.drivers[name], seed, *told) for name in names}
-        traces = {name: _Trace(drive, self.simulator, self.outcomes) for name, drive in drives.items()}
+        drives = {
+            name: Drive(self.drivers[name], seed, self._action_names, self.simulator.step_values) for name in names
+        }
         observation, _ = self.world.reset(seed=seed)
+        told = (self.simulator, self.outcomes, self.simulator.episode_values(self.world))
+        traces = {name: _Trace(drive, *told) for name, drive in drives.items()}
         _check_finite(observation, "the first observation")
         branches = [_Branch(self.world, _kept(observation), names)]
         while branches:
@@ -291,8 +294,8 @@ def _stacked(name: str, observations: list[Any]) -> dict[str, np.ndarray]:
 
 def _equal(ours: Episodes, theirs: Episodes) -> bool:
     tables: list[tuple[pa.Table, pa.Table]] = [(ours.steps, theirs.steps)]
-    if ours.vehicles is not None and theirs.vehicles is not None:
-        tables.append((ours.vehicles, theirs.vehicles))
+    if ours.entities is not None and theirs.entities is not None:
+        tables.append((ours.entities, theirs.entities))
     return (
         all(a.to_pandas().equals(b.to_pandas()) for a, b in tables)  # NaN equals NaN there
         and ours.arrays.keys() == theirs.arrays.keys()

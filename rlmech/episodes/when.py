@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from rlmech.errors import ConfigError
 from rlmech.simulators.env import action_number
+from rlmech.simulators.protocol import Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Moment:
         action: What the unedited policy would do.
         previous_action: What was done a step ago; None at first.
         action_names: Names of the actions, in their order; empty where they have none.
-        vehicles: Who is there, a row of the simulator's `entity_columns` each (of highway-env's environments vehicles,
+        entities: Who is there, a row of the simulator's `entity_columns` each (of highway-env's environments vehicles,
             the ego first); empty where the simulator tells of none.
         measured: What the simulator measures of them, by the name of its column in the steps.
     """
@@ -43,9 +44,9 @@ class Moment:
     scores: Float[np.ndarray, " action"]
     action: Any
     previous_action: Any
-    vehicles: list[tuple[Any, ...]]
+    entities: list[tuple[Any, ...]]
     action_names: tuple[str, ...] = ()
-    measured: Mapping[str, float] = field(default_factory=dict[str, float])
+    measured: Mapping[str, Value | str] = field(default_factory=dict[str, Value | str])
 
     @property
     def distance(self) -> float:
@@ -58,7 +59,7 @@ class Moment:
         return self._measured("ttc")
 
     def _measured(self, name: str) -> float:
-        value = self.measured.get(name, np.inf)
+        value = float(self.measured.get(name, np.inf))
         return np.inf if np.isnan(value) else value
 
 

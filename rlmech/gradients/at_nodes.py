@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -25,7 +26,7 @@ from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.errors import MetricError, SiteError
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +198,9 @@ def sum_over_sites(
         flat = reduced.reshape(product.shape[0], -1).T
         rows, masks = selection.rows, selection.masks
         if masks is not None:
-            result[selection.mine] = masks.to(flat) @ flat
+            result[selection.places] = masks.to(flat) @ flat
         else:
-            result[selection.mine] = flat if rows is None else flat[rows.to(flat.device)]
+            result[selection.places] = flat if rows is None else flat[rows.to(flat.device)]
     return result
 
 
@@ -208,13 +209,13 @@ class _Selection:
     """Sites that select along the same axes: which sums over the others are theirs.
 
     Attributes:
-        mine: The sites' places.
+        places: The sites' places.
         others: The axes to sum over.
         rows: Each site's one row of what is left, flattened; None where they are all rows in order.
         masks: The rows that each site selects, where one selects several.
     """
 
-    mine: Tensor | slice
+    places: Tensor | slice
     others: list[int]
     rows: Tensor | None
     masks: Tensor | None
@@ -230,22 +231,47 @@ def _selections(point: HookPoint, sites: tuple[Site, ...]) -> list[_Selection]:
         by_axes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for i, site in enumerate(sites):
             by_axes[tuple(sorted(axis for axis, _ in site.selection))].append(i)
-        return [_selection(point, sites, mine) for mine in by_axes.values()]
+        return [_selection(point, sites, members) for members in by_axes.values()]
 
     return _known.setdefault(point, Recent(SELECTIONS)).get(sites, plan)
 
 
-def _selection(point: HookPoint, sites: Sequence[Site], mine: list[int]) -> _Selection:
-    kept = [place for place, axis in enumerate(point.axes) if axis in dict(sites[mine[0]].selection)]
+def _selection(point: HookPoint, sites: Sequence[Site], members: list[int]) -> _Selection:
+    kept = [place for place, axis in enumerate(point.axes) if axis in dict(sites[members[0]].selection)]
     others = [place for place in range(1, len(point.axes)) if place not in kept]
-    whole = torch.stack([sites[i].mask(point) for i in mine])
-    masks = (whole.any(tuple(others)) if others else whole).reshape(len(mine), -1)
-    places: Tensor | slice = slice(None) if len(mine) == len(sites) else torch.tensor(mine)
+    whole = torch.stack([sites[i].mask(point) for i in members])
+    masks = (whole.any(tuple(others)) if others else whole).reshape(len(members), -1)
+    places: Tensor | slice = slice(None) if len(members) == len(sites) else torch.tensor(members)
     if not bool((masks.sum(1) == 1).all()):
-        return _Selection(mine=places, others=others, rows=None, masks=masks)
+        return _Selection(places=places, others=others, rows=None, masks=masks)
     rows = masks.int().argmax(1)
     in_order = torch.equal(rows, torch.arange(masks.shape[1]))
-    return _Selection(mine=places, others=others, rows=None if in_order else rows, masks=None)
+    return _Selection(places=places, others=others, rows=None if in_order else rows, masks=None)
+
+
+def sites_at(sites: Sequence[Site], name: str) -> tuple[list[int], list[Site]]:
+    """The sites of one hook point, and their places among all."""
+    places = [place for place, site in enumerate(sites) if site.name == name]
+    return places, [sites[place] for place in places]
+
+
+def first_order_change(
+    point: HookPoint, sites: Sequence[Site], *, base: Tensor, source: Tensor, slope: Tensor
+) -> Float[np.ndarray, "site pair"]:
+    """What exchanging the values of a point's sites does, to first order.
+
+    Args:
+        point: The hook point.
+        sites: Its sites.
+        base: Its value in the base runs, in canonical axes.
+        source: Its value in the source runs.
+        slope: The derivative of what is measured, at the base runs.
+
+    Raises:
+        SiteError: An element of a site changes by an infinite amount.
+    """
+    product = finite_change(base, source, name=point.name) * slope
+    return sum_over_sites(product, sites, point).double().cpu().numpy()
 
 
 def row_sums(value: Shaped[Tensor, "pair ..."]) -> Float[Tensor, " pair"]:

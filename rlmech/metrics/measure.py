@@ -70,6 +70,23 @@ RowFunction = Callable[[Outputs, Tensor], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearMeasure:
+    """What measures rows by a weighted sum of their scores: sweeps then need the sum alone, and not the scores.
+
+    Attributes:
+        weights: Of the scores, for each pair, or one row for all.
+        measure: The measure itself.
+    """
+
+    weights: Float[Tensor, "pair_or_one action"]
+    measure: RowFunction
+
+    def __call__(self, outputs: Outputs, pair: Tensor) -> Any:
+        """The measure of some rows."""
+        return self.measure(outputs, pair)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """A named measure of a policy's outputs; `bind` gives it the unpatched runs.
 
@@ -101,7 +118,7 @@ class Metric:
 
         Example:
             >>> import torch
-            >>> from rlmech.metrics.score_metrics import Metric
+            >>> from rlmech.metrics.measure import Metric
             >>> spread = Metric.of(lambda scores, context: scores.amax(-1) - scores.amin(-1), name="spread", unit="Q")
             >>> spread.name, spread.unit
             ('spread', 'Q')
@@ -153,6 +170,19 @@ class BoundMetric:
     differentiable: bool
     measure: RowFunction
 
+    @property
+    def weights(self) -> Float[Tensor, "pair_or_one action"] | None:
+        """Of the scores, for each pair or one row for all, where the metric is their weighted sum; else None."""
+        return self.measure.weights if isinstance(self.measure, LinearMeasure) else None
+
+    def checked(self, values: Tensor) -> Tensor:
+        """Values of some rows, one number each, none of them NaN.
+
+        Raises:
+            MetricError: They are something else.
+        """
+        return _checked(self.name, values, n_rows=len(values))
+
     def __call__(
         self,
         scores: Float[Tensor, "batch *choice action"],
@@ -186,7 +216,8 @@ def bind(
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
-        >>> from rlmech.metrics.score_metrics import Outputs, action_gap, bind
+        >>> from rlmech.metrics.measure import Outputs, bind
+        >>> from rlmech.metrics.score_metrics import action_gap
         >>> from rlmech.spec import PolicySpec
         >>> policy = SimpleNamespace(output_kind="q_values", spec=PolicySpec(actions=("SLOWER", "FASTER")))
         >>> clean = Outputs(scores=torch.tensor([[1.0, 3.0]]))

@@ -7,8 +7,6 @@ metric is, and how to write one.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -16,30 +14,13 @@ from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked, open_actions
 from rlmech.errors import MetricError
 from rlmech.metrics.measure import (
-    BoundMetric,
+    LinearMeasure,
     Metric,
     MetricContext,
-    MetricFunction,
     Outputs,
     RowFunction,
-    bind,
 )
-
-__all__ = [
-    "BoundMetric",
-    "Metric",
-    "MetricContext",
-    "MetricFunction",
-    "Outputs",
-    "action_flip",
-    "action_gap",
-    "action_score",
-    "action_shift",
-    "bind",
-    "default_metric",
-    "policy_kl",
-    "state_value",
-]
+from rlmech.metrics.one_choice import of_choice
 
 
 @explain_misuse
@@ -103,9 +84,9 @@ def action_gap(
             _refuse_masked(hidden != is_masked(second), name)
             return (first - second).masked_fill(hidden | (pro[pair] == contra[pair]), 0)
 
-        return measure
+        return _linear(measure, context, pro=pro, contra=contra, alike=better is not None)
 
-    return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
+    return of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
 @explain_misuse
@@ -141,7 +122,7 @@ def action_score(action: int | str, *, choice: int | str | None = None) -> Metri
 
         return measure
 
-    return _of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
+    return of_choice(Metric(name=name, unit=None, prepare=prepare), choice)
 
 
 @explain_misuse
@@ -173,7 +154,7 @@ def action_flip(*, choice: int | str | None = None) -> Metric:
         return measure
 
     metric = Metric(name="action_flip", unit="fraction", prepare=prepare, differentiable=False)
-    return metric if choice is None else _of_choice(metric, choice)
+    return metric if choice is None else of_choice(metric, choice)
 
 
 @explain_misuse
@@ -228,7 +209,7 @@ def policy_kl(temperature: float | int | None = None, *, choice: int | str | Non
 
     name = "policy_kl" if temperature is None else f"policy_kl(tau={temperature:g})"
     metric = Metric(name=name, unit="nat", prepare=prepare)
-    return metric if choice is None else _of_choice(metric, choice)
+    return metric if choice is None else of_choice(metric, choice)
 
 
 @explain_misuse
@@ -327,48 +308,18 @@ def _any(flags: Tensor) -> Tensor:
     return flags if flags.ndim == 1 else flags.flatten(1).any(-1)
 
 
-def _of_choice(metric: Metric, choice: int | str | None) -> Metric:
-    """A metric of `[batch action]`, of one of several choices; of a policy with a single one it is left as it is."""
-
-    def prepare(context: MetricContext) -> RowFunction:
-        number = _number_of_choice(context, metric.name, choice)
-        if number is None:
-            return metric.prepare(context)
-        own = metric.prepare(
-            replace(
-                context,
-                clean=_narrowed(context.clean, number),
-                corrupt=None if context.corrupt is None else _narrowed(context.corrupt, number),
-            )
-        )
-        return lambda outputs, pair: own(_narrowed(outputs, number), pair)
-
-    return replace(metric, name=metric.name if choice is None else f"{metric.name} of {choice}", prepare=prepare)
-
-
-def _narrowed(outputs: Outputs, choice: int) -> Outputs:
-    return Outputs(scores=outputs.scores[:, choice], value=outputs.value)
-
-
-def _number_of_choice(context: MetricContext, name: str, choice: int | str | None) -> int | None:
-    names, scores = context.spec.names("choice"), context.clean.scores
-    n_choices = scores.shape[1] if scores.ndim == 3 else 0
-    if choice is None and not n_choices:
-        return None
-    if isinstance(choice, str) and choice in names and n_choices:
-        return names.index(choice)
-    if isinstance(choice, int) and 0 <= choice < n_choices:
-        return choice
-    shown = ", ".join(map(repr, names)) if names else f"a number from 0 to {n_choices - 1}"
-    raise MetricError(
-        f"{name} is of one choice, and the policy makes {f'{n_choices} at once' if n_choices else 'one only'}.",
-        given=f"choice={choice!r}",
-        expected=f"one of {shown}" if n_choices else "no choice",
-        fix=f"name it: metric=rlm.metrics.action_gap(choice={names[0] if names else 0!r}); or analyse "
-        "policy.choice(...) alone"
-        if n_choices
-        else "leave choice out",
-    )
+def _linear(
+    measure: RowFunction, context: MetricContext, *, pro: Tensor, contra: Tensor, alike: bool
+) -> RowFunction | LinearMeasure:
+    """The gap between two actions as a weighted sum of the scores; the measure alone where scores are masked."""
+    runs = [run.scores for run in (context.clean, context.corrupt) if run is not None]
+    if any(bool(is_masked(scores).any()) for scores in runs):
+        return measure
+    rows = slice(0, 1) if alike else slice(None)
+    weights = torch.zeros_like(runs[0][rows])
+    weights.scatter_(-1, pro[rows, None], 1)
+    weights.scatter_add_(-1, contra[rows, None], -torch.ones_like(weights[:, :1]))  # 0 where both are the same
+    return LinearMeasure(weights=weights, measure=measure)
 
 
 def _pick(scores: Tensor, action: Tensor) -> Tensor:

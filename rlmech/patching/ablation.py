@@ -24,16 +24,9 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site, as_site
 from rlmech.errors import EditError
-from rlmech.metrics.score_metrics import (
-    BoundMetric,
-    Metric,
-    MetricFunction,
-    action_gap,
-    action_score,
-    bind,
-    default_metric,
-)
-from rlmech.patching.jobs import Place, edited_activations, names_of, run_groups, with_no_ops
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import action_gap, action_score, default_metric
+from rlmech.patching.jobs import Place, edited_activations, names_of, no_ops, run_groups, scheme
 from rlmech.patching.optimal import optimal_constants
 from rlmech.patching.results import mean_change, sweep_attrs, sweep_coords, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
@@ -263,13 +256,14 @@ def _ablation_result(
         "effect": ("site", effect.estimate, {"units": bound.unit, "long_name": f"change of {bound.name}"}),
         "effect_low": ("site", effect.low, {"units": bound.unit}),
         "effect_high": ("site", effect.high, {"units": bound.unit}),
+        **no_ops(swept),
     }
     attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
         "sign": "positive: ablation raises the metric",
         **effect.attrs,
+        **scheme(swept),
     }
-    result = storable(xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1])), attrs)
-    return with_no_ops(result, swept)
+    return storable(xr.Dataset(data, coords=sweep_coords(policy, groups, patched.shape[1])), attrs)
 
 
 def _ablation(name: str, kind: Literal["zero", "mean", "resample"], cache: ActivationCache | None, seed: int) -> Edit:

@@ -15,8 +15,8 @@ import xarray as xr
 from rlmech.arguments import explain_misuse
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.metrics.score_metrics import Metric, MetricFunction
-from rlmech.patching.jobs import Place, activations_of, run_groups, with_no_ops
+from rlmech.metrics.measure import Metric, MetricFunction
+from rlmech.patching.jobs import Place, activations_of, no_ops, run_groups, scheme
 from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Groups, choose_groups
 from rlmech.results import storable
@@ -108,18 +108,18 @@ def activation_patching(
         journal=journal,
         progress=progress,
     )
-    patched = swept.measured.numpy()
-    result = patching_result(
+    return patching_result(
         policy,
         groups,
         bound,
-        patched=patched,
+        patched=swept.measured.numpy(),
         method="activation patching",
         direction=direction,
         clusters=clusters,
         seed=seed,
+        more=no_ops(swept),
+        more_attrs=scheme(swept),
     )
-    return with_no_ops(result, swept)
 
 
 def _both(policy: HookedPolicy, *, journal: Place | None, **given: Any) -> xr.Dataset:

@@ -20,7 +20,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import SiteError
-from rlmech.metrics.score_metrics import Metric, MetricFunction
+from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.activations import activation_patching
 from rlmech.patching.results import Direction
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates

@@ -6,17 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import xarray as xr
-
 from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.metrics.score_metrics import BoundMetric
+from rlmech.metrics.measure import BoundMetric
 from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
-from rlmech.results import storable
 
 Place = str | os.PathLike[str]
 
@@ -88,8 +85,17 @@ def run_groups(
         )
 
 
-def with_no_ops(result: xr.Dataset, swept: Swept) -> xr.Dataset:
-    """A result with what the sweep knows: which patches did nothing, and how the jobs were run."""
-    no_op = (("site", "pair"), ~swept.active.numpy(), {"long_name": "the replacement cannot have changed anything"})
-    schemes = ", ".join(f"{n} {name}" for name, n in swept.schemes.items())
-    return storable(result.assign(no_op=no_op), {"scheme": schemes})
+def no_ops(swept: Swept) -> dict[str, Any]:
+    """The variable that says which patches did nothing."""
+    return {
+        "no_op": (
+            ("site", "pair"),
+            ~swept.active.numpy(),
+            {"long_name": "the replacement cannot have changed anything"},
+        )
+    }
+
+
+def scheme(swept: Swept) -> dict[str, str]:
+    """The attribute that says how the jobs were run."""
+    return {"scheme": ", ".join(f"{n} {name}" for name, n in swept.schemes.items())}

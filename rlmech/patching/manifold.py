@@ -24,9 +24,9 @@ from rlmech.core.edit import Edit
 from rlmech.core.interventions import patch
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError, ObservationError, SiteError
-from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.results import storable

@@ -32,8 +32,8 @@ from rlmech.gradients.at_nodes import (
     refuse_undifferentiable,
 )
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.measure import SCORE_UNITS, RowFunction
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricContext, MetricFunction, bind, policy_kl
+from rlmech.metrics.measure import SCORE_UNITS, BoundMetric, Metric, MetricContext, MetricFunction, RowFunction, bind
+from rlmech.metrics.score_metrics import policy_kl
 from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import check_rows
 from rlmech.patching.sweeps.sweep import outputs_of

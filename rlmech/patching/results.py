@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
@@ -15,10 +15,11 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError, MetricError, ObservationError
-from rlmech.metrics.score_metrics import BoundMetric, Metric, MetricFunction, bind, default_metric
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.sites import group_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
-from rlmech.results import storable
+from rlmech.results import plain_attrs
 from rlmech.statistics import (
     Clusters,
     Interval,
@@ -71,6 +72,8 @@ def patching_result(
     direction: Direction,
     clusters: Clusters | None = None,
     seed: int,
+    more: Mapping[str, Any] | None = None,
+    more_attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """The result of a method that puts one run's values into the other: effects as normalised recovery, and changes.
 
@@ -83,6 +86,8 @@ def patching_result(
         direction: `denoise` where clean values went into corrupt runs, `noise` where corrupt ones into clean runs.
         clusters: A label for each pair; pairs of one label are resampled together.
         seed: Of the bootstrap.
+        more: Variables of the method's own.
+        more_attrs: Attributes of its own.
     """
     assert bound.corrupt is not None  # noqa: S101  # patching always binds both runs
     clean, corrupt = bound.clean.double().cpu().numpy(), bound.corrupt.double().cpu().numpy()
@@ -103,6 +108,7 @@ def patching_result(
         "change_low": ("site", change.low, unit),
         "change_high": ("site", change.high, unit),
         "tiny_denominator": ("pair", recovery.tiny),
+        **(more or {}),
     }
     what = "clean into corrupt" if direction == "denoise" else "corrupt into clean"
     attrs = sweep_attrs(policy, bound, n_pairs=patched.shape[1], seed=seed) | {
@@ -110,8 +116,10 @@ def patching_result(
         "sign": "1: the patch does all that exchanging the whole input does; 0: nothing",
         "denominator_trustworthy": int(recovery.trustworthy),  # netCDF has no booleans
         **recovery.ratio.attrs,
+        **(more_attrs or {}),
     }
-    return storable(xr.Dataset(data, coords=sweep_coords(policy, sites, patched.shape[1])), attrs)
+    coords = sweep_coords(policy, sites, patched.shape[1])
+    return xr.Dataset(data, coords=coords, attrs=plain_attrs(attrs))  # built once: copies cost as much as a sweep
 
 
 def cluster_labels(clusters: Clusters, n_pairs: int) -> Int[np.ndarray, " pair"]:
@@ -204,7 +212,8 @@ def sweep_coords(
     policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int
 ) -> dict[str, Any]:
     """The coordinates of `site` and `pair`, for single sites or for groups of them."""
-    groups = tuple(site if isinstance(site, tuple) else (site,) for site in sites)
+    single = bool(sites) and isinstance(sites[0], Site)
+    groups: tuple[Any, ...] = tuple((site,) for site in sites) if single else tuple(sites)
     return {"site": np.arange(len(groups)), "pair": np.arange(n_pairs), **group_coordinates(policy, groups)}
 
 

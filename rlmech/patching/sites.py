@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,15 +16,16 @@ from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.core.unrolled import in_step, located
 from rlmech.errors import SiteError
-from rlmech.metrics.measure import Metric, MetricFunction, as_metric
+from rlmech.metrics.measure import Metric, MetricFunction, Reads, as_metric
 
 Sites = str | Site | Sequence[Site | str]
 Groups = str | Site | Sequence[Site | str | Sequence[Site]]
 """Sites, and groups of sites that are replaced together."""
 
-FITTING = 1 << 14
-"""Sites of a policy that are known to fit it, the last used ones."""
-_fitting: WeakKeyDictionary[HookedPolicy, Recent[Site, bool]] = WeakKeyDictionary()
+CHOICES = 64
+"""Choices of sites that a policy remembers, the last used ones."""
+_chosen: WeakKeyDictionary[HookedPolicy, Recent[tuple[object, ...], list[Site]]] = WeakKeyDictionary()
+_groups: WeakKeyDictionary[HookedPolicy, Recent[tuple[object, ...], list[tuple[Site, ...]]]] = WeakKeyDictionary()
 Coordinates = dict[str, tuple[str, np.ndarray]]
 COORDINATES = 16
 """Sets of jobs whose coordinates a policy keeps, the last used ones."""
@@ -42,8 +44,15 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
     Raises:
         SiteError: A name or a selection does not fit the policy, or nothing is selected.
     """
+    given = sites if isinstance(sites, str | Site) else tuple(sites)
+    reads = "scores" if metric is None else as_metric(metric).reads
+    remembered = _chosen.setdefault(policy, Recent(CHOICES))
+    return list(remembered.get((given, reads), lambda: _choose(policy, given, reads)))
+
+
+def _choose(policy: HookedPolicy, sites: str | Site | tuple[Site | str, ...], reads: Reads) -> list[Site]:
     if isinstance(sites, str):
-        chosen = _measured(policy, policy.sites("auto"), metric) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, policy.sites("auto"), reads) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -56,15 +65,9 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
             fix='sites="auto", or policy.sites("*.hook_z", over=("head",))',
         )
     chosen = [located(site, policy.hook_dict) for site in chosen]
-    fitting = _fitting.setdefault(policy, Recent(FITTING))
     for site in chosen:
-        fitting.get(site, lambda site=site: _fits(policy, site))
+        site.positions(policy.point(site.name))  # raises where it does not fit
     return chosen
-
-
-def _fits(policy: HookedPolicy, site: Site) -> bool:
-    site.positions(policy.point(site.name))  # raises where it does not fit
-    return True
 
 
 def choose_groups(
@@ -75,8 +78,15 @@ def choose_groups(
     Raises:
         SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
     """
+    given = sites if isinstance(sites, str | Site) else tuple(_frozen(item) for item in sites)
+    reads = "scores" if metric is None else as_metric(metric).reads
+    remembered = _groups.setdefault(policy, Recent(CHOICES))  # the same groups are found again by identity
+    return list(remembered.get((given, reads), lambda: _group(policy, given, metric)))
+
+
+def _group(policy: HookedPolicy, sites: Any, metric: Metric | MetricFunction | None) -> list[tuple[Site, ...]]:
     if isinstance(sites, str | Site) or all(isinstance(item, str | Site) for item in sites):
-        return [(site,) for site in choose_sites(policy, sites, metric=metric)]  # type: ignore[arg-type]  # just looked
+        return [(site,) for site in choose_sites(policy, sites, metric=metric)]
     groups: list[tuple[Site, ...]] = []
     for item in sites:
         if isinstance(item, str | Site):
@@ -85,6 +95,10 @@ def choose_groups(
             groups.append(tuple(choose_sites(policy, list(item))))
             _refuse_overlap(policy, groups[-1])
     return groups
+
+
+def _frozen(item: Any) -> Any:
+    return tuple(item) if isinstance(item, list) else item
 
 
 @explain_misuse
@@ -180,9 +194,8 @@ def _written(point: HookPoint, site: Site, axis: str) -> int | str:
     return names[0] if len(names) == 1 else "+".join(map(str, names))
 
 
-def _measured(policy: HookedPolicy, sites: Sequence[Site], metric: Metric | MetricFunction | None) -> list[Site]:
-    """Those of some sites that an output which the metric reads depends on."""
-    reads = "scores" if metric is None else as_metric(metric).reads
+def _measured(policy: HookedPolicy, sites: Sequence[Site], reads: Reads) -> list[Site]:
+    """Those of some sites that an output which a metric reads depends on."""
     outputs = [name for name, point in policy.points.items() if point.kind == "output"]
     wanted = {"scores": outputs[:1], "value": outputs[1:], "both": outputs}[reads]  # the scores come first
     if policy.engine != "graph" or len(wanted) == len(outputs):

@@ -22,9 +22,9 @@ from rlmech.core.edit import Edit
 from rlmech.core.interventions import patch, subspace_patch
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site, read, write
 from rlmech.errors import ConfigError, MetricError, ObservationError, SiteError
-from rlmech.patching.provenance import provenance
 from rlmech.patching.results import sweep_coords
 from rlmech.patching.sites import choose_sites
 from rlmech.patching.sweeps.independence import refuse_train_mode

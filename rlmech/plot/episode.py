@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
 
 FEW_STEPS = 16
+_MANY_STEPS = 150
+_MOST_LINES = 60  # of changes of the action; more would be a curtain, and the markers tell them
 SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action": "mean action"}
 
 
@@ -27,8 +29,8 @@ def q_values(
 ) -> go.Figure:
     """Draw the action scores along one episode.
 
-    A marker stands on the action that was taken; a vertical line where it differs from the step before. Where an
-    action is masked its line is broken.
+    A marker stands on the action that was taken; a vertical line where it differs from the step before, unless it
+    differs all the time. Where an action is masked its line is broken.
 
     Args:
         recording: Any recording.
@@ -58,8 +60,12 @@ def q_values(
     names = action_names(recording, scores.shape[1])
     few = len(steps) <= FEW_STEPS
     figure = go.Figure()
-    for change in np.flatnonzero(np.diff(taken)) + 1:
-        figure.add_vline(x=float(steps[change]), line={"color": MUTED, "width": 1, "dash": "dot"})
+    changes = steps[np.flatnonzero(np.diff(taken)) + 1].astype(float)
+    line = {"color": MUTED, "width": 1, "dash": "dot"}
+    lines = [
+        {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}
+        for at in (changes if len(changes) <= _MOST_LINES else ())
+    ]
     for action, name in enumerate(names):
         chosen = taken == action
         figure.add_trace(
@@ -84,11 +90,12 @@ def q_values(
                 hoverinfo="skip",
                 marker={
                     "color": action_colour(action),
-                    "size": 11 if few else 7,
-                    "line": {"color": "#ffffff", "width": 2 if few else 1},
+                    "size": 11 if few else 7 if len(steps) <= _MANY_STEPS else 4,
+                    "line": {"color": "#ffffff", "width": 2 if few else 1 if len(steps) <= _MANY_STEPS else 0},
                 },
             )
         )
+    figure.update_layout(shapes=lines)
     _mark_crash(figure, recording, episode)
     figure.update_layout(
         template=TEMPLATE,

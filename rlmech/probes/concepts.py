@@ -21,10 +21,11 @@ from rlmech.core.hook_point import HookPoint
 from rlmech.core.interventions import steer
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site, read
 from rlmech.errors import ConfigError
-from rlmech.metrics.score_metrics import Metric, MetricFunction, bind, default_metric
-from rlmech.patching.provenance import provenance
+from rlmech.metrics.measure import Metric, MetricFunction, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.sites import choose_sites, site_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.probes.states import activations

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from rlmech.public_names import lazy
 
 if TYPE_CHECKING:
+    from rlmech.scenes.decision import Decision
     from rlmech.scenes.field import scene_field
     from rlmech.scenes.flip_search import smallest_change
     from rlmech.scenes.rolling import Roll
-    from rlmech.scenes.scene import Decision, Scene
+    from rlmech.scenes.scene import Scene
     from rlmech.simulators.highway.staging.editable import SceneEdit
 
 _MODULE_OF = {
-    "Decision": "rlmech.scenes.scene",
+    "Decision": "rlmech.scenes.decision",
     "Roll": "rlmech.scenes.rolling",
     "Scene": "rlmech.scenes.scene",
     "SceneEdit": "rlmech.simulators.highway.staging.editable",

@@ -6,20 +6,65 @@ for want of rows. A patch of row 3 would then compare two vehicles. Here the oth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from rlmech.errors import SceneError
 from rlmech.results import storable
+from rlmech.simulators.highway.staging.editable import SceneEdit
 from rlmech.simulators.highway.staging.rows import n_rows
+from rlmech.simulators.highway.staging.stage import Stage
+from rlmech.spec import PolicySpec
 
-if TYPE_CHECKING:
-    from rlmech.scenes.scene import Scene
+
+class RowedScene(Protocol):
+    """A scene that is observed; a `Scene` is one."""
+
+    @property
+    def stage(self) -> Stage:
+        """The copied simulator."""
+        ...
+
+    @property
+    def edits(self) -> tuple[SceneEdit, ...]:
+        """What was changed since the capture."""
+        ...
+
+    @property
+    def moment(self) -> object:
+        """Which moment of an episode it is."""
+        ...
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Names of what is observed."""
+        ...
+
+    @property
+    def observation(self) -> ArrayLike:
+        """What the policy sees."""
+        ...
+
+    @property
+    def rows(self) -> Mapping[int, int]:
+        """Row by vehicle number."""
+        ...
+
+    @property
+    def base_rows(self) -> Mapping[int, int]:
+        """Row by vehicle number when captured."""
+        ...
+
+    def observed_in(self, rows: Mapping[int, int]) -> ArrayLike:
+        """The observation with vehicles in given rows."""
+        ...
 
 
-def aligned_rows(scene: Scene, base: Scene | None = None) -> dict[int, int]:
+def aligned_rows(scene: RowedScene, base: RowedScene | None = None) -> dict[int, int]:
     """The rows that vehicles keep from a base scene, or from the capture; who was added takes the first free one."""
     kept = scene.base_rows if base is None else base.stage.in_sight
     rows = {number: kept.get(number, -1) for number in scene.stage.in_sight}
@@ -30,7 +75,7 @@ def aligned_rows(scene: Scene, base: Scene | None = None) -> dict[int, int]:
     return rows
 
 
-def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
+def scene_pair(clean: RowedScene, corrupt: RowedScene) -> xr.Dataset:
     """A scene and its edited version as a dataset of one pair; see `Scene.pair`.
 
     Raises:
@@ -73,13 +118,13 @@ def scene_pair(clean: Scene, corrupt: Scene) -> xr.Dataset:
     )
 
 
-def _axes(scene: Scene, seen: np.ndarray) -> tuple[str, ...]:
+def _axes(scene: RowedScene, seen: np.ndarray) -> tuple[str, ...]:
     if scene.base_rows and seen.ndim == 2:
         return ("entity", "feature")
     return ("feature",) if seen.ndim == 1 else tuple(f"axis_{axis}" for axis in range(seen.ndim))
 
 
-def _names(scene: Scene, axes: tuple[str, ...]) -> dict[str, list[str]]:
+def _names(scene: RowedScene, axes: tuple[str, ...]) -> dict[str, list[str]]:
     if axes != ("entity", "feature"):
         return {}
     return {axis: list(scene.spec.names(axis)) for axis in axes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,46 @@ import torch
 
 from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
+from rlmech.scenes.decision import Decision
+from rlmech.simulators.highway.staging.stage import Stage
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
     from rlmech.core.policy import HookedPolicy
-    from rlmech.scenes.scene import Scene
+
+
+class DrivenScene(Protocol):
+    """A scene that is decided in and driven on from; a `Scene` is one."""
+
+    @property
+    def stage(self) -> Stage:
+        """The copied simulator."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode was over here."""
+        ...
+
+    @property
+    def past(self) -> Sequence[Any] | None:
+        """What was observed before; None where it is not known."""
+        ...
+
+    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit], state: Mapping[str, Any] | None) -> Decision:
+        """What a policy would do here."""
+        ...
+
+    def advance(self, action: Any) -> tuple[Self, float, Mapping[str, Any]]:
+        """The scene after an action, the reward, and the info."""
+        ...
+
+
+S = TypeVar("S", bound=DrivenScene)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Roll:
+class Roll(Generic[S]):
     """What happened after a scene.
 
     Attributes:
@@ -45,7 +76,7 @@ class Roll:
     crashed: bool | None
     arrived: bool | None
     ended: bool
-    last: Scene = field(repr=False)
+    last: S = field(repr=False)
     state: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
 
@@ -71,13 +102,13 @@ def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str,
 
 
 def roll(
-    scene: Scene,
+    scene: S,
     policy: HookedPolicy,
     *,
     n_steps: int | None,
     edits: Sequence[Edit],
     state: Mapping[str, Any] | None,
-) -> Roll:
+) -> Roll[S]:
     """Let a policy drive on from a scene; see `Scene.roll`."""
     if scene.ended or (n_steps is not None and n_steps < 1):
         raise SceneError(
@@ -87,7 +118,7 @@ def roll(
             fix="go on from an earlier scene" if scene.ended else "leave n_steps out to drive to the end",
         )
     lines: list[dict[str, Any]] = []
-    info: Any = {}
+    info: Mapping[str, Any] = {}
     here = scene
     carried = remembered(policy, scene.past) if policy.is_recurrent and state is None else state
     while not here.ended and (n_steps is None or len(lines) < n_steps):
@@ -119,7 +150,7 @@ def _of_step(edits: Sequence[Edit], step: int) -> list[Edit]:
     return chosen
 
 
-def _ego(scene: Scene) -> dict[str, float]:
+def _ego(scene: DrivenScene) -> dict[str, float]:
     if not scene.stage.has_road:
         return {}
     ego = scene.stage.ego

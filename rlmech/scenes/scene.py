@@ -19,6 +19,7 @@ import xarray as xr
 
 from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
+from rlmech.scenes.decision import Decision
 from rlmech.scenes.pair import aligned_rows, scene_pair
 from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.choice import simulator_of
@@ -38,30 +39,6 @@ if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
 
 _UNKNOWN = object()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What a policy makes of a scene.
-
-    Attributes:
-        action: The action, as the environment takes it.
-        name: Its name; its number where actions have no names, empty for a continuous one.
-        scores: Dimension `action`: Q-values, logits or the mean action.
-        state: Of a recurrent policy, its state after this step, by hook name; else empty.
-
-    Example:
-        >>> import rlmech as rlm
-        >>> scene = rlm.Scene.replay(rlm.make_env("highway-fast-v0"), seed=0)
-        >>> decision = scene.decide(rlm.load("zoo:highway-dqn-mlp"))
-        >>> decision.name == str(decision.scores.idxmax().item())
-        True
-    """
-
-    action: Any
-    name: str
-    scores: xr.DataArray
-    state: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor], repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -292,7 +269,7 @@ class Scene:
         n_steps: int | None = None,
         edits: Sequence[Edit] = (),
         state: Mapping[str, Any] | None = None,
-    ) -> Roll:
+    ) -> Roll[Scene]:
         """Let a policy drive on from here, in a copy.
 
         Args:

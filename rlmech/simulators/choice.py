@@ -9,10 +9,11 @@ import gymnasium as gym
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.simulators.highway.simulator import Highway
+from rlmech.simulators.minigrid.simulator import MiniGrid
 from rlmech.simulators.plain import Plain
 from rlmech.simulators.protocol import Simulator
 
-SIMULATORS: tuple[Simulator, ...] = (Highway(), Plain())
+SIMULATORS: tuple[Simulator, ...] = (Highway(), MiniGrid(), Plain())
 """In the order in which they are asked; the last takes any environment."""
 
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Self
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
 
 from rlmech.errors import CopyError
-from rlmech.simulators.identity import attributes_of, differences, listed
+from rlmech.simulators.identity import Episodes, attributes_of, differences, listed
 from rlmech.simulators.values import told
 
-if TYPE_CHECKING:
-    from rlmech.simulators.world import World
+
+class CopiedEpisodes(Episodes, Protocol):
+    """An environment that is copied in the middle of an episode; a `World` is one."""
+
+    over: bool
+
+    def copied(self) -> Self:
+        """A copy as it is now."""
+        ...
 
 
 def copied(env: gym.Env, *beside: Any, shared: Mapping[int, Any] | None = None) -> tuple[Any, ...]:
@@ -55,7 +62,7 @@ def copied(env: gym.Env, *beside: Any, shared: Mapping[int, Any] | None = None) 
         ) from error
 
 
-def prove(world: World, twin: World) -> None:
+def prove(world: CopiedEpisodes, twin: CopiedEpisodes) -> None:
     """Check that a copy holds what the original holds, goes on as another copy does, and leaves the original alone.
 
     Raises:
@@ -79,7 +86,7 @@ def prove(world: World, twin: World) -> None:
         raise _unlike(world, f"a step of the copy changes the original's {listed(different)}")
 
 
-def _unlike(world: World, what: str) -> CopyError:
+def _unlike(world: CopiedEpisodes, what: str) -> CopyError:
     return CopyError(
         "A copy of the environment does not go on as the environment does.",
         given=f"{_named(world.env)}: {what}",

@@ -19,6 +19,7 @@ from rlmech.errors import ConfigError, EnvironmentFitError, nearest
 from rlmech.simulators.action_masks import with_masks
 from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
+from rlmech.simulators.minigrid import making
 from rlmech.simulators.training_env import current_id, wrapped
 from rlmech.spec import PolicySpec
 
@@ -39,11 +40,12 @@ def make_env(
     accelerated: bool = True,
     **keywords: Any,
 ) -> gym.Env:
-    """Make a Gymnasium environment; highway-env's and this package's own (`CueRecall-v0`) are registered on demand.
+    """Make a Gymnasium environment; highway-env's, MiniGrid's and this package's own are registered on demand.
 
     Args:
-        env_id: Gymnasium id, e.g. `intersection-v2`; or a policy's spec, for the environment that it was trained in:
-            its configuration, its keywords and, where they are installed libraries' own, its wrappers.
+        env_id: Gymnasium id, e.g. `intersection-v2` or `MiniGrid-DoorKey-6x6-v0`; or a policy's spec, for the
+            environment that it was trained in: its configuration, its keywords and, where they are installed
+            libraries' own, its wrappers.
         config: Changes to highway-env's own configuration; other environments take none.
         render_mode: `rgb_array` for frames.
         accelerated: Whether highway-env's traffic may run in compiled code, to the same bits; where that cannot be, its
@@ -55,6 +57,7 @@ def make_env(
 
     Raises:
         ConfigError: No such environment, or one that takes no configuration.
+        MissingPackageError: MiniGrid is not installed.
 
     Example:
         >>> import rlmech as rlm
@@ -67,22 +70,7 @@ def make_env(
         kwargs, wrappers = dict(env_id.env_kwargs), env_id.env_wrappers
         config = env_id.env_config | dict(config or {}) or None
         env_id = _id_of(env_id)
-    if env_id in OWN:
-        import_module(OWN[env_id])
-    elif env_id not in gym.registry:
-        import highway_env
-
-        gym.register_envs(highway_env)
-    try:
-        gym.spec(env_id)
-    except gym.error.Error:
-        close = nearest(env_id, gym.registry)
-        raise ConfigError(
-            f"Gymnasium knows no environment {env_id!r}.",
-            given=repr(env_id),
-            expected="a registered id, e.g. 'intersection-v2'",
-            fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
-        ) from None
+    _register(env_id)
     kwargs |= keywords
     if config is not None:
         kwargs["config"] = dict(config)
@@ -102,6 +90,33 @@ def make_env(
     if accelerated:
         _accelerate(env)
     return env
+
+
+def _register(env_id: str) -> None:
+    """Make an id known to Gymnasium, where it is one of a package that registers on demand.
+
+    Raises:
+        ConfigError: It is no such id either.
+        MissingPackageError: It is MiniGrid's, which is not installed.
+    """
+    if env_id in OWN:
+        import_module(OWN[env_id])
+    elif making.is_minigrid(env_id):
+        making.register()
+    elif env_id not in gym.registry:
+        import highway_env
+
+        gym.register_envs(highway_env)
+    try:
+        gym.spec(env_id)
+    except gym.error.Error:
+        close = nearest(env_id, gym.registry)
+        raise ConfigError(
+            f"Gymnasium knows no environment {env_id!r}.",
+            given=repr(env_id),
+            expected="a registered id, e.g. 'intersection-v2'",
+            fix=f"did you mean {close[0]!r}?" if close else "register the environment first, or check the id",
+        ) from None
 
 
 @explain_misuse
@@ -209,7 +224,7 @@ def spec_of(env: gym.Env | str) -> PolicySpec:
     """Read what an environment's observations and actions mean, from its own configuration.
 
     Returns:
-        The spec; without names where the environment is not highway-env's or its observations are not entities.
+        The spec; without names where the environment is neither highway-env's nor MiniGrid's.
 
     Example:
         >>> from rlmech.simulators import make_env, spec_of
@@ -237,6 +252,7 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
         The environment's observations do not fit the policy.
     """
     env = environment(env)
+    _check_read(env)
     observed, wanted = _shape(env.observation_space), _observed_by(policy)
     if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
         raise EnvironmentFitError(
@@ -252,6 +268,28 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
             given=f"{_name(env)} takes {env.action_space}",
             expected=f"{n_wanted} actions",
             fix=_training(policy),
+        )
+
+
+def _check_read(env: gym.Env) -> None:
+    """Check that an environment observes no text, which no network reads.
+
+    Raises:
+        EnvironmentFitError: It does.
+    """
+    space = env.observation_space
+    parts: dict[str, spaces.Space] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+    kinds = ("Text", "MissionSpace")
+    texts = [key for key, part in parts.items() if any(cls.__name__ in kinds for cls in type(part).__mro__)]
+    if texts:
+        rest = [key for key in parts if key not in texts]
+        own = simulator_of(env).name == "minigrid"
+        raise EnvironmentFitError(
+            f"The environment's observations hold a text{f', {texts[0]!r}' if texts[0] else ''}: no network reads one.",
+            given=f"{_name(env)}, which observes {_shape(space)}",
+            expected="numbers alone",
+            fix=f"gymnasium.wrappers.FilterObservation(env, {rest}) leaves it out"
+            + ("; so do minigrid's ImgObsWrapper, while FlatObsWrapper encodes it" if own else ""),
         )
 
 

@@ -3,22 +3,22 @@
 The parts are read after `reset(seed=0)`: what each layer holds, wrappers around the environment included, the constants
 of their classes, and what the first steps give. A part that changes by running alone (a counter, a clock) is said to
 change, and tells nothing apart. So that an environment that was made elsewhere, unpickled in a worker or recorded last
-week is known to be the same, or what differs has a name. Cost: two resets and three steps.
+week is known to be the same, or what differs has a name. Cost: two resets and three steps; what the layers hold is read
+in full once, and known again by its fingerprint.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
+from rlmech.core.recent import Recent
 from rlmech.errors import EnvironmentFitError
+from rlmech.simulators.fingerprint import fingerprint_of
 from rlmech.simulators.values import told
-
-if TYPE_CHECKING:
-    from rlmech.simulators.world import World
 
 N_STEPS = 3
 FIRST_STEPS = "first steps"
@@ -39,10 +39,26 @@ _TELL_ONLY = (
     ("stable_baselines3.common.monitor", "Monitor"),
 )
 """Wrappers that check, count or film, and change nothing of an episode."""
+_TOLD: Recent[bytes, dict[str, str]] = Recent(64)
+"""What the layers of environments hold, by its fingerprint: of each environment, just after a reset and after steps."""
 _BASES = (gym.Env, gym.Wrapper, gym.ObservationWrapper, gym.RewardWrapper, gym.ActionWrapper, object)
 
 
-def identity_of(world: World, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
+class Episodes(Protocol):
+    """An environment in which episodes are begun and stepped; a `World` is one."""
+
+    env: gym.Env
+
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        ...
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        ...
+
+
+def identity_of(world: Episodes, *, constants: Callable[[], Mapping[str, str]] = lambda: {}) -> dict[str, str]:
     """The parts of an environment's identity, by name.
 
     Args:
@@ -71,15 +87,30 @@ def attributes_of(env: gym.Env, *, every: bool = False) -> dict[str, str]:
         env: The environment with its wrappers.
         every: Whether wrappers that only check, count or film are told too.
     """
+    layers = list(_layers(env, every=every))
+    contents = [
+        {
+            key: value
+            for key, value in vars(layer).items()
+            if key not in _SHOWN and not (isinstance(layer, gym.Wrapper) and key == "env")
+        }
+        for layer in layers
+    ]
+    fingerprint = fingerprint_of(layers, contents)
+    if fingerprint is None:
+        return _told_of(layers, contents)
+    return dict(_TOLD.get(fingerprint, lambda: _told_of(layers, contents)))
+
+
+def _told_of(layers: Sequence[Any], contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for layer in _layers(env, every=every):
+    for layer, content in zip(layers, contents, strict=True):
         name = type(layer).__qualname__
         while f"{name}." in {key[: len(name) + 1] for key in found}:  # the same wrapper once more
             name += "'"
         found[f"{name}."] = f"{type(layer).__module__}.{type(layer).__qualname__}"
-        for key, value in vars(layer).items():
-            if key not in _SHOWN and not (isinstance(layer, gym.Wrapper) and key == "env"):
-                found[f"{name}.{key}"] = told(value, within=layer)
+        for key, value in content.items():
+            found[f"{name}.{key}"] = told(value, within=layer)
     return found
 
 
@@ -140,7 +171,7 @@ def _tells_only(cls: type) -> bool:
     return any(cls.__module__.startswith(module) and cls.__name__ == name for module, name in _TELL_ONLY)
 
 
-def _begun(world: World) -> str:
+def _begun(world: Episodes) -> str:
     """Begin an episode; its first observation."""
     try:
         return told([world.reset(seed=0)[0]])
@@ -150,7 +181,7 @@ def _begun(world: World) -> str:
         raise _seedless(world) from error
 
 
-def _seedless(world: World) -> EnvironmentFitError:
+def _seedless(world: Episodes) -> EnvironmentFitError:
     return EnvironmentFitError(
         "The environment does not take a seed.",
         given=f"reset(seed=0) of {type(world.env.unwrapped).__name__}, whose episodes cannot be repeated",
@@ -159,7 +190,7 @@ def _seedless(world: World) -> EnvironmentFitError:
     )
 
 
-def _first_steps(world: World) -> str:
+def _first_steps(world: Episodes) -> str:
     """What the first steps of an episode give, with actions drawn alike."""
     space = copy.deepcopy(world.env.action_space)
     space.seed(0)

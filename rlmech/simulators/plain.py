@@ -10,7 +10,7 @@ import gymnasium as gym
 
 from rlmech.simulators.compiled import Acceleration
 from rlmech.simulators.identity import identity_of
-from rlmech.simulators.protocol import Column, Outcome
+from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
 
@@ -20,6 +20,7 @@ class Plain:
 
     name = "plain"
     can_accelerate = False
+    entity = "entity"
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()
     edits: Mapping[str, Callable[..., Any]] = {}
@@ -36,7 +37,11 @@ class Plain:
         """The environment, which `copy.deepcopy` copies."""
         return World(env)
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+        """Nothing."""
+        return {}
+
+    def episode_values(self, world: World) -> Mapping[str, Value | str]:
         """Nothing."""
         return {}
 

@@ -109,6 +109,7 @@ class Simulator(Protocol):
 
     Attributes:
         name: In a manifest.
+        entity: What one of those who are there is called, e.g. `vehicle`: the dimension and the words of scenes.
         entity_columns: Columns of the table of who is there, beside episode, seed and step; empty: there is no table.
         outcomes: What the environment tells of each episode.
         edits: Functions of a scene and of what to change that give another scene, by name: a scene's methods.
@@ -123,6 +124,7 @@ class Simulator(Protocol):
 
     name: str
     can_accelerate: bool
+    entity: str
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]
     edits: Mapping[str, Callable[..., Any]]
@@ -139,8 +141,12 @@ class Simulator(Protocol):
         """The environment to run episodes in, with who stands behind which row; it can be copied."""
         ...
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
-        """Columns of the step table that are read off who is there."""
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+        """Columns of the step table that are read off who is there; of nobody, the columns with what stands for it."""
+        ...
+
+    def episode_values(self, world: World) -> Mapping[str, Value | str]:
+        """Columns of the episode table that are read off an episode's beginning."""
         ...
 
     def map(self, env: gym.Env) -> list[dict[str, Any]]:

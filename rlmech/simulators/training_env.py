@@ -23,7 +23,10 @@ RENAMED = {
     "Hopper-v3": "Hopper-v4",
 }
 """An id that Gymnasium has no longer -> the one under which published agents return what they did."""
-LIBRARIES = ("sb3_contrib.common.wrappers.", "stable_baselines3.common.atari_wrappers.", "gymnasium.wrappers.")
+LIBRARIES = (
+    *("sb3_contrib.common.wrappers.", "stable_baselines3.common.atari_wrappers.", "gymnasium.wrappers."),
+    "minigrid.wrappers.",
+)
 """Where wrappers may be taken from by name."""
 _CALL = re.compile(r"([\w.]+)(?:\((.*)\))?", re.DOTALL)
 

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import gymnasium as gym
@@ -50,6 +50,11 @@ def told(value: Any, *, within: Any = None) -> str:
     return f"{_named(type(value)).rpartition('.')[2]} {reader.digest(value).hex()[:16]}"
 
 
+def draws_only(value: Any) -> bool:
+    """Whether an object only draws, and decides nothing."""
+    return _module(type(value)).split(".")[0] in _DRAWS
+
+
 class _Reader:
     """One walk through an object."""
 
@@ -62,7 +67,7 @@ class _Reader:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, _PLAIN):
-            return _hashed("plain", repr(value))
+            return _plain_digest(repr(value))
         if id(value) in self.above:
             return _hashed("above", _named(type(value)))
         if id(value) not in self._known:
@@ -76,7 +81,7 @@ class _Reader:
 
     def _parts(self, value: Any) -> Iterable[str | bytes]:
         cls = type(value)
-        if _module(cls).split(".")[0] in _DRAWS:
+        if draws_only(value):
             return (self.digest(None),)
         if isinstance(value, np.ndarray):
             if value.dtype.hasobject:
@@ -154,12 +159,17 @@ def _module(cls: type) -> str:
     return str(getattr(cls, "__module__", ""))  # classes made by SWIG have none
 
 
+@lru_cache(maxsize=1 << 14)
+def _plain_digest(text: str) -> bytes:
+    return _hashed("plain", text)
+
+
 def _hashed(*parts: str | bytes) -> bytes:
-    digest = hashlib.sha256()
+    whole: list[bytes] = []
     for part in parts:
         content = part.encode("utf-8", "backslashreplace") if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.digest()
+        whole += (len(content).to_bytes(8, "little"), content)
+    return hashlib.sha256(b"".join(whole)).digest()
 
 
 def _slots(value: Any) -> list[str]:

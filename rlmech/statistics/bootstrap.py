@@ -5,8 +5,8 @@
 Each resample is measured in units of its own standard error (bootstrap-t), the ends solve Fieller's equation, so that a
 ratio whose denominator may be zero is unbounded. An interval is never narrower than t's, with as many degrees of
 freedom as there are values that tell of a spread, and longer on the side of the skewness, as Johnson's t is; the
-constants were set by simulation. One draw of pairs serves all sites. Cost: two matrix products
-[resample pair] x [pair site] and a sort per site. Nothing is clipped.
+constants were set by simulation. One draw of pairs serves all sites; of more than 128 pairs, random groups are drawn
+(`Draws`). Cost: two matrix products [resample pair] x [pair site], and a selection per site. Nothing is clipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Recovery:
     Attributes:
         ratio: Ratio of means, mean(patched - base) / mean(source - base), with its interval.
         change: Mean of patched - base, in the metric's unit, with its interval.
-        per_pair: (patched - base) / (source - base); 0 where both vanish, infinite where only the denominator does.
+        moved: patched - base, in the metric's unit.
         denominator: source - base, in the metric's unit.
         tiny: Pairs whose denominator is below `tiny_share` of the denominators' root mean square, or zero: their
             own quotient says nothing, and the ratio of means hardly hears them.
@@ -40,10 +40,15 @@ class Recovery:
 
     ratio: Interval
     change: Interval
-    per_pair: Float[np.ndarray, "site pair"]
+    moved: Float[np.ndarray, "site pair"]
     denominator: Float[np.ndarray, " pair"]
     tiny: Bool[np.ndarray, " pair"]
     trustworthy: bool
+
+    @property
+    def per_pair(self) -> Float[np.ndarray, "site pair"]:
+        """(patched - base) / (source - base); 0 where both vanish, infinite where only the denominator does."""
+        return quotient(self.moved, self.denominator)
 
 
 Shares = Literal["shares", "differences"]
@@ -180,7 +185,7 @@ def normalised_recovery(
         >>> float(half.ratio.estimate[0]), half.tiny.tolist()
         (0.5, [False, False])
     """
-    numerator, denominator = patched.astype(np.float64) - base, source.astype(np.float64) - base
+    numerator, denominator = patched.astype(np.float64, copy=False) - base, source.astype(np.float64) - base
     _check(numerator, denominator, confidence=confidence)
     given: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
     draws = Draws(numerator, denominator, **given)
@@ -198,7 +203,7 @@ def normalised_recovery(
     return Recovery(
         ratio=draws.interval(confidence=confidence, scale=_ratio_scale(numerator, denominator)),
         change=change,
-        per_pair=quotient(numerator, denominator),
+        moved=numerator,
         denominator=denominator,
         tiny=(np.abs(denominator) < tiny_share * size) | (denominator == 0),
         trustworthy=bool(spread.excludes_zero[0]),

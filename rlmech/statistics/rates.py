@@ -7,9 +7,9 @@ Where samples come in clusters, n is replaced by the number of independent sampl
 normal quantile by t's with one degree of freedom less than there are clusters.
 
 What a score interval promises is its coverage on average over rates: 95 % of 95. At a single rate near 0 or 1 it lies
-below, worst where a single event decides (Wilson's at a rate of 0.02 and n = 8: 0.84; Clopper and Pearson's never does,
-and is a third wider everywhere). Vectorised over sites; a bisection of
-60 steps for Tango's, which has no closed form.
+below, worst where a single event decides (Wilson's at a rate of 0.02 and n = 8: 0.84). Clopper and Pearson's never
+does, and is wider for it: at the median over counts by 19 % at n = 8, 13 % at 20, 8 % at 50. Vectorised over sites; a
+bisection of 60 steps for Tango's, which has no closed form.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class TrainConfig:
         """Read the configuration of a run from its directory.
 
         Raises:
-            ConfigError: There is none, or it is damaged.
+            ConfigError: The file is missing, or it is damaged.
         """
         try:
             values = parse_json((run / "config.json").read_bytes())

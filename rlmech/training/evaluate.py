@@ -25,7 +25,8 @@ from rlmech.simulators import simulator_of
 from rlmech.statistics import Interval, Shares, bootstrap_mean
 
 COLUMNS: tuple[str, ...] = ("seed", "return", "length", "crashed", "arrived", "speed")
-RATES = ("crashed", "arrived")
+"""Of an environment whose simulator tells of nothing else."""
+RATES = ("crashed", "arrived", "success")
 
 Actor = Callable[[int], Decide]
 """From an episode's seed to the function that drives it."""
@@ -103,19 +104,20 @@ def evaluate(
         progress: Whether to draw a progress bar.
 
     Returns:
-        One row a seed, in the order of `seeds`: return, length in steps, crashed, arrived, mean speed in m/s; what the
-        environment does not tell is NaN.
+        One row a seed, in the order of `seeds`: return, length in steps and the simulator's outcomes, e.g. crashed,
+        arrived and mean speed in m/s; what the environment does not tell is NaN.
     """
     begin = policy_actor(cast(Predicts, actor)) if hasattr(actor, "predict") else cast(Actor, actor)
     simulator, wanted = simulator_of(env), list(seeds)
     world, outcomes = simulator.world(env), simulator.outcomes
-    rows = {} if path is None else _rows_in(Path(path))
+    columns = (*COLUMNS[:3], *(outcome.name for outcome in outcomes)) if outcomes else COLUMNS
+    rows = {} if path is None else _rows_in(Path(path), columns)
     for seed in track([s for s in wanted if s not in rows], "episodes", disable=not progress):
         row = {"seed": seed, **summary(list(run_episode(world, begin(seed), seed=seed)), outcomes)}
-        rows[seed] = {name: float(row.get(name, math.nan)) for name in COLUMNS}
+        rows[seed] = {name: float(row.get(name, math.nan)) for name in columns}
         if path is not None:
             _append(Path(path), rows[seed])
-    frame = pd.DataFrame([rows[seed] for seed in wanted], columns=list(COLUMNS))
+    frame = pd.DataFrame([rows[seed] for seed in wanted], columns=list(columns))
     return frame.astype({"seed": int, "length": int})
 
 
@@ -123,10 +125,10 @@ def summarise(frame: pd.DataFrame) -> dict[str, dict[str, float] | int]:
     """Mean and 95 % interval of every column of an evaluation that the environment tells.
 
     Returns:
-        `n` and, for each of return, length, crashed, arrived, speed: `mean`, `low`, `high`.
+        `n` and, for each of return, length and the outcomes: `mean`, `low`, `high`.
     """
     result: dict[str, dict[str, float] | int] = {"n": len(frame)}
-    for name in COLUMNS[1:]:
+    for name in map(str, frame.columns.drop("seed")):
         values = frame[name].to_numpy(dtype=float)
         if not np.isnan(values).any():
             result[name] = _ends(bootstrap_mean(values[None], shares="shares" if name in RATES else None))
@@ -148,7 +150,7 @@ def _ends(interval: Interval) -> dict[str, float]:
     }
 
 
-def _rows_in(path: Path) -> dict[int, dict[str, float]]:
+def _rows_in(path: Path, columns: Iterable[str]) -> dict[int, dict[str, float]]:
     """Rows of finished episodes; a last line that a kill cut short is cut off."""
     if not path.exists():
         return {}
@@ -157,14 +159,14 @@ def _rows_in(path: Path) -> dict[int, dict[str, float]]:
     if whole != text:
         path.write_text(whole)
     rows = list(csv.DictReader(whole.splitlines()))
-    return {int(float(row["seed"])): {name: float(row[name]) for name in COLUMNS} for row in rows}
+    return {int(float(row["seed"])): {name: float(row[name]) for name in columns} for row in rows}
 
 
 def _append(path: Path, row: Mapping[str, float]) -> None:
     new = not path.exists() or path.stat().st_size == 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)

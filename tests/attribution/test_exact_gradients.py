@@ -92,7 +92,7 @@ def test_rows_do_not_depend_on_their_chunk(monkeypatch):
     baseline = baseline_of("all_gates", obs)
     whole = exact_integrated_gradients(policy, obs, baseline=baseline)
     monkeypatch.setattr("rlmech.attribution.exact_gradients._ROWS_AT_ONCE", 2)
-    monkeypatch.setattr("rlmech.attribution.exact_gradients._POINTS_AT_ONCE", 3)
+    monkeypatch.setattr("rlmech.attribution.line_pieces._POINTS_AT_ONCE", 3)
     parts = exact_integrated_gradients(policy, obs, baseline=baseline)
     np.testing.assert_allclose(parts.attribution, whole.attribution, rtol=0, atol=1e-12)
 

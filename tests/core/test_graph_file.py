@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import rlmech as rlm
-from rlmech.core import engine, graph_file
+from rlmech.core import graph_file
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Graph
 from rlmech.core.tracing import trace
@@ -187,7 +187,7 @@ def test_a_graph_that_computes_something_else_fails_parity_and_is_traced_anew(
 ) -> None:
     module, obs = perceptron(), torch.rand(3, 4)
     other = trace(perceptron(8, nn.Tanh), obs)
-    monkeypatch.setattr(engine, "known_graph", lambda *_: other)
+    monkeypatch.setattr(graph_file, "known_graph", lambda *_: other)
     policy = rlm.HookedPolicy(module, obs)
     assert traces == [module]
     assert torch.equal(policy(obs), module(obs))

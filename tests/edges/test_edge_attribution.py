@@ -14,7 +14,8 @@ from rlmech.edges.components import component_graph
 from rlmech.edges.scores import edge_attribution
 from rlmech.edges.single import edge_patching
 from rlmech.errors import ConfigError, MetricError, SiteError
-from rlmech.metrics.score_metrics import action_flip, action_gap, action_score, bind
+from rlmech.metrics.measure import bind
+from rlmech.metrics.score_metrics import action_flip, action_gap, action_score
 from rlmech.patching.sweeps.sweep import outputs_of
 from tests.edges.edge_networks import made, vectors
 

@@ -201,3 +201,17 @@ def test_what_cannot_be_sent_to_workers_is_told_before_any_starts(policy: rlm.Ho
 def test_hooks_that_workers_would_not_see_are_told(policy: rlm.HookedPolicy) -> None:
     with policy.edited(STILL), pytest.raises(ConfigError, match="stay behind"):
         recorded(policy, workers=2)
+
+
+def test_an_edit_of_a_mask_has_no_random_direction_and_says_which_control_it_has() -> None:
+    policy = rlm.load("zoo:intersection-ego-attention")
+    env = rlm.make_env("intersection-v2", config={**policy.spec.env_config, "duration": 2})
+    hidden = rlm.zero_ablation(rlm.Site("features_extractor.attention_layer.hook_mask", key=1))
+    with pytest.raises(ConfigError, match=r"holds no real numbers(.|\n)*fix: controls=\['random_site'\]"):
+        rlm.compare_rollouts(
+            policy, env, conditions={"m": [hidden]}, seeds=[0], controls=["random_direction"], progress=False
+        )
+    driven = rlm.compare_rollouts(
+        policy, env, conditions={"m": [hidden]}, seeds=[0], controls=["random_site"], n_controls=1, progress=False
+    )
+    assert driven.sizes["condition"] == 3

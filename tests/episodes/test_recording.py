@@ -57,7 +57,7 @@ def episode(number: int, *, length: int, seed: int) -> Episodes:
         FINAL: np.array([[seed, -1]], dtype=np.float32),
     }
     summary = {**head, "return": float(sum(range(length))), "length": length}
-    return Episodes(episodes=table_of([summary]), steps=table_of(steps), vehicles=table_of(vehicles), arrays=arrays)
+    return Episodes(episodes=table_of([summary]), steps=table_of(steps), entities=table_of(vehicles), arrays=arrays)
 
 
 def recorded(path: Path, lengths: list[int], order: list[int] | None = None) -> Recording:
@@ -206,7 +206,7 @@ def test_missing_values_meet_no_condition(tmp_path: Path) -> None:
     part = episode(0, length=3, seed=7)
     ttc = pa.array([np.nan, None, 1.0], pa.float64())
     gaps = part.steps.set_column(part.steps.column_names.index("ttc"), "ttc", ttc)
-    Writer(tmp_path / "r").add(Episodes(episodes=part.episodes, steps=gaps, vehicles=part.vehicles, arrays=part.arrays))
+    Writer(tmp_path / "r").add(Episodes(episodes=part.episodes, steps=gaps, entities=part.entities, arrays=part.arrays))
     recording = Recording.load(tmp_path / "r")
     assert len(recording.where(ttc_below=2.0).steps) == 1
     assert len(recording.where(ttc_above=0.0).steps) == 1
@@ -220,7 +220,7 @@ def test_columns_that_differ_from_episode_to_episode_are_brought_together(tmp_pa
     late = parts[1].steps.append_column("arrived", pa.array([False, True]))
     writer = Writer(store_path)
     for part, steps in zip(parts, (whole, late), strict=True):
-        writer.add(Episodes(episodes=part.episodes, steps=steps, vehicles=part.vehicles, arrays=part.arrays))
+        writer.add(Episodes(episodes=part.episodes, steps=steps, entities=part.entities, arrays=part.arrays))
     apart = Recording.load(store_path)
     assert apart.steps["ttc"].dtype == float
     assert apart.where(arrived=True).steps["seed"].tolist() == [8]

@@ -27,7 +27,7 @@ def moment(**changes: Any) -> Moment:
         "scores": np.array([1.0, 4.0, 3.5]),
         "action": 1,
         "previous_action": 0,
-        "vehicles": [],
+        "entities": [],
     }
     return Moment(**(given | changes))
 

@@ -17,6 +17,7 @@ from rlmech.first_look import FirstLook, first_look, summary, take_away, write_p
 from rlmech.first_look.driven import most_changed
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.simulators import make_env, spec_of
+from tests.plot.pages import frames
 
 SHORT = {"duration": 8}
 
@@ -116,7 +117,7 @@ def test_the_page_has_every_figure_with_its_code(look: FirstLook, tmp_path: Path
     assert look.driven.edited is not None
     own = look.recording.episode(look.driven.seed).steps
     both = max(len(own), len(look.driven.edited.steps))
-    assert page.count('<template class="frame"') == len(look.recording.steps) + both + 1
+    assert len(frames(page)) == len(look.recording.steps) + both + 1
 
 
 def test_the_driven_baseline_is_the_recording_untouched(look: FirstLook):
@@ -177,7 +178,7 @@ def test_the_page_says_that_the_episode_is_no_typical_one_and_how_many_seeds_it_
     assert f"<h3>The same episode twice: untouched, and with {look.driven.condition} ablated" in page
     assert "It is not a typical episode" in page
     assert "The mean difference of return is" in page
-    assert "first difference" in page
+    assert any("first difference" in frame["mark"] for frame in frames(page))
 
 
 def test_one_seed_is_not_given_a_mean(policy: rlm.HookedPolicy, tmp_path: Path):
@@ -186,6 +187,7 @@ def test_one_seed_is_not_given_a_mean(policy: rlm.HookedPolicy, tmp_path: Path):
     page = write_page(one, tmp_path / "index.html", source="zoo:x").read_text(encoding="utf-8")
     assert "The mean difference" not in page
     assert "nan" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not any("nan" in cell for frame in frames(page) for cell in frame["cells"])
     assert "tells nothing of the mean" in page
 
 

@@ -10,7 +10,8 @@ import torch
 import rlmech as rlm
 from rlmech.attribution.first_order import attribution_patching
 from rlmech.errors import MetricError
-from rlmech.metrics.score_metrics import Outputs, action_score, action_shift, bind
+from rlmech.metrics.measure import Outputs, bind
+from rlmech.metrics.score_metrics import action_score, action_shift
 from rlmech.spec import PolicySpec
 from tests.networks import mlp
 

@@ -10,7 +10,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech.core.masked import agree, excess, is_masked, open_actions
 from rlmech.errors import EngineError, MetricError
-from rlmech.metrics.score_metrics import Outputs, bind
+from rlmech.metrics.measure import Outputs, bind
 
 FILLS = [-1e8, -1e9, -1e30, torch.finfo(torch.float32).min, -torch.inf]
 

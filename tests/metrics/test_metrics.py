@@ -9,16 +9,8 @@ import torch
 from hypothesis import given, settings
 
 from rlmech.errors import MetricError
-from rlmech.metrics.score_metrics import (
-    Metric,
-    Outputs,
-    action_flip,
-    action_gap,
-    action_score,
-    bind,
-    policy_kl,
-    state_value,
-)
+from rlmech.metrics.measure import Metric, Outputs, bind
+from rlmech.metrics.score_metrics import action_flip, action_gap, action_score, policy_kl, state_value
 from rlmech.spec import PolicySpec
 from rlmech.statistics import bootstrap_mean, bootstrap_ratio, normalised_recovery
 
@@ -260,3 +252,16 @@ def test_clusters_of_unequal_size_leave_the_estimate_as_it_is():
 def test_clusters_that_do_not_label_the_pairs_are_refused():
     with pytest.raises(MetricError, match="Clusters label the pairs"):
         bootstrap_mean(np.zeros((1, 4)), clusters=[0, 1])
+
+
+@pytest.mark.parametrize("metric", [action_gap(2, 0), action_gap("IDLE", "FASTER"), action_gap()])
+def test_the_weights_of_a_linear_metric_give_what_it_measures(metric):
+    bound = bind(metric, Q, clean=CLEAN, corrupt=CORRUPT)
+    scores = torch.tensor([[0.5, -1.0, 2.0], [3.0, 0.25, -4.0]])
+    torch.testing.assert_close((scores * bound.weights).sum(-1), bound(scores))
+
+
+def test_a_metric_of_masked_scores_has_no_weights():
+    masked = Outputs(scores=torch.tensor([[1.0, -1e8, 4.0], [5.0, -1e8, 0.0]]))
+    assert bind(action_gap(2, 0), Q, clean=masked, corrupt=masked).weights is None
+    assert bind(policy_kl(), LOGITS, clean=CLEAN, corrupt=CORRUPT).weights is None

@@ -11,7 +11,7 @@ from torch import nn
 
 import rlmech as rlm
 from rlmech.errors import EngineError, SiteError
-from rlmech.metrics.score_metrics import bind
+from rlmech.metrics.measure import bind
 from rlmech.nets import ConvolutionalNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from rlmech.patching.sweeps import delta, sweep
 from rlmech.patching.sweeps.delta_linear import OneChannel
@@ -271,15 +271,15 @@ def test_outputs_out_of_memory_are_run_in_smaller_blocks(monkeypatch):
     policy = rlm.HookedPolicy(nets.mlp(4, 8, 3).double(), rand(2, 4).double())
     clean, corrupt = rand(40, 4, seed=1).double(), rand(40, 4, seed=2).double()
     whole = rlm.activation_patching(policy, clean=clean, corrupt=corrupt)
-    run, sizes = sweep.DeltaPlan.run, []
+    measured, sizes = sweep._Sweep._measured, []
 
-    def scarce(self, block):
+    def scarce(self, plan, block):
         sizes.append(block.n_rows)
         if block.n_rows > 20:
             raise torch.OutOfMemoryError
-        return run(self, block)
+        return measured(self, plan, block)
 
-    monkeypatch.setattr(sweep.DeltaPlan, "run", scarce)
+    monkeypatch.setattr(sweep._Sweep, "_measured", scarce)
     again = rlm.activation_patching(policy, clean=clean, corrupt=corrupt)
     assert max(sizes) > 20 >= sizes[-1]
     np.testing.assert_allclose(again["patched"], whole["patched"], atol=1e-12)
@@ -352,3 +352,18 @@ def test_the_same_jobs_are_planned_once_while_others_come_and_go(monkeypatch):
     for unit in (0, 1, 0, 2, 0, 3, 0):  # a table that forgets the first that came would plan unit 0 again
         run_sweep(policy, obs, [(rlm.Site(name, neuron=unit),)], sources=[cache], metric=metric)
     assert len(planned) == 4
+
+
+@pytest.mark.parametrize("named", [("gap of two actions", (1, 0)), ("each pair's own gap", ())], ids=lambda n: n[0])
+def test_reading_a_metric_off_the_last_layer_gives_what_it_measures_of_the_scores(case, named):
+    policy, clean, corrupt = case
+    gap = rlm.metrics.action_gap(*named[1])
+    plain = rlm.metrics.Metric(name="gap", unit=None, prepare=lambda context: lambda *row: gap.prepare(context)(*row))
+    given = {"clean": clean, "corrupt": corrupt, "sites": "auto"}
+    read = rlm.activation_patching(policy, metric=gap, **given)
+    measured = rlm.activation_patching(policy, metric=plain, **given)
+    np.testing.assert_allclose(read["patched"], measured["patched"], atol=1e-10)
+    still = read["no_op"].values
+    np.testing.assert_array_equal(still, measured["no_op"])
+    base = np.broadcast_to(read["corrupt"].values, still.shape)
+    np.testing.assert_array_equal(read["patched"].values[still], base[still])

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here"),
 ]
 WALK = """<script>
-(function () {
+document.addEventListener("drawn", function () {
   var seen = [];
   document.querySelectorAll(".steps").forEach(function (root) {
     var select = root.querySelector("select"), slider = root.querySelector("input");
@@ -37,7 +37,7 @@ WALK = """<script>
     });
   });
   document.body.dataset.walked = JSON.stringify(seen);
-})();
+});
 </script>"""
 
 
@@ -115,3 +115,31 @@ def test_a_run_without_steps_that_change_still_shows_its_first(tmp_path: Path):
     dom, console = opened(page, tmp_path / "profile")
     assert console == []
     assert '<div class="main"><div class="cell"><div class="drawing"><svg' in dom
+
+
+JUMP = """<script>
+document.addEventListener("drawn", function () {
+  var seen = [], output = document.querySelector(".controls output"), marks = document.querySelector(".marks");
+  var canvas = marks.querySelector("canvas"), box = canvas.getBoundingClientRect();
+  function click(place) { place.click(); seen.push(output.textContent); }
+  click(marks.querySelectorAll("button")[1]);
+  click(marks.querySelectorAll("button")[1]);
+  click(marks.querySelectorAll("button")[0]);
+  canvas.dispatchEvent(new MouseEvent("click", { clientX: box.left + box.width }));
+  seen.push(output.textContent);
+  document.body.dataset.walked = seen.join(",") + "," + marks.querySelectorAll("button").length;
+});
+</script>"""
+
+
+def test_many_changes_are_a_strip_that_is_clicked_anywhere_and_two_buttons(tmp_path: Path):
+    svg = SvgFigure(svg='<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>')
+    frames = tuple(
+        Frame(group="run", label=f"step {n}", mark="changed" if n % 2 else "", figures=(svg,)) for n in range(400)
+    )
+    panel = Panel(title="T", meaning="", figure=Steps(frames=frames))
+    page = report([Section(title="S", panels=(panel,))], tmp_path / "page.html")
+    page.write_text(page.read_text().replace("</body>", f"{JUMP}</body>"))
+    dom, console = opened(page, tmp_path / "profile")
+    assert console == []
+    assert 'data-walked="step 1,step 3,step 1,step 399,2"' in dom

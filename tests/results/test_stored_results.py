@@ -104,6 +104,13 @@ def pattern_of_a_recording() -> xr.DataArray:
     return plot.recorded_pattern(rlm.record(policy, env, seeds=[0], names=["*hook_pattern"], progress=False))
 
 
+def driven() -> xr.Dataset:
+    env = rlm.make_env("intersection-v2", config={"simulation_frequency": 5, "duration": 2})
+    policy = rlm.load("zoo:intersection-ego-attention")
+    given: dict[str, Any] = {"shares": lambda p, obs: attribution.shapley_values(p, obs)["value"]}
+    return attribution.driven_removal(policy, env, attributions=given, seeds=range(2), progress=False)
+
+
 EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.action_lens": lambda: attribution.action_lens(ego_attention(), states(3), reference=states(9, seed=1)),
     "attribution.attribute_actions": lambda: attribution.attribute_actions(ego_attention(), states(3)),
@@ -118,6 +125,14 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     ),
     "attribution.exact_integrated_gradients": lambda: attribution.exact_integrated_gradients(
         perceptron(), vectors(), baseline=vectors(1, seed=1)
+    ),
+    "attribution.driven_removal": driven,
+    "attribution.faithfulness": lambda: attribution.faithfulness(
+        perceptron(),
+        vectors(),
+        attributions={"saliency": lambda p, obs: attribution.saliency(p, obs, better=0, worse=1).attribution},
+        players="features",
+        n_subsets=2,
     ),
     "attribution.integrated_gradients": lambda: attribution.integrated_gradients(
         perceptron(), vectors(), baseline=vectors(1, seed=1)
@@ -134,6 +149,8 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.pattern_effects": lambda: attribution.pattern_effects(ego_attention(), states(2)),
     "attribution.region_margins": lambda: attribution.region_margins(perceptron(), vectors()),
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
+    "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
+    "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
     "certify.certified_map": lambda: certify.certified_map(
         rlm.load("zoo:highway-dqn-mlp"),
         torch.ones(1, 5, 5) / 2,

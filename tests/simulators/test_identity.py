@@ -12,6 +12,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.errors import ConfigError, RecordingError
+from rlmech.simulators import identity as identity_module
 from rlmech.simulators import simulator_of
 from rlmech.simulators.identity import differences
 from rlmech.simulators.values import told
@@ -212,3 +213,52 @@ def test_compiled_code_makes_no_other_environment() -> None:
     assert made is not None
     again = made()
     assert bool(rlm.simulators.acceleration(again)) == bool(rlm.simulators.acceleration(compiled))
+
+
+class Forgetful:
+    """Keeps half of itself when it is pickled."""
+
+    def __init__(self) -> None:
+        self.kept, self.left = 1, 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Forgetful, ()
+
+
+def _grown(env: Any) -> None:
+    env.unwrapped.own["list"].append(3)
+
+
+def _forgotten(env: Any) -> None:
+    env.unwrapped.own["forgetful"].left = 2
+
+
+def _written(env: Any) -> None:
+    env.unwrapped.own["array"][0] = 5
+
+
+def _other_function(env: Any) -> None:
+    env.unwrapped.own["function"] = lambda: 2
+
+
+def _other_layer(env: Any) -> None:
+    env.factor = 3.0
+
+
+@pytest.mark.parametrize("change", [_grown, _forgotten, _written, _other_function, _other_layer])
+def test_what_is_told_once_is_told_anew_after_any_live_change(change: Any) -> None:
+    env: Any = Scaled(cartpole())
+    env.unwrapped.own = {
+        "list": [1, 2],
+        "forgetful": Forgetful(),
+        "array": np.zeros(3),
+        "function": lambda: 1,
+        "back": env.unwrapped,
+    }
+    first, again = identity(env), identity(env)
+    assert first == again
+    change(env)
+    changed = identity(env)
+    assert changed != first
+    identity_module._TOLD.clear()  # as it is told without a memory
+    assert identity(env) == changed

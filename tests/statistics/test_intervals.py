@@ -17,6 +17,7 @@ from rlmech.statistics import (
     share_difference_interval,
     wilson,
 )
+from rlmech.statistics.draws import Draws, _freedom
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 N_SIMULATED = 2000
@@ -167,3 +168,45 @@ def test_the_largest_spread_is_at_least_the_true_one_as_often_as_it_says() -> No
     values = np.random.default_rng(0).normal(0, 3, (4000, 6))
     assert (largest_spread(values, scale=10.0) >= 3).mean() == pytest.approx(0.95, abs=0.012)
     assert largest_spread(np.zeros((1, 6)), scale=2.0)[0] > 0.5, "no difference seen is not no difference"
+
+
+def test_the_tails_are_those_of_the_sorted_studentised_means():
+    generator = np.random.default_rng(0)
+    values = generator.lognormal(size=(7, 30))
+    draws = Draws(values, np.ones(30), clusters=None, n_resamples=400, seed=3)
+    found = draws.interval(confidence=0.95, scale=1.0)
+    counts = draws.counts.astype(np.float64).T
+    rest = values - values.mean(1, keepdims=True)
+    variance = rest.var(1)
+    for site in range(7):
+        means = counts @ rest[site] / 30
+        spread = (counts @ rest[site] ** 2 / 30 - means**2) * 30 + variance[site] / 2
+        studentised = np.sort(means / np.sqrt(spread / (30.5 * 29)))
+        longer = 1 + 1.5 * abs((rest[site] ** 3).mean() / variance[site] ** 1.5) / np.sqrt(30)
+        small, error, t = 1 + 12 / 900, np.sqrt(variance[site] / 29), 2.0452296
+        np.testing.assert_allclose(
+            values[site].mean() - found.low[site], error * small * max(studentised[-10], t), rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            found.high[site] - values[site].mean(), error * small * longer * max(-studentised[9], t), rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "mostly zero"])
+def test_intervals_of_many_pairs_cover_whether_pairs_or_groups_of_them_are_drawn(kind):
+    generator, n = np.random.default_rng(1), 400
+    values = {"normal": generator.normal(size=(600, n)), "lognormal": generator.lognormal(size=(600, n))}
+    values["mostly zero"] = values["lognormal"] * (generator.random((600, n)) < 0.1)
+    mean = {"normal": 0.0, "lognormal": np.exp(0.5), "mostly zero": 0.1 * np.exp(0.5)}[kind]
+    interval = bootstrap_mean(values[kind], n_resamples=1000)
+    covered = np.mean((interval.low <= mean) & (mean <= interval.high))
+    assert 0.93 <= covered <= 0.999
+    assert interval.n_pairs == n
+
+
+def test_of_many_pairs_the_most_frequent_value_does_not_tell_of_the_spread():
+    values = np.zeros((1, 1000))
+    values[0, :20] = np.arange(20) + 1.0
+    few = _freedom(values, np.full(1, 1e-12))
+    assert few.tolist() == [20]
+    assert _freedom(np.arange(1000.0)[None], np.full(1, 1e-12)).tolist() == [999]

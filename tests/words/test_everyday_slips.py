@@ -20,7 +20,7 @@ from rlmech.errors import (
     UnknownNameError,
     nearest,
 )
-from rlmech.habits import OF_CACHE, OF_PACKAGE, OF_POLICY
+from rlmech.habits import OF_CACHE, OF_HOOK_POINT, OF_PACKAGE, OF_POLICY
 from rlmech.nets import EgoAttentionNetwork
 from tests import networks
 
@@ -185,6 +185,16 @@ SLIPS = {
     ),
     "reset_hooks": (lambda: ego().reset_hooks(), UnknownNameError, "policy.hooks(fwd_hooks="),
     "the network's own module": (lambda: ego().attention_layer, UnknownNameError, "policy.module.attention_layer"),
+    "from_pretrained of the class": (lambda: rlm.HookedPolicy.from_pretrained("gpt2"), UnknownNameError, "rlm.load("),
+    "load of the class": (lambda: rlm.HookedPolicy.load("policy.zip"), UnknownNameError, "rlm.load("),
+    "a slip in a constructor's name": (lambda: rlm.HookedPolicy.from_sb, UnknownNameError, "from_sb3"),
+    "the layer of a hook": (
+        lambda: ego().run_with_hooks(states(), fwd_hooks=[(Z, lambda value, hook: value * hook.layer())]),
+        UnknownNameError,
+        "hook.name",
+    ),
+    "the context of a hook": (lambda: ego().hook_dict[Z].ctx, UnknownNameError, "kept[hook.name] = tensor"),
+    "set_use_attn_result": (lambda: ego().set_use_attn_result(True), UnknownNameError, "policy.hook_dict"),
     "stack_head_results": (
         lambda: ego().run_with_cache(states())[1].stack_head_results(),
         UnknownNameError,
@@ -223,14 +233,31 @@ def test_an_error_inside_a_function_is_not_taken_for_a_wrong_call():
     assert not isinstance(caught.value, RlmechError)
 
 
-@pytest.mark.parametrize(("owner", "habits"), [("policy", OF_POLICY), ("cache", OF_CACHE), ("package", OF_PACKAGE)])
+@pytest.mark.parametrize(
+    ("owner", "habits"),
+    [
+        ("policy", OF_POLICY),
+        ("class", OF_POLICY),
+        ("hook point", OF_HOOK_POINT),
+        ("cache", OF_CACHE),
+        ("package", OF_PACKAGE),
+    ],
+)
 def test_no_habit_hides_a_name_that_is_there(owner, habits):
-    subject = {"policy": ego(), "cache": ego().run_with_cache(states())[1], "package": rlm}[owner]
+    subject = {
+        "policy": ego(),
+        "class": rlm.HookedPolicy,
+        "hook point": ego().point(Z),
+        "cache": ego().run_with_cache(states())[1],
+        "package": rlm,
+    }[owner]
     assert [name for name in habits if hasattr(subject, name)] == []
 
 
 def test_what_asks_whether_a_name_is_there_gets_no():
     assert not hasattr(ego(), "nothing_of_that_name")
+    assert not hasattr(rlm.HookedPolicy, "nothing_of_that_name")
+    assert not hasattr(ego().point(Z), "nothing_of_that_name")
     assert not hasattr(ego().run_with_cache(states())[1], "nothing_of_that_name")
     assert not hasattr(rlm, "nothing_of_that_name")
 

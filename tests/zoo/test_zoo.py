@@ -125,6 +125,6 @@ def test_the_graph_in_a_shipped_file_is_what_tracing_gives_today(
     """Else it would be opened with yesterday's graph: save_policy(load(file), file) writes it again."""
     monkeypatch.setenv("RLMECH_CACHE", str(tmp_path))
     shipped = rlm.load(f"zoo:{name}")
-    monkeypatch.setattr("rlmech.core.engine.known_graph", lambda *_: None)
+    monkeypatch.setattr("rlmech.core.graph_file.known_graph", lambda *_: None)
     assert shipped.stored_graph == rlm.load(f"zoo:{name}").stored_graph
     assert json.loads(safe_open(rlm.zoo.path(name), "pt").metadata()["rlmech"])["graph"] == shipped.stored_graph

@@ -26,7 +26,7 @@ def weights_in(values: Any, *, name: str) -> dict[str, Weights]:
         By their key; a bare state dict under "".
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The file holds no state dict.
     """
     if not isinstance(values, Mapping):
         raise _no_weights(name, f"a {type(values).__name__}")
@@ -44,7 +44,7 @@ def weights_in(values: Any, *, name: str) -> dict[str, Weights]:
 
 def _no_weights(name: str, given: str) -> CheckpointError:
     return CheckpointError(
-        f"{name} is not a state dict, and holds none.",
+        f"{name} is not a state dict, and holds no state dict.",
         given=given,
         expected="a mapping from names to tensors, or mappings of that kind by name",
         fix="save net.state_dict()",

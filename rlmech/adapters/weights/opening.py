@@ -15,7 +15,7 @@ from rlmech.adapters.safe import fit_weights
 from rlmech.adapters.spaces import Observation, draw_observations
 from rlmech.adapters.weights.content import joined, weights_for, weights_in
 from rlmech.adapters.weights.layers import build
-from rlmech.core.outputs import Selector
+from rlmech.core.output_leaves import Selector
 from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.reading import axes_of, record_of
 from rlmech.patching.sweeps.delta_linear import Chain, Folded, OneChannel, OneElement, Product
-from rlmech.patching.sweeps.delta_steps import Base, Block, Mixed, Plain, Runs, Softmax, Step, flat, size_of
+from rlmech.patching.sweeps.delta_steps import Base, Block, Mixed, Plain, Reading, Runs, Softmax, Step, flat, size_of
 from rlmech.patching.sweeps.flow import Flow, spread
 from rlmech.patching.sweeps.linear_chain import linear_sources
 
@@ -224,10 +224,8 @@ class DeltaPlan:
         start_alone = len(reached) == 1 and self.reaches[0].node is self.start and self.reaches[0].weighting is None
         return found if start_alone else found & self.replaced.find(runs)
 
-    def blocks(
-        self, runs: Runs, active: Bool[Tensor, "pair job"], *, elements: int
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """Blocks of rows to run, with the pair and the job of each row.
+    def blocks(self, runs: Runs, active: Bool[Tensor, "pair job"], *, elements: int) -> Iterator[Block]:
+        """Blocks of rows to run.
 
         Args:
             runs: Base and source runs.
@@ -240,15 +238,16 @@ class DeltaPlan:
         total = int(counts.sum())
         if total == 0:
             return
-        order = torch.arange(n_pairs, device=active.device)
-        chosen = None
+        chosen, order = None, None
         rows = n_pairs * n_jobs
         compressed = total < WORTH_COMPRESSING * rows and (rows - total) * self.width > WORTH_SAVING
         if compressed:
             order = counts.argsort(stable=True)[int((counts == 0).sum()) :]
+            reading = runs.reading
             runs = Runs(
                 base={n: self._ordered(n, runs.base[n], order) for n in self.base_nodes},
                 source={n: v.index_select(0, order) for n, v in runs.source.items()},
+                reading=None if reading is None else Reading(weights=reading.of(order), base=reading.base[order]),
                 matrices=runs.matrices,
             )
             chosen = active.index_select(0, order).byte().argsort(dim=1, descending=True, stable=True)
@@ -261,16 +260,10 @@ class DeltaPlan:
             slots = longest[pairs.stop - 1]
             for first in range(0, slots, most):
                 n_slots = min(most, slots - first)
-                mine = slice(first, first + n_slots)
-                jobs = mine if chosen is None else chosen[pairs, mine]
+                slot_range = slice(first, first + n_slots)
+                jobs = slot_range if chosen is None else chosen[pairs, slot_range]
                 n = pairs.stop - pairs.start
-                block = Block(runs=runs, pairs=pairs, jobs=jobs, n_pairs=n, n_slots=n_slots)
-                pair = order[pairs].repeat_interleave(n_slots)
-                if isinstance(jobs, Tensor):
-                    job = jobs.reshape(-1)
-                else:
-                    job = torch.arange(first, first + n_slots, device=order.device).repeat(n)
-                yield block, pair, job
+                yield Block(runs=runs, pairs=pairs, jobs=jobs, n_pairs=n, n_slots=n_slots, order=order)
 
     @staticmethod
     def _ordered(node: Node, value: Tensor, order: Tensor) -> Tensor:
@@ -281,6 +274,19 @@ class DeltaPlan:
         for node, step in self.steps.items():
             block.values[node] = step.run(block)
         return [block.values[end] for end in self.ends]
+
+    @property
+    def can_read(self) -> bool:
+        """Whether it gives a weighted sum of the first output for less than the output itself."""
+        return self.steps[self.ends[0]].can_read
+
+    def read(self, block: Block, reading: Reading) -> Float[Tensor, "pair slot"]:
+        """The weighted sum of a block's scores, the first output, which are not computed for it."""
+        for node, step in self.steps.items():
+            if node is self.ends[0]:  # what the others need comes after it
+                break
+            block.values[node] = step.run(block)
+        return self.steps[self.ends[0]].read(block, reading)
 
 
 def _pair_blocks(longest: Sequence[int], most: int) -> Iterator[slice]:

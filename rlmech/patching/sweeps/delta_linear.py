@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
-from rlmech.patching.sweeps.delta_steps import Block, Runs, Step, flat, size_of
+from rlmech.patching.sweeps.delta_steps import Block, Reading, Runs, Step, flat, size_of
 from rlmech.patching.sweeps.flow import Flow
 from rlmech.patching.sweeps.linear_chain import Values, linear_sources, push
 
@@ -111,6 +111,22 @@ class OneElement(Step):
             moved = torch.addcmul(base, change[:, :, None], row)
         return self.finish(moved.reshape(block.n_rows, *self.layout.canonical_shape[1:]))
 
+    @property
+    def can_read(self) -> bool:
+        """A row's sum is that of the base run, and the change times the weighted sum of its row."""
+        return len(self.node.sizes) == 2
+
+    def read(self, block: Block, reading: Reading) -> Tensor:
+        """The weighted sum of the node's value, `[pair slot]`."""
+        own = block.runs.prepared[self]
+        slope = reading.of(block.pairs) @ own["row"].T
+        slope = (
+            slope[:, block.jobs]
+            if isinstance(block.jobs, slice)
+            else slope.expand(block.n_pairs, -1).gather(1, block.jobs)
+        )
+        return torch.addcmul(reading.base[block.pairs][:, None], block.of_pairs_and_jobs(own["change"]), slope)
+
 
 class OneChannel(Step):
     """Each job changes one channel that a convolution reads: base + that channel's part of the convolution.
@@ -141,10 +157,10 @@ class OneChannel(Step):
         parts = torch.conv2d(change, own["kernels"], None, stride, padding, dilation, change.shape[1])
         parts = parts.reshape(block.n_pairs, change.shape[1], -1, *parts.shape[2:])
         if isinstance(block.jobs, slice):
-            mine = parts[:, self.channel[block.jobs]]
+            chosen = parts[:, self.channel[block.jobs]]
         else:
-            mine = parts[torch.arange(block.n_pairs, device=parts.device)[:, None], self.channel[block.jobs]]
-        return (block.base(self.node) + mine).reshape(block.n_rows, *parts.shape[2:])
+            chosen = parts[torch.arange(block.n_pairs, device=parts.device)[:, None], self.channel[block.jobs]]
+        return (block.base(self.node) + chosen).reshape(block.n_rows, *parts.shape[2:])
 
 
 class Folded(Step):

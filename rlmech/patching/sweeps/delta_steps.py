@@ -11,12 +11,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.reading import record_of
 from rlmech.patching.sweeps.flow import Flow, sizes_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A weighted sum of the scores, which a plan then gives instead of them.
+
+    Attributes:
+        weights: For each pair, or one row for all.
+        base: The sum in the base run.
+    """
+
+    weights: Float[Tensor, "pair_or_one action"]
+    base: Float[Tensor, " pair"]
+
+    def of(self, pairs: slice | Tensor) -> Tensor:
+        """The weights of some pairs, or the one row for all."""
+        return self.weights if len(self.weights) == 1 else self.weights[pairs]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,12 +44,14 @@ class Runs:
     Attributes:
         base: Values of the base run.
         source: Values of the run with the whole point replaced.
+        reading: What is read of the scores, where that is a weighted sum.
         matrices: What chains of linear operations come to, by their ends, for all plans of a sweep.
         prepared: What each step shares between blocks; plans themselves keep nothing of a call.
     """
 
     base: dict[Node, Tensor]
     source: dict[Node, Tensor]
+    reading: Reading | None = None
     matrices: dict[tuple[Node, Node], Tensor] = field(default_factory=dict)
     prepared: dict[Step, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -51,6 +71,7 @@ class Block:
         jobs: The jobs: the same ones for every pair, or `[pair slot]`.
         n_pairs: Number of pairs.
         n_slots: Number of slots.
+        order: The pair that each place of the runs stands for; None where they are in order.
         values: What has been computed, laid out like the nodes, a row for each (pair, slot).
     """
 
@@ -59,12 +80,33 @@ class Block:
     jobs: slice | Tensor
     n_pairs: int
     n_slots: int
+    order: Tensor | None = None
     values: dict[Node, Tensor] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
         """Rows of this block."""
         return self.n_pairs * self.n_slots
+
+    def rows_of(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The pair and the job of each row."""
+        pair = (
+            torch.arange(self.pairs.start, self.pairs.stop, device=device)
+            if self.order is None
+            else self.order[self.pairs]
+        )
+        if isinstance(self.jobs, Tensor):
+            return pair.repeat_interleave(self.n_slots), self.jobs.reshape(-1)
+        job = torch.arange(self.jobs.start, self.jobs.stop, device=device)
+        return pair.repeat_interleave(self.n_slots), job.repeat(self.n_pairs)
+
+    def put(self, values: Tensor, table: Tensor) -> None:
+        """Write a number for each pair and slot into a table [job pair]."""
+        if isinstance(self.jobs, slice) and self.order is None:
+            table[self.jobs, self.pairs] = values.reshape(self.n_pairs, self.n_slots).T
+        else:
+            pair, job = self.rows_of(table.device)
+            table[job, pair] = values.reshape(-1).to(table)
 
     def base(self, node: Node) -> Tensor:
         """Base values, [pair 1 ...]."""
@@ -105,6 +147,15 @@ class Step(ABC):
     @abstractmethod
     def run(self, block: Block) -> Tensor:
         """The node's value for a block, laid out like the node."""
+
+    @property
+    def can_read(self) -> bool:
+        """Whether it gives a weighted sum of its value, `[batch action]`, for less than the value itself."""
+        return False
+
+    def read(self, block: Block, reading: Reading) -> Tensor:
+        """The weighted sum of its value, `[pair slot]`."""
+        raise NotImplementedError
 
     def finish(self, value: Tensor) -> Tensor:
         """Rows, batch first, laid out like the node."""
@@ -211,6 +262,24 @@ class Plain(Step):
             return value.expand(sizes) if node.op == "expand" else value.reshape(sizes)
         result = self.call(*[self._given(arg, block) for arg in node.args], **node.kwargs)
         return result.reshape(block.n_rows, *result.shape[2:]) if self.broadcasts else result
+
+    @property
+    def can_read(self) -> bool:
+        """A linear layer: a row's sum is the product of what it reads with the weighted sum of the layer's weights."""
+        node = self.node
+        layer = node.op == "linear" and not node.kwargs and self.definition is None and len(node.sizes) == 2
+        return layer and self.computed == {node.args[0]} and not self.per_row
+
+    def read(self, block: Block, reading: Reading) -> Tensor:
+        """The weighted sum of the layer's value, `[pair slot]`."""
+        source, weight, *bias = self.node.args
+        weights, rows = reading.of(block.pairs), block.values[source]
+        slope = weights @ block.runs.base[weight]
+        if len(slope) == 1:
+            total = (rows @ slope[0]).reshape(block.n_pairs, block.n_slots)
+        else:
+            total = torch.bmm(rows.reshape(block.n_pairs, block.n_slots, -1), slope.unsqueeze(2)).squeeze(2)
+        return total + (weights @ block.runs.base[bias[0]])[:, None] if bias and bias[0] is not None else total
 
     def _given(self, value: Any, block: Block) -> Any:
         if not isinstance(value, Node):

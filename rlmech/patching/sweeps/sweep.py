@@ -28,9 +28,9 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.errors import SiteError
-from rlmech.metrics.score_metrics import BoundMetric, Outputs
+from rlmech.metrics.measure import BoundMetric, Outputs
 from rlmech.patching.sweeps.delta import DeltaPlan, NoDeltaError
-from rlmech.patching.sweeps.delta_steps import Runs
+from rlmech.patching.sweeps.delta_steps import Block, Reading, Runs
 from rlmech.patching.sweeps.distinct import distinct_rows, run_distinct
 from rlmech.patching.sweeps.independence import check_rows, refuse_train_mode
 from rlmech.patching.sweeps.journal import Journal
@@ -45,6 +45,8 @@ Measured on a processor with a megabyte of it per core, in time per sweep relati
 CHECKED_ROWS = 8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 """Largest difference of a delta plan from the plain suffix, relative to the scale of the outputs."""
+ORDINARY = 1e6
+"""Scores below this are no mask's (`core.masked`), nor does a patch of them make one."""
 FEW_ROWS = 512
 PLANS = 16
 """Sets of jobs whose plans a policy keeps, the last used ones, so that a search over ever other sites is bounded."""
@@ -151,12 +153,14 @@ class _Sweep:
         self.ends = [policy.points[name].address for name in names]
         self.groups = self._planned()
         self.matrices: dict[tuple[Node, Node], Tensor] = {}
+        self.reading: Reading | None = None
         self.base = self._base_run()
         self.outputs = [end.layout.show(Layout.of(end.node).restore(self.base[end.node])) for end in self.ends]
 
     def run(self, journal: Journal | None, on_jobs: Callable[[int], None]) -> Swept:
         pair = torch.arange(self.n_pairs, device=self.device)
-        unpatched = self._measure(self.outputs, pair).to(torch.float64)
+        base = self._measure(self.outputs, pair)
+        unpatched, self.reading = base.to(torch.float64), self._reading(base)
         measured = unpatched.expand(len(self.jobs), -1).clone()
         active = torch.ones(len(self.jobs), self.n_pairs, dtype=torch.bool, device=self.device)
         for number, group in enumerate(self.groups):
@@ -275,22 +279,36 @@ class _Sweep:
         runs = self._runs(group, plan)
         active = plan.active(runs)
         measured = unpatched.expand(group.n_jobs, -1).clone()
-        for block, pair, job in plan.blocks(runs, active, elements=elements):
-            outputs = [end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)]
-            measured[job, pair] = self._measure(outputs, pair).to(measured)
+        for block in plan.blocks(runs, active, elements=elements):
+            block.put(self._measured(plan, block), measured)
         active = active.T
         return torch.where(active, measured, unpatched), active
+
+    def _measured(self, plan: DeltaPlan, block: Block) -> Tensor:
+        """The metric of a block, a number for each pair and slot."""
+        if block.runs.reading is not None and plan.can_read:
+            return self.metric.checked(plan.read(block, block.runs.reading).reshape(-1))
+        outputs = [end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)]
+        return self._measure(outputs, block.rows_of(self.device)[0])
+
+    def _reading(self, base: Tensor) -> Reading | None:
+        """The metric as a weighted sum of the scores, where it is one, and no score is of a size that masks have."""
+        weights, scores = self.metric.weights, self.outputs[0]
+        ordinary = weights is not None and scores.ndim == 2 and self.ends[0].layout.is_identity
+        if not ordinary or weights is None or not bool((scores.abs() < ORDINARY).all()):
+            return None
+        return Reading(weights=weights.to(scores), base=base.to(scores))
 
     def _runs(self, group: _Group, plan: DeltaPlan) -> Runs:
         source = self._replaced(group)[0]
         value = source.address.layout.restore(source.value)
         if plan.source_nodes == (plan.start,):
             shown = {plan.start: Layout.of(plan.start).show(value)}
-            return Runs(base=self.base, source=shown, matrices=self.matrices)
+            return Runs(base=self.base, source=shown, reading=self.reading, matrices=self.matrices)
         program = self.engine.program(returned=plan.source_nodes, given=(plan.start,))
         values = program(self.arrays, (value,), ())
         shown = {n: Layout.of(n).show(v) for n, v in zip(plan.source_nodes, values, strict=True)}
-        return Runs(base=self.base, source=shown, matrices=self.matrices)
+        return Runs(base=self.base, source=shown, reading=self.reading, matrices=self.matrices)
 
     def _run_suffix(self, group: _Group) -> tuple[Tensor, Tensor]:
         suffix, replaced = self._ready(group), self._replaced(group)
@@ -322,14 +340,13 @@ class _Sweep:
         few = torch.zeros_like(active)
         few.view(-1)[rows] = True
         agrees = True
-        for block, pair, job in plan.blocks(runs, few, elements=plan.width * max(1, few.shape[1])):
-            for mine, theirs in zip(
-                (end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)),
-                suffix.run(self.arrays, self.base, self._replaced(group), job=job, pair=pair),
-                strict=True,
-            ):
-                tolerance = TOLERANCE.get(theirs.dtype, 1e-2)
-                agrees &= agree(mine, theirs, tolerance=tolerance, smallest_scale=1.0)
+        for block in plan.blocks(runs, few, elements=plan.width * max(1, few.shape[1])):
+            pair, job = block.rows_of(self.device)
+            theirs = suffix.run(self.arrays, self.base, self._replaced(group), job=job, pair=pair)
+            mine = [end.layout.show(v) for end, v in zip(self.ends, plan.run(block), strict=True)]
+            measured = self._measure(theirs, pair)
+            for ours, plain in ((self._measured(plan, block), measured), *zip(mine, theirs, strict=True)):
+                agrees &= agree(ours, plain, tolerance=TOLERANCE.get(plain.dtype, 1e-2), smallest_scale=1.0)
         group.checked = len(rows) > 0
         if not agrees:
             group.plan = None

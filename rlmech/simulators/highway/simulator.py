@@ -16,7 +16,7 @@ from rlmech.simulators.highway.measures import VEHICLE_COLUMNS, scene_summary
 from rlmech.simulators.highway.staging.edits import EDITS
 from rlmech.simulators.highway.traffic import HighwayWorld, lanes_of
 from rlmech.simulators.identity import identity_of
-from rlmech.simulators.protocol import Column, Outcome
+from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
 
@@ -32,6 +32,7 @@ class Highway:
 
     name = "highway"
     can_accelerate = True
+    entity = "vehicle"
     entity_columns: Mapping[str, Column] = VEHICLE_COLUMNS
     edits: Mapping[str, Callable[..., Any]] = EDITS
     outcomes: Sequence[Outcome] = (
@@ -56,9 +57,13 @@ class Highway:
         """The environment and who is who on its road."""
         return HighwayWorld(env)
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
         """`distance` in m to the nearest vehicle, `ttc` in s."""
         return scene_summary(entities)
+
+    def episode_values(self, world: World) -> Mapping[str, Value | str]:
+        """Nothing."""
+        return {}
 
     def map(self, env: gym.Env) -> list[dict[str, Any]]:
         """The road's lanes."""

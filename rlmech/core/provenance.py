@@ -1,4 +1,4 @@
-"""Which policy a result is of, in the attributes of results that have no metric."""
+"""Which policy a result is of, and which version of the package made it, in the attributes of every result."""
 
 from __future__ import annotations
 
