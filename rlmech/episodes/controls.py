@@ -60,8 +60,8 @@ def with_controls(
     extended, control_of = dict(conditions), dict[str, str]()
     states = _states(policy, env, seeds) if "random_direction" in kinds else None
     for name, condition in conditions.items():
-        if not condition.edits:
-            continue  # another policy has no sites
+        if not condition.edits or not kinds:
+            continue  # another policy has no sites, and a function needs none where no control is asked for
         edits = [_own(name, edit) for edit in condition.edits]
         hooked = condition.policy or policy
         for kind in kinds:

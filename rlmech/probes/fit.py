@@ -22,10 +22,11 @@ from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
+from rlmech.nets.untrained import untrained
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.probes.cross_validation import CrossValidation, Method, Scored
 from rlmech.probes.probe import CONTROLS, Probe, Probes
-from rlmech.probes.states import activations, entity_axis, states_of, untrained
+from rlmech.probes.states import activations, entity_axis, states_of
 from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
 

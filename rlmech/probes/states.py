@@ -1,15 +1,13 @@
-"""The rows that a probe sees: a recording's states, what stands at a site in each, and untrained twins of a policy."""
+"""The rows that a probe sees: a recording's states, what stands at a site in each."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
 
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site, read
@@ -67,29 +65,3 @@ def states_of(policy: HookedPolicy, recording: Recording) -> Any:
     """The recording's observations, after a look whether they are the policy's."""
     recording.check_policy(policy)
     return recording.observations
-
-
-def untrained(policy: HookedPolicy, seed: int) -> HookedPolicy:
-    """The same architecture with weights as they are before training.
-
-    Layers are initialised as torch does; parameters that no layer initialises are put in a random order.
-    """
-    twin = copy.deepcopy(policy)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in twin.module.modules():
-            own = list(module.parameters(recurse=False))
-            if not own:
-                continue
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if callable(reset):
-                reset()
-            else:
-                for parameter in own:
-                    _shuffle(parameter)
-    return twin
-
-
-def _shuffle(parameter: nn.Parameter) -> None:
-    flat = parameter.detach().flatten()
-    parameter.copy_(flat[torch.randperm(len(flat))].reshape(parameter.shape))

@@ -287,3 +287,8 @@ def test_recordings_without_a_common_seed_are_not_compared(driver: rlm.HookedPol
         rlm.episodes.compare_recordings({"baseline": one, "other": two})
     with pytest.raises(ConfigError, match="nothing to compare"):
         rlm.episodes.compare_recordings({"one": one, "two": two})
+
+
+def test_functions_on_hook_points_are_compared_where_no_controls_are_asked_for(driver: rlm.HookedPolicy) -> None:
+    as_it_is = [("hook_obs", lambda value, hook: value)]
+    assert (compared(driver, conditions={"as it is": as_it_is}, seeds=range(2))["delta_return"] == 0).all()

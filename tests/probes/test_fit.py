@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import rlmech as rlm
 from rlmech.errors import ConfigError, RecordingError
+from rlmech.nets.untrained import untrained
 from rlmech.probes import entities, fit_probe, of_entity, within
-from rlmech.probes.states import untrained
 
 
 class Balancing(nn.Module):

@@ -104,6 +104,13 @@ def pattern_of_a_recording() -> xr.DataArray:
     return plot.recorded_pattern(rlm.record(policy, env, seeds=[0], names=["*hook_pattern"], progress=False))
 
 
+def driven() -> xr.Dataset:
+    env = rlm.make_env("intersection-v2", config={"simulation_frequency": 5, "duration": 2})
+    policy = rlm.load("zoo:intersection-ego-attention")
+    given: dict[str, Any] = {"shares": lambda p, obs: attribution.shapley_values(p, obs)["value"]}
+    return attribution.driven_removal(policy, env, attributions=given, seeds=range(2), progress=False)
+
+
 EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.action_lens": lambda: attribution.action_lens(ego_attention(), states(3), reference=states(9, seed=1)),
     "attribution.attribute_actions": lambda: attribution.attribute_actions(ego_attention(), states(3)),
@@ -118,6 +125,14 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     ),
     "attribution.exact_integrated_gradients": lambda: attribution.exact_integrated_gradients(
         perceptron(), vectors(), baseline=vectors(1, seed=1)
+    ),
+    "attribution.driven_removal": driven,
+    "attribution.faithfulness": lambda: attribution.faithfulness(
+        perceptron(),
+        vectors(),
+        attributions={"saliency": lambda p, obs: attribution.saliency(p, obs, better=0, worse=1).attribution},
+        players="features",
+        n_subsets=2,
     ),
     "attribution.integrated_gradients": lambda: attribution.integrated_gradients(
         perceptron(), vectors(), baseline=vectors(1, seed=1)
@@ -136,6 +151,17 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
     "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
     "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
+    "certify.certified_map": lambda: certify.certified_map(
+        rlm.load("zoo:highway-dqn-mlp"),
+        torch.ones(1, 5, 5) / 2,
+        over={"vx": [0.0, 1.0], "x": [9.0, 10.0, 11.0]},
+        entity=1,
+        n_boxes=2,
+    ),
+    "certify.certified_radius": lambda: certify.certified_radius(
+        ego_attention(), states(1), move=certify.Move(features=["x"]), over="entity", limit=0.1, n_boxes=0
+    ),
+    "certify.check": lambda: certify.check(perceptron(), vectors(3), box=0.01, claim=certify.Never("LEFT"), n_boxes=4),
     "certify.score_bounds": lambda: certify.score_bounds(
         ego_attention(), states(3), box=certify.Move(features=["x"], entities=[1])
     ),
