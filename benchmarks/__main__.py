@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import affine, episodes, forward, startup, sweeps, tables
+from benchmarks import affine, certify, episodes, forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine", "episodes")
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "episodes")
 
 
 def main() -> None:
@@ -43,9 +43,10 @@ def main() -> None:
         ):
             rows = list(measured)
             _finish(name, rows, tables.plain_table(rows), arguments.out)
-    if "affine" in arguments.suites:
-        rows = list(affine.measure(rounds=max(5, arguments.rounds // 4)))
-        _finish("affine", rows, tables.plain_table(rows), arguments.out)
+    plain = {"affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)), "certify": certify.measure}
+    for name in plain.keys() & set(arguments.suites):
+        rows = list(plain[name]())
+        _finish(name, rows, tables.plain_table(rows), arguments.out)
     if "episodes" in arguments.suites:
         for name, suite in episodes.SUITE.items():
             rows = list(suite(rounds=max(3, arguments.rounds // 4) if name == "episodes_workers" else arguments.rounds))

@@ -180,7 +180,12 @@ def region_of(
     limits = ranges(policy, arrays)
     if isinstance(box, Move):
         reach = box.reach(policy, arrays)
-        found = moved_box(arrays, reach, 1.0, limits if box.clipped else None)
+        found = moved_box(arrays, [_rounded_up(a, by) for a, by in zip(arrays, reach, strict=True)], 1.0, None)
+        if box.clipped:
+            found = tuple(
+                Interval(torch.maximum(end.low, limit.low), torch.minimum(end.high, limit.high))
+                for end, limit in zip(found, limits, strict=True)
+            )
         ball = None if box.norm == "inf" else Ball(norm=int(box.norm), radii=reach)
     else:
         found, ball = box_around(policy, arrays, box), None
@@ -209,6 +214,12 @@ def moved_box(
             low, high = torch.maximum(low, limits[place].low), torch.minimum(high, limits[place].high)
         found.append(Interval(low, high))
     return tuple(found)
+
+
+def _rounded_up(array: Tensor, reach: Tensor) -> Tensor:
+    """How far a state moved in the policy's own precision can come, which rounds it, perhaps outward."""
+    precision = array.dtype if array.is_floating_point() else torch.float64
+    return reach + torch.finfo(precision).eps * (array.double().abs() + reach) * (reach > 0)
 
 
 def _check_range(policy: HookedPolicy, array: Tensor, own: Interval, limit: Interval) -> None:

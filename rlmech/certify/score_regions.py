@@ -28,6 +28,8 @@ from rlmech.core.policy import HookedPolicy
 Method = Literal["interval", "linear"]
 _NUMBERS_AT_ONCE = 2**20
 """Weights in a block: as many as stay in the processor's cache."""
+_SLACK = 1e-12
+"""Of its terms, for the rounding of a linear bound itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +38,12 @@ class Bounded:
 
     Attributes:
         low: The bounds.
-        slopes: Slopes of the linear bound on each array of the observation; empty for intervals.
+        base: The linear bounds' values at the observation; those of the whole box for intervals.
+        slopes: Their slopes on each array of the observation; empty for intervals.
     """
 
     low: Float[Tensor, "bound batch"]
+    base: Float[Tensor, "bound batch"]
     slopes: tuple[Tensor, ...]
 
 
@@ -115,6 +119,7 @@ class ScoreRegions:
             )
         return Bounded(
             low=torch.cat([each.low for each in found], dim=1),
+            base=torch.cat([each.base for each in found], dim=1),
             slopes=tuple(torch.cat(parts, dim=1) for parts in zip(*(each.slopes for each in found), strict=True)),
         )
 
@@ -123,7 +128,8 @@ class ScoreRegions:
     ) -> Bounded:
         if not len(arrays[0]):
             empty = tuple(weights.new_zeros(len(weights), *array.shape) for array in arrays)
-            return Bounded(low=weights.new_zeros(len(weights), 0), slopes=empty if method == "linear" else ())
+            none = weights.new_zeros(len(weights), 0)
+            return Bounded(low=none, base=none, slopes=empty if method == "linear" else ())
         node = self.address.node
         with torch.no_grad():
             region = Region(
@@ -141,10 +147,11 @@ class ScoreRegions:
             low, high = (self.address.layout.show(end) for end in (ends.low, ends.high))
             by_interval = (weights.clamp(min=0) * low + weights.clamp(max=0) * high).sum(-1)
             if method == "interval":
-                return Bounded(low=by_interval, slopes=())
+                return Bounded(low=by_interval, base=by_interval, slopes=())
             upper = region.upper(node, torch.stack([self.address.layout.restore(-row) for row in weights]), "adapted")
             return Bounded(
                 low=torch.maximum(-(upper.value + region.largest(upper)), by_interval),
+                base=-(upper.value + upper.gap + _SLACK * (upper.value.abs() + upper.gap.abs())),
                 slopes=tuple(-slope for slope in upper.slopes),
             )
 

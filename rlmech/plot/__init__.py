@@ -5,6 +5,7 @@ show in a notebook, and `report` puts them into one self-contained HTML page.
 """
 
 from rlmech.plot.attention_heads import AttentionFigure, attention, recorded_pattern
+from rlmech.plot.certified import certified_map
 from rlmech.plot.circuit_drawing import circuit_graph
 from rlmech.plot.comparisons import comparison, dose_response
 from rlmech.plot.episode import q_values, scores
@@ -26,6 +27,7 @@ __all__ = [
     "Steps",
     "SvgFigure",
     "attention",
+    "certified_map",
     "circuit",
     "circuit_graph",
     "comparison",

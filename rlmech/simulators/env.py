@@ -68,18 +68,18 @@ def make_env(
     kwargs, wrappers = dict[str, Any](), tuple[str, ...]()
     if isinstance(env_id, PolicySpec):
         kwargs, wrappers = dict(env_id.env_kwargs), env_id.env_wrappers
-        config = env_id.env_config | dict(config or {}) or None
+        config = env_id.env_config | dict(config or {})
         env_id = _id_of(env_id)
     _register(env_id)
     kwargs |= keywords
-    if config is not None:
+    if config:  # an empty one, as the spec of other environments holds, says nothing
         kwargs["config"] = dict(config)
     try:
         if render_mode is not None:  # a constructor need not take it
             kwargs["render_mode"] = render_mode
         env = wrapped(gym.make(env_id, **kwargs), wrappers)
     except TypeError as error:
-        if config is None or "config" not in str(error):
+        if not config or "config" not in str(error):
             raise
         raise ConfigError(
             f"{env_id} takes no configuration.",

@@ -18,6 +18,7 @@ def ego_attention():
     policy = rlm.load("zoo:intersection-ego-attention")
     states = scenes(6, n_entities=15, seed=3)
     states[:, 9:] = 0  # of the vehicles that are not there
+    states[:, 1, 0] = 1
     return policy, states
 
 

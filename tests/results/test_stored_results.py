@@ -151,6 +151,17 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "attribution.saliency": lambda: attribution.saliency(dict_policy(), slashed(3)),
     "attribution.shapley_interactions": lambda: attribution.shapley_interactions(ego_attention(), states(2)),
     "attribution.shapley_values": lambda: attribution.shapley_values(ego_attention(), states(2)),
+    "certify.certified_map": lambda: certify.certified_map(
+        rlm.load("zoo:highway-dqn-mlp"),
+        torch.ones(1, 5, 5) / 2,
+        over={"vx": [0.0, 1.0], "x": [9.0, 10.0, 11.0]},
+        entity=1,
+        n_boxes=2,
+    ),
+    "certify.certified_radius": lambda: certify.certified_radius(
+        ego_attention(), states(1), move=certify.Move(features=["x"]), over="entity", limit=0.1, n_boxes=0
+    ),
+    "certify.check": lambda: certify.check(perceptron(), vectors(3), box=0.01, claim=certify.Never("LEFT"), n_boxes=4),
     "certify.score_bounds": lambda: certify.score_bounds(
         ego_attention(), states(3), box=certify.Move(features=["x"], entities=[1])
     ),

@@ -30,6 +30,10 @@ def test_a_configuration_for_an_environment_that_takes_none_is_refused() -> None
         make_env("CartPole-v1", config={"lanes": 2})
 
 
+def test_an_empty_configuration_is_none():
+    assert make_env("CartPole-v1", config={}).spec.id == "CartPole-v1"
+
+
 def test_the_spec_of_an_intersection_has_metres_and_metres_per_second() -> None:
     spec = spec_of(make_env("intersection-v2"))
     assert spec.entities == ("ego", *(f"vehicle_{i}" for i in range(1, 15)))

@@ -29,6 +29,8 @@ from rlmech.core.operations.reading import behaviour, record_of
 
 LARGEST_REFINED = 2**23
 """Numbers of the weights on one node up to which what bends is bounded by lines, beyond by its interval alone."""
+_STILL = 2**12
+"""Epsilons of a number's size up to which a move of it counts as rounding."""
 _SLACK = 1e-12
 """Of the terms of a linear bound, for the rounding of the bound itself."""
 
@@ -200,7 +202,8 @@ class Region:
         known = self.known
         if bends(node, known):
             for read in dict.fromkeys(node.inputs()):
-                self._refine(read)
+                if self._matters(read, node):
+                    self._refine(read)
             self._bent.add(node)
         if node in self._bent or any(read in self._behind_bends for read in node.inputs()):
             self._behind_bends.add(node)
@@ -208,6 +211,17 @@ class Region:
         ends = known.intervals[node]
         if known.is_mask(node) and isinstance(ends.low, Tensor) and bool((ends.low == ends.high).all()):
             del known.intervals[node]  # a mask that cannot turn in the box
+
+    def _matters(self, node: Node, reader: Node) -> bool:
+        """Whether how far a node moves changes what a reader leaves over by more than rounding does."""
+        if behaviour(reader, self.known.moving()) != "product":
+            return True
+        others = [read for read in reader.inputs() if read is not node and read in self.known.intervals]
+        return not others or any(self._moves(read) for read in others)
+
+    def _moves(self, node: Node) -> bool:
+        ends = self.known.intervals[node]
+        return bool((ends.high - ends.low > _STILL * self.known.epsilon * (1 + ends.size)).any())
 
     def _refine(self, node: Node) -> None:
         """Bound a node by lines, and keep what is nearer."""
