@@ -5,7 +5,8 @@
 Both shipped policies, on states that they met; offline by `faithfulness`, and on the road by `driven_removal`, which
 takes the most important vehicle from view at every step. What a policy cannot be given is listed with the reason.
 Integrated gradients and DeepLift start from the same vehicles with mean features, for a line to absence would cross the
-mask: they answer what another vehicle there would do, and are measured here by what no vehicle does. With Quantus installed its PixelFlipping and FaithfulnessCorrelation are computed on the same inputs of a perceptron.
+mask: they answer what another vehicle there would do, and are measured here by what no vehicle does.
+With Quantus installed its PixelFlipping and FaithfulnessCorrelation are computed on the same inputs of a perceptron.
 """
 
 from __future__ import annotations
