@@ -11,12 +11,12 @@
 
 from rlmech.attribution.action_terms import attribute_actions, centre_actions
 from rlmech.attribution.affine import local_affine
+from rlmech.attribution.attribution_quality import faithfulness
 from rlmech.attribution.captum_attribution import deep_lift, integrated_gradients, saliency
 from rlmech.attribution.captum_conductance import layer_conductance, neuron_conductance
+from rlmech.attribution.closed_loop_removal import driven_removal
 from rlmech.attribution.direct import direct_action_attribution
-from rlmech.attribution.driven_removal import driven_removal
 from rlmech.attribution.exact_gradients import exact_integrated_gradients
-from rlmech.attribution.faithfulness import faithfulness
 from rlmech.attribution.first_order import attribution_patching
 from rlmech.attribution.lens import action_lens
 from rlmech.attribution.patterns import key_feature_effects, pattern_effects

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError, MetricError, ObservationError
 from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, bind
@@ -29,7 +29,6 @@ from rlmech.statistics import (
     normalised_recovery,
 )
 
-VERSION = version("rlmech")
 SHARE = "fraction"
 """The unit of a metric that says yes or no in each pair, so that its mean is a share."""
 Direction = Literal["denoise", "noise"]
@@ -202,9 +201,7 @@ def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed:
         "metric_units": bound.unit,
         "n_pairs": n_pairs,
         "seed": seed,
-        "policy": policy.fingerprint,
-        "engine": policy.engine,
-        "rlmech": VERSION,
+        **provenance(policy),
     }
 
 

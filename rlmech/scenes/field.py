@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Float
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
+from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.errors import SceneError
 from rlmech.results import storable
@@ -161,8 +161,7 @@ def scene_field(
             "rows": rows,
             "before": scene.describe(),
             "after": "" if edited is None else edited.describe(),
-            "policy": policy.fingerprint,
-            "rlmech": version("rlmech"),
+            **provenance(policy),
         },
     )
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.provenance import provenance
 from rlmech.errors import SceneError
 from rlmech.results import storable
 from rlmech.scenes.probe import (
@@ -135,8 +135,7 @@ def smallest_change(
             "tolerance": ", ".join(f"{name} {settings[name].near:.4g} {units[name]}".rstrip() for name in searched),
             "range": ", ".join(f"{name} {settings[name].limit:.4g} {units[name]}".rstrip() for name in searched),
             "scene": scene.describe(),
-            "policy": policy.fingerprint,
-            "rlmech": version("rlmech"),
+            **provenance(policy),
         },
     )
 

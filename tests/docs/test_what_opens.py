@@ -224,11 +224,14 @@ ROWS = [
     ),
     Row(
         "shipped",
-        '`rlm.load("zoo:intersection-ego-attention")`, `"zoo:highway-dqn-mlp"`',
+        '`rlm.load("zoo:intersection-ego-attention")`, `"zoo:highway-dqn-mlp"`, `"zoo:minigrid-doorkey-mlp"`, '
+        '`"zoo:cue-recall-lstm"`',
         "`rlm.zoo.list()` shows their cards",
         {
             "ego attention": lambda _: [rlm.load("zoo:intersection-ego-attention")],
             "perceptron": lambda _: [rlm.load("zoo:highway-dqn-mlp")],
+            "grid": lambda _: [rlm.load("zoo:minigrid-doorkey-mlp")],
+            "memory": lambda _: [rlm.load("zoo:cue-recall-lstm")],
         },
     ),
 ]

@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
-from rlmech.attribution.faithfulness import ALONE, RANDOM, Attributed, players_of
+from rlmech.attribution.attribution_quality import ALONE, RANDOM, Attributed, players_of
 from rlmech.attribution.games import Game, game_of
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.policy import HookedPolicy
