@@ -50,6 +50,7 @@ MODULES: tuple[str, ...] = (
     "attribution",
     "certify",
     "circuits",
+    "distil",
     "edges",
     "episodes",
     "metrics",

@@ -15,6 +15,7 @@ from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
 from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, report
+from rlmech.plot.student_curves import students
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
 
@@ -42,5 +43,6 @@ __all__ = [
     "scene",
     "scores",
     "side_by_side",
+    "students",
     "sweep",
 ]

@@ -96,3 +96,13 @@ def test_a_lazy_network_opens_once_it_has_seen_an_input():
     network(X)
 
     assert rlm.HookedPolicy(network, X)(X).shape == (4, 2)
+
+
+def test_a_module_with_an_empty_buffer_has_a_fingerprint_that_tells_its_name() -> None:
+    def wrapped(name: str) -> rlm.HookedPolicy:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        net.register_buffer(name, torch.zeros(0, 3))
+        return rlm.HookedPolicy(net, torch.rand(2, 4))
+
+    assert wrapped("a").fingerprint == wrapped("a").fingerprint != wrapped("b").fingerprint

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import nn
 
 import rlmech as rlm
-from rlmech import attribution, certify, circuits, edges, episodes, patching, plot, probes, scenes
+from rlmech import attribution, certify, circuits, distil, edges, episodes, patching, plot, probes, scenes
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.public_names import MODULES
 from rlmech.results import storable
@@ -220,6 +220,11 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         perceptron(), vectors(), site="1.hook_out", vector=torch.ones(5), coefficients=[0.0, 1.0]
     ),
     "plot.recorded_pattern": pattern_of_a_recording,
+    "distil.distil": lambda: (
+        distil.distil(
+            perceptron(), gym.make("CartPole-v1"), seeds=range(2), test_seeds=range(5, 9), sizes=[2], n_rounds=1
+        ).result
+    ),
     "probes.concept_sensitivity": lambda: probes.concept_sensitivity(
         perceptron(), vectors(40), concept(), reference=vectors(40), metric=rlm.metrics.action_score(0)
     ),
