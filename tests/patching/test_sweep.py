@@ -92,22 +92,29 @@ def metric_of(policy, clean, corrupt):
     )
 
 
-@pytest.mark.parametrize("few_rows", [0, 10**9], ids=["folded and compressed", "neither"])
-def test_every_job_is_what_hooking_it_by_itself_gives(case, few_rows, monkeypatch):
+@pytest.fixture(scope="module")
+def hooked_alone(case):
+    """Jobs of a case, the run that they read from, and what hooking each by itself gives."""
     policy, clean, corrupt = case
+    with torch.no_grad():
+        cache = policy.run_with_cache(clean)[1]
+        cache = {name: cache[name] for name in policy.hook_dict}
+    generator = np.random.default_rng(0)
+    names = [name for name, point in policy.hook_dict.items() if name != "hook_value"]
+    jobs = [job for name in names for job in jobs_on(policy, name, generator)]
+    return jobs, cache, measured(policy, corrupt, jobs, cache)
+
+
+@pytest.mark.parametrize("few_rows", [0, 10**9], ids=["folded and compressed", "neither"])
+def test_every_job_is_what_hooking_it_by_itself_gives(case, hooked_alone, few_rows, monkeypatch):
+    policy, clean, corrupt = case
+    jobs, cache, expected = hooked_alone
     monkeypatch.setattr(sweep, "FEW_ROWS", few_rows)
     if few_rows == 0:  # and leave out every row that can be left out
         monkeypatch.setattr(delta, "WORTH_SAVING", -1)
         monkeypatch.setattr(delta, "WORTH_COMPRESSING", 2)
-    with torch.no_grad():
-        cache = policy.run_with_cache(clean)[1]
-        cache = {name: cache[name] for name in policy.hook_dict}
     metric = metric_of(policy, clean, corrupt)
-    generator = np.random.default_rng(0)
-    names = [name for name, point in policy.hook_dict.items() if name != "hook_value"]
-    jobs = [job for name in names for job in jobs_on(policy, name, generator)]
     swept = run_sweep(policy, corrupt, jobs, sources=[cache], metric=metric)
-    expected = measured(policy, corrupt, jobs, cache)
     worst = (swept.measured - expected).abs().max(1).values
     assert float(worst.max()) < 1e-9, jobs[int(worst.argmax())]
     unpatched = outputs_of(policy, corrupt).scores[:, 1]
