@@ -20,6 +20,17 @@ def forced_eager(module, obs, spec=None):
     return policy, engine
 
 
+class RowsInTwo(nn.Module):
+    """Each row as two, one below the other: what it holds in between has twice as many rows as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.relu, self.head = nn.Linear(2, 5), nn.ReLU(), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.head(self.relu(self.inner(x.reshape(-1, 2))).reshape(-1, 10))
+
+
 @pytest.mark.parametrize(
     ("make", "obs"),
     [
@@ -30,6 +41,7 @@ def forced_eager(module, obs, spec=None):
         (nets.DictObservation, {"track": torch.rand(3, 6, 3), "camera": torch.rand(3, 4)}),
         (lambda: EgoAttentionNetwork(7, 3), nets.scenes(3)),
         (nets.ScaledQueries, nets.scenes(3)),
+        (lambda: RowsInTwo(), torch.rand(3, 4)),
     ],
 )
 def test_eager_offers_the_graphs_points_with_the_same_values(make, obs):
