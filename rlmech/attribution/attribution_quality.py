@@ -96,7 +96,7 @@ def faithfulness(
             "There is nothing to measure." if not attributions else "That name is taken.",
             given=", ".join(attributions) or "no attributions",
             expected=f"attributions by name, none named {RANDOM!r} or {ALONE!r}",
-            fix="attributions={'mine': values}",
+            fix="attributions={'shapley': values}",
         )
     rng = np.random.default_rng(seed)
     rows = _Rows.of(game, n_subsets=n_subsets, rng=rng)

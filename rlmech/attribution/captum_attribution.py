@@ -24,9 +24,9 @@ from rlmech.attribution.captum_model import (
     change_of,
     completeness,
     coordinates,
+    inputs_of,
     module_at,
     quiet,
-    real_arrays,
     variables,
 )
 from rlmech.attribution.readouts import made_by, observed_arrays, readouts
@@ -181,7 +181,8 @@ def saliency(
         ('batch', 'action', 'feature')
     """
     method, rows = captum_methods().Saliency, readouts(policy, better=better, worse=worse)
-    model, inputs = ReadoutModule(policy, rows), real_arrays(policy, policy.coerce(obs), rows)
+    model = ReadoutModule(policy, rows)
+    inputs = inputs_of(model, policy, obs)
     with quiet():
         found = [
             method(model).attribute(tuple(v.clone().requires_grad_() for v in inputs), target=i)
@@ -204,11 +205,8 @@ def _between(
 ) -> xr.Dataset:
     """An attribution of what lies between a baseline and the observation."""
     rows = readouts(policy, better=better, worse=worse)
-    model, inputs, start = (
-        ReadoutModule(policy, rows),
-        real_arrays(policy, policy.coerce(obs), rows),
-        baseline_rows(policy, obs, baseline, rows),
-    )
+    model = ReadoutModule(policy, rows)
+    inputs, start = inputs_of(model, policy, obs), baseline_rows(model, policy, obs, baseline)
     with quiet():
         found = [
             tuple(part.detach() for part in attribute(model, inputs, start, target))

@@ -21,11 +21,11 @@ from rlmech.attribution.captum_model import (
     change_of,
     completeness,
     coordinates,
+    inputs_of,
     layer_coordinates,
     layer_of,
     only,
     quiet,
-    real_arrays,
     variables,
 )
 from rlmech.attribution.readouts import array, made_by, observed_arrays, readouts
@@ -84,11 +84,8 @@ def layer_conductance(
     """
     layer, method = layer_of(policy, name), captum_methods().LayerConductance
     rows = readouts(policy, better=better, worse=worse)
-    model, inputs, start = (
-        ReadoutModule(policy, rows),
-        real_arrays(policy, policy.coerce(obs), rows),
-        baseline_rows(policy, obs, baseline, rows),
-    )
+    model = ReadoutModule(policy, rows)
+    inputs, start = inputs_of(model, policy, obs), baseline_rows(model, policy, obs, baseline)
     with quiet():
         found = [
             only(method(model, layer).attribute(inputs, start, target=i, n_steps=n_steps, method=MIDPOINT_RULE))
@@ -164,11 +161,8 @@ def neuron_conductance(
             fix="give one number for each of these axes",
         )
     rows = readouts(policy, better=better, worse=worse)
-    model, inputs, start = (
-        ReadoutModule(policy, rows),
-        real_arrays(policy, policy.coerce(obs), rows),
-        baseline_rows(policy, obs, baseline, rows),
-    )
+    model = ReadoutModule(policy, rows)
+    inputs, start = inputs_of(model, policy, obs), baseline_rows(model, policy, obs, baseline)
     found: list[tuple[Tensor, ...]] = []
     own: list[Tensor] = []
     with quiet():

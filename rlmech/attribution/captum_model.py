@@ -37,10 +37,17 @@ class ReadoutModule(nn.Module):
 
     def forward(self, *arrays: Tensor) -> Float[Tensor, "batch readout"]:
         """Every readout of a batch."""
-        single = self.keys == [""]
-        scores = self.module(arrays[0] if single else dict(zip(self.keys, arrays, strict=True)))
         nothing = sum((value.flatten(1)[:, :0].sum(1, keepdim=True) for value in arrays), torch.zeros(()))
-        return weighed(scores[0] if isinstance(scores, tuple) else scores, self.weights) + nothing
+        return weighed(self.scores(arrays), self.weights) + nothing
+
+    def scores(self, arrays: Sequence[Tensor]) -> Tensor:
+        """The action scores of a batch."""
+        scores = self.module(arrays[0] if self.keys == [""] else dict(zip(self.keys, arrays, strict=True)))
+        return scores[0] if isinstance(scores, tuple) else scores
+
+    def real(self, arrays: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The arrays, whole numbers as real ones."""
+        return tuple(value if value.is_floating_point() else value.to(self.weights.dtype) for value in arrays)
 
 
 def change_of(model: nn.Module, inputs: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
@@ -77,45 +84,46 @@ def layer_coordinates(point: HookPoint) -> dict[str, Any]:
     return {axis: list(point.labels[axis]) for axis in point.axes[1:] if axis in point.labels}
 
 
-def real_arrays(policy: HookedPolicy, arrays: Sequence[Tensor], rows: Readouts) -> tuple[Tensor, ...]:
-    """The arrays, whole numbers as real ones.
+def inputs_of(model: ReadoutModule, policy: HookedPolicy, obs: Observation) -> tuple[Tensor, ...]:
+    """What captum attributes to: the observation's arrays, whole numbers as real ones.
 
     Raises:
         ObservationError: Whole numbers that no gradient reaches, for the network looks them up.
     """
-    real = tuple(value if value.is_floating_point() else value.to(rows.weights.dtype) for value in arrays)
-    for place, (observed, value) in enumerate(zip(observed_arrays(policy), arrays, strict=True)):
-        if not value.is_floating_point() and not _is_reached(policy, arrays, real[place], place):
+    arrays = policy.coerce(obs)
+    real = model.real(arrays)
+    for place, (key, value) in enumerate(zip(model.keys, arrays, strict=True)):
+        if not value.is_floating_point() and not _is_reached(model, arrays, real[place], place):
             raise ObservationError(
                 "The observation is whole numbers that the network looks up, as a one-hot row or an embedding: the "
                 "scores have no gradient with respect to them.",
-                given=f"{value.dtype}" + (f" at {observed.key!r}" if observed.key else ""),
+                given=f"{value.dtype}" + (f" at {key!r}" if key else ""),
                 expected="an observation of real numbers",
                 fix="rlm.attribution_patching or rlm.ablation_sweep, at hook points behind the lookup",
             )
     return real
 
 
-def _is_reached(policy: HookedPolicy, arrays: Sequence[Tensor], real: Tensor, place: int) -> bool:
+def _is_reached(model: ReadoutModule, arrays: Sequence[Tensor], real: Tensor, place: int) -> bool:
     """Whether a gradient gets to an array of whole numbers that are taken for real ones."""
     variable = real[:2].detach().clone().requires_grad_()
-    keys = [observed.key for observed in observed_arrays(policy)]
     given = [value[:2] for value in arrays]
     given[place] = variable
     try:
-        scores = policy.scored_module(given[0] if keys == [""] else dict(zip(keys, given, strict=True)))
+        scores = model.scores(given)
     except (RuntimeError, TypeError, IndexError):  # an index must be a whole number
         return False
-    scores = scores[0] if isinstance(scores, tuple) else scores
     if not scores.requires_grad:
         return False
     found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(scores.sum(), variable, allow_unused=True))
     return found[0] is not None
 
 
-def baseline_rows(policy: HookedPolicy, obs: Observation, baseline: Observation, rows: Readouts) -> tuple[Tensor, ...]:
+def baseline_rows(
+    model: ReadoutModule, policy: HookedPolicy, obs: Observation, baseline: Observation
+) -> tuple[Tensor, ...]:
     """The checked baseline, one row for each observation."""
-    return tuple(value.contiguous() for value in real_arrays(policy, baseline_arrays(policy, obs, baseline), rows))
+    return tuple(value.contiguous() for value in model.real(baseline_arrays(policy, obs, baseline)))
 
 
 def only(value: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -76,7 +76,7 @@ def driven_removal(
             "There is nothing to take away.",
             given=f"attributions {', '.join(attributions) or 'none'}, n_removed={n_removed}",
             expected=f"attributions by name, none named {RANDOM!r} or {ALONE!r}, and one vehicle or more",
-            fix="attributions={'mine': function}, n_removed=1",
+            fix="attributions={'shapley': function}, n_removed=1",
         )
     entrance = next(name for name, point in policy.points.items() if point.address.node.op == "input")
     asked = copy.deepcopy(policy)  # the one that drives is in the middle of a pass when it is asked

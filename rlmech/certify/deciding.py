@@ -114,7 +114,7 @@ def _try(regions: ScoreRegions, claim: Claim, found: Decided, rows: Tensor, stat
 
 
 def _for_rows(claim: Claim, rows: Tensor) -> Claim:
-    """The claim about some of the regions: of each state's own action, theirs."""
+    """The claim about some of the regions: one about each state's own action keeps the actions of these states."""
     if isinstance(claim, Takes) and isinstance(claim.action, tuple):
         return Takes(tuple(claim.action[row] for row in rows.tolist()))
     return claim

@@ -85,7 +85,7 @@ class Leaves:
         raise self._question()
 
     def known_value(self) -> str | None:
-        """The path of the value by its known name; None where there is none."""
+        """The path of the value by its known name; None where no output, or more than one, has such a name."""
         known = [path for path in self.tensors if last_key(path) in KNOWN_VALUES]
         return known[0] if len(known) == 1 else None
 
@@ -176,7 +176,7 @@ def _shown(path: str) -> str:
 
 
 def _step(value: Any, key: str) -> Any:
-    """One step of a path: a key, a place in a sequence, or an attribute; `NOTHING` where there is none."""
+    """One step of a path: a key, a place in a sequence, or an attribute; `NOTHING` where the value has no such part."""
     if isinstance(value, Mapping):
         found = next((value[own] for own in value if str(own) == key), NOTHING)
         return getattr(value, key, NOTHING) if found is NOTHING and key.isidentifier() else found

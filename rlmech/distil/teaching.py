@@ -108,16 +108,16 @@ def distil(
     _check(policy, teaching, testing, sizes, kind, n_rounds)
     columns, actions = columns_of(policy), _action_names(policy)
     own = record(policy, env, seeds=teaching, progress=False)
+    first = _told(policy, own)
     students: dict[int, HookedPolicy] = {}
     rules: dict[int, str] = {}
     for size in sizes:
-        taught = [own]
+        told = [first]
         for turn in range(n_rounds):
-            lessons = _lessons(policy, taught, n_actions=len(actions))
-            network, words = fitted(kind, lessons, size=size, columns=columns, actions=actions, seed=seed)
+            network, words = fitted(kind, _lessons(told), size=size, columns=columns, actions=actions, seed=seed)
             students[size], rules[size] = _student(network, policy, own), words
             if turn < n_rounds - 1:
-                taught.append(record(students[size], env, seeds=teaching, progress=False))
+                told.append(_told(policy, record(students[size], env, seeds=teaching, progress=False)))
     unit = "leaves" if kind == "tree" else "numbers"
     conditions = {f"{size} {unit}": student for size, student in students.items()}
     driven = compare_rollouts(policy, env, conditions=conditions, seeds=testing, seed=seed, progress=False)
@@ -153,24 +153,27 @@ def _action_names(policy: HookedPolicy) -> list[str]:
     return list(names) if len(names) == n else [f"action {i}" for i in range(n)]
 
 
-def _lessons(policy: HookedPolicy, recordings: Sequence[Recording], *, n_actions: int) -> Lessons:
+def _told(policy: HookedPolicy, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+    """The states of a recording, flat, and what the policy says of them."""
+    observations = np.asarray(recording.observations)
+    with torch.no_grad():
+        scores = [
+            policy(observations[i : i + _ROWS_AT_ONCE]).double().cpu().numpy()
+            for i in range(0, len(observations), _ROWS_AT_ONCE)
+        ]
+    return observations.reshape(len(observations), -1).astype(np.float32), np.concatenate(scores)
+
+
+def _lessons(told: Sequence[tuple[np.ndarray, np.ndarray]]) -> Lessons:
     """All states that were met, what the policy does there, and how much that matters to it."""
-    observations = np.concatenate([np.asarray(one.observations) for one in recordings])
-    scores = np.concatenate(
-        [_scores(policy, observations[i : i + _ROWS_AT_ONCE]) for i in range(0, len(observations), _ROWS_AT_ONCE)]
-    )
+    rows, scores = (np.concatenate(parts) for parts in zip(*told, strict=True))
     weights = scores.max(1) - scores.min(1)
     return Lessons(
-        rows=observations.reshape(len(observations), -1).astype(np.float32),
+        rows=rows,
         actions=scores.argmax(1),
         weights=weights if weights.any() else np.ones(len(weights)),
-        n_actions=n_actions,
+        n_actions=scores.shape[1],
     )
-
-
-def _scores(policy: HookedPolicy, observations: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return policy(observations).double().cpu().numpy()
 
 
 def _student(network: torch.nn.Module, policy: HookedPolicy, recording: Recording) -> HookedPolicy:
@@ -233,8 +236,7 @@ def _check(
         if wrong:
             raise ConfigError(message, given=given, expected=expected, fix=fix)
     inputs = [name for name in policy.hook_dict if name.startswith("hook_obs")]
-    discrete = isinstance(getattr(policy, "observation_space", None), spaces.Discrete)
-    if len([name for name in inputs if "." in name]) or discrete:
+    if any("." in name for name in inputs) or isinstance(policy.observation_space, spaces.Discrete):
         raise ObservationError(
             "Rules read one array of numbers.",
             given=", ".join(inputs),

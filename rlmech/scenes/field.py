@@ -32,6 +32,7 @@ from rlmech.scenes.probe import (
     check_discrete,
     check_quantities,
     check_values,
+    named_entities,
     scores_of,
 )
 from rlmech.simulators.choice import simulator_of
@@ -168,15 +169,7 @@ def scene_field(
 
 def _whom(scene: Scene, entity: str, given: Mapping[str, int | str | None]) -> int | str:
     """Who is varied, by the simulator's own word; the agent by default."""
-    wrong = [word for word, value in given.items() if value is not None and word != entity]
-    if wrong:
-        raise SceneError(
-            f"There are no {wrong[0]}s in this environment.",
-            given=f"{wrong[0]}={given[wrong[0]]!r}",
-            expected=f"{entity}=..." if entity in given else "an environment whose state is known",
-            fix="scene.entities shows who is there",
-        )
-    named = given.get(entity)
+    named = named_entities(entity, given)
     return scene.staging.agent if named is None else named
 
 

@@ -25,6 +25,7 @@ from rlmech.scenes.probe import (
     action_names,
     actions_of,
     check_quantities,
+    named_entities,
 )
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import check_fit
@@ -159,15 +160,7 @@ class _Setting:
 
 def _numbers(scene: Scene, entity: str, given: Mapping[str, Sequence[int | str] | None]) -> list[int]:
     """The numbers of who is searched, by the simulator's own word."""
-    wrong = [word for word, named in given.items() if named is not None and word != entity]
-    if wrong:
-        raise SceneError(
-            f"There are no {wrong[0]}s in this environment.",
-            given=f"{wrong[0]}s={given[wrong[0]]!r}",
-            expected=f"{entity}s=[...]" if entity in given else "an environment whose state is known",
-            fix="scene.entities shows who is there",
-        )
-    named = given.get(entity)
+    named = named_entities(entity, given, ending="s", form="[...]")
     numbers = list(scene.rows or scene.stage.numbers) if named is None else [scene.number(one) for one in named]
     return sorted(dict.fromkeys(numbers))
 

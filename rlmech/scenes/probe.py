@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlmech.scenes.scene import Scene
 
 RowOrder = Literal["own", "aligned"]
+Named = TypeVar("Named")
 CHUNK = 1024
 
 
@@ -176,3 +177,28 @@ def action_names(policy: HookedPolicy, scene: Scene) -> list[str]:
     n = int(policy.hook_dict[f"hook_{policy.output_kind}"].shape[-1] or 0)
     names = policy.spec.actions or scene.spec.actions
     return list(names) if len(names) == n else [str(action) for action in range(n)]
+
+
+def named_entities(
+    entity: str, given: Mapping[str, Named | None], *, ending: str = "", form: str = "..."
+) -> Named | None:
+    """What was given for the word that the simulator has for its entities; the other words must be left out.
+
+    Args:
+        entity: The simulator's word; empty where it has none.
+        given: By word, what was given for it.
+        ending: What the argument's name has after the word.
+        form: How it is given, for the message.
+
+    Raises:
+        SceneError: Something is given for a word of other simulators.
+    """
+    for word, value in given.items():
+        if value is not None and word != entity:
+            raise SceneError(
+                f"There are no {word}s in this environment.",
+                given=f"{word}{ending}={value!r}",
+                expected=f"{entity}{ending}={form}" if entity in given else "an environment whose state is known",
+                fix="scene.entities shows who is there",
+            )
+    return given.get(entity)

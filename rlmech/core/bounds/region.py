@@ -124,7 +124,7 @@ class Region:
 
         Args:
             bound: The bounds.
-            less: Slopes that are taken off theirs first, of the same shapes.
+            less: Slopes that are subtracted from the bounds' own first, of the same shapes.
         """
         rest = bound.slopes if less is None else [a - b for a, b in zip(bound.slopes, less, strict=True)]
         total = bound.gap + self._farthest(rest, None)[..., 0]
