@@ -87,7 +87,7 @@ def explain_misuse(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _misuse(name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> ArgumentError:
+def _misuse(name: str, signature: inspect.Signature, args: Sequence[object], kwargs: dict[str, object]) -> ArgumentError:
     every = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
     own = len(args) - (len(signature.parameters) - len(every))
     by_place = [p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -16,7 +16,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
 def print_result(
-    found: Mapping[str, Any], *, as_json: bool, lines: Sequence[str] = (), tables: Sequence[Table] = ()
+    found: Mapping[str, object], *, as_json: bool, lines: Sequence[str] = (), tables: Sequence[Table] = ()
 ) -> None:
     """Print a result: all of it as JSON, or its lines and tables.
 
@@ -98,7 +98,7 @@ def _driven(driven: Mapping[str, Any]) -> Table:
     return (f"ablated on {driven['n_seeds']} seeds", *(f"Δ {name}" for name in outcomes)), cells
 
 
-def _difference(row: Mapping[str, Any], name: str) -> str:
+def _difference(row: Mapping[str, object], name: str) -> str:
     """A difference with its interval, which one seed has none of."""
     value, low, high = (written(row[name + end]) for end in ("", "_low", "_high"))
     return f"{value} ({low} … {high})" if low else value

@@ -73,7 +73,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DamagedError(str(error)) from error
 
 
-def write_sealed_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_sealed_json(path: Path, values: Mapping[str, object]) -> None:
     """Write plain values as one sealed JSON file, wholly or not at all.
 
     Args:
@@ -129,7 +129,7 @@ def parse_json(text: str | bytes) -> Any:
     raise DamagedError(f"JSON nested more than {_DEEPEST} deep")
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 

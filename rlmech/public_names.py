@@ -67,7 +67,7 @@ MODULES: tuple[str, ...] = (
 
 def lazy(
     package: str, names: Mapping[str, str], modules: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """A package's `__getattr__` and `__dir__` that import its public names when they are first used.
 
     Args:

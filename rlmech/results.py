@@ -50,7 +50,7 @@ def storable(result: Result, attrs: Mapping[str, Any] | None = None) -> Result:
     return result.assign(data) if data else result
 
 
-def _variables(result: xr.Dataset | xr.DataArray) -> dict[Any, xr.Variable]:
+def _variables(result: xr.Dataset | xr.DataArray) -> dict[object, xr.Variable]:
     held = result.variables if isinstance(result, xr.Dataset) else {n: c.variable for n, c in result.coords.items()}
     return dict(held)
 
@@ -77,7 +77,7 @@ def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(name): _number_or_text(value) for name, value in attrs.items()}
 
 
-def _number_or_text(value: Any) -> int | float | str:
+def _number_or_text(value: object) -> int | float | str:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):

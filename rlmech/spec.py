@@ -180,7 +180,7 @@ class PolicySpec:
         """Position of the presence feature, or None."""
         return None if self.presence is None else self.index("feature", self.presence)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The spec as plain JSON values; `from_json` reads them back."""
         return asdict(self)
 

@@ -31,7 +31,7 @@ _MULTI_DISCRETE = re.compile(r"MultiDiscrete\((\[[\d\s]*\])(?:, start=\[[\s0]*\]
 _MULTI_BINARY = re.compile(r"MultiBinary\(([\d(), \[\]]+?)\)(?=\)|\}|, |$)")
 
 
-def space_from_clear_text(entry: Any, *, argument: str) -> spaces.Space[Any]:
+def space_from_clear_text(entry: Any, *, argument: str) -> spaces.Space:
     """Read a space from what stands in clear in an SB3 zip.
 
     Args:
@@ -66,7 +66,7 @@ def space_from_clear_text(entry: Any, *, argument: str) -> spaces.Space[Any]:
         ) from error
 
 
-def _shape(entry: Mapping[str, Any]) -> tuple[int, ...]:
+def _shape(entry: Mapping[str, object]) -> tuple[int, ...]:
     """A list, or its text where one of its numbers was numpy's; gym before 0.22 calls it `shape`."""
     shape = entry["_shape"] if "_shape" in entry else entry["shape"]
     return tuple(int(n) for n in (shape if isinstance(shape, list) else re.findall(r"\d+", str(shape))))
@@ -78,7 +78,7 @@ def _counts(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text)]
 
 
-def _box_from_clear_text(entry: Mapping[str, Any], *, exact: bool) -> spaces.Box:
+def _box_from_clear_text(entry: Mapping[str, object], *, exact: bool) -> spaces.Box:
     """Bounds matter where actions are clipped or scaled and where they make an image; elsewhere they may be unknown."""
     shape, dtype = _shape(entry), np.dtype(str(entry["dtype"]))
     printed = [_bound_from_clear_text(str(entry.get(side, "")), shape) for side in ("low", "high")]
@@ -131,7 +131,7 @@ def _bound_from_clear_text(text: str, shape: tuple[int, ...]) -> np.ndarray | No
 def _dict_from_text(text: str) -> spaces.Dict:
     """A Dict space as gym or Gymnasium printed it: `OrderedDict([('a', Box(...)), ...])` or `{'a': Box(...), ...}`."""
     rest = text.removeprefix("OrderedDict(")
-    parts: dict[str, spaces.Space[Any]] = {}
+    parts: dict[str, spaces.Space] = {}
     while key := _KEY.match(rest):
         parts[str(ast.literal_eval(key[1]))], rest = _space_from_text(rest[key.end() :])
     if not parts or rest.strip("])} \n"):
@@ -139,7 +139,7 @@ def _dict_from_text(text: str) -> spaces.Dict:
     return ordered_dict(parts)
 
 
-def _space_from_text(text: str) -> tuple[spaces.Space[Any], str]:
+def _space_from_text(text: str) -> tuple[spaces.Space, str]:
     """The space that a text begins with, and the text after it."""
     if found := _BOX.match(text):
         shape, dtype = tuple(int(n) for n in re.findall(r"\d+", found[3])), np.dtype(found[4])
@@ -147,7 +147,7 @@ def _space_from_text(text: str) -> tuple[spaces.Space[Any], str]:
         if dtype == np.uint8 and (low is None or high is None):
             raise ValueError("not all bounds are printed")
         low = np.full(shape, -np.inf) if low is None else low
-        made: spaces.Space[Any] = box(low, np.full(shape, np.inf) if high is None else high, dtype)
+        made: spaces.Space = box(low, np.full(shape, np.inf) if high is None else high, dtype)
     elif found := _DISCRETE.match(text):
         made = spaces.Discrete(int(found[1]), start=int(found[2] or 0))
     elif found := _MULTI_DISCRETE.match(text):

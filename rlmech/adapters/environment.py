@@ -18,7 +18,7 @@ from rlmech.simulators.env import spec_of
 from rlmech.spec import PolicySpec, spec_from_config
 
 
-def read_spec(env: Any, env_config: Mapping[str, Any] | None) -> PolicySpec:
+def read_spec(env: object, env_config: Mapping[str, object] | None) -> PolicySpec:
     """The spec that a configuration gives, or a live environment's own; empty where there is neither."""
     config = environment_config(env) if env_config is None else dict(env_config)
     if config is not None:
@@ -28,7 +28,7 @@ def read_spec(env: Any, env_config: Mapping[str, Any] | None) -> PolicySpec:
     return own if own.actions or own.labels or own.features else PolicySpec()
 
 
-def environment_config(env: Any) -> dict[str, Any] | None:
+def environment_config(env: object) -> dict[str, object] | None:
     """The configuration of a live environment as JSON values, with its `id`; None where it has none."""
     env = single_environment(env)
     config = getattr(getattr(env, "unwrapped", None), "config", None)
@@ -39,27 +39,27 @@ def environment_config(env: Any) -> dict[str, Any] | None:
     return json.loads(json.dumps(dict(config) | values, default=_plain))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def single_environment(env: Any) -> Any:
+def single_environment(env: object) -> object:
     """The first environment of a vectorised one that holds them in this process; any other as it is."""
     inner = getattr(getattr(env, "unwrapped", env), "envs", None)
     return inner[0] if inner else env
 
 
-def observation_space_of(env: Any) -> spaces.Space[Any] | None:
+def observation_space_of(env: Any) -> spaces.Space | None:
     """The observation space of an environment; of a multi-agent one, the first agent's."""
     return _first(getattr(env, "observation_space", None))
 
 
-def action_space_of(env: Any) -> spaces.Space[Any] | None:
+def action_space_of(env: Any) -> spaces.Space | None:
     """The action space of an environment; of a multi-agent one, the first agent's."""
     return _first(getattr(env, "action_space", None))
 
 
-def _first(space: Any) -> Any:
+def _first(space: object) -> Any:
     return space.spaces[0] if isinstance(space, spaces.Tuple) else space
 
 
@@ -91,7 +91,7 @@ def check_spec(spec: PolicySpec, *, shape: tuple[int, ...] | None, n_actions: in
         )
 
 
-def check_spaces(env: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+def check_spaces(env: object, observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Check that an environment has the policy's spaces: kind, shape, number of actions.
 
     Raises:
@@ -108,7 +108,7 @@ def check_spaces(env: Any, observation_space: spaces.Space[Any], action_space: s
             )
 
 
-def _signature(space: spaces.Space[Any]) -> tuple[Any, ...]:
+def _signature(space: spaces.Space) -> tuple[object, ...]:
     match space:
         case spaces.Discrete():
             return ("Discrete", int(space.n))

@@ -42,7 +42,7 @@ class Stub:
         self.args: tuple[Any, ...]
         self.state: dict[Any, Any]
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         parts = state if isinstance(state, tuple) else (state,)
         for part in parts:
             if isinstance(part, dict):
@@ -55,7 +55,7 @@ class Stub:
     def append(self, value: Any) -> None:
         """What a list's subclass is filled with is not kept."""
 
-    def extend(self, values: Any) -> None:
+    def extend(self, values: object) -> None:
         """What a list's subclass is filled with is not kept."""
 
     def add(self, value: Any) -> None:
@@ -68,7 +68,7 @@ class _Dtype:
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code = str(code)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else ""
         if order in ("<", ">", "|", "="):
             self.code = order + self.code.lstrip("<>|=")
@@ -100,26 +100,26 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     return values.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
 
 
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
+def _scalar(dtype: Any, raw: Any = b"") -> object:
     return np.frombuffer(bytes(raw), dtype=dtype.known())[0] if isinstance(raw, bytes) else Stub(raw)
 
 
-def _encoded(text: Any, codec: Any = "") -> Any:
+def _encoded(text: object, codec: object = "") -> object:
     """Raw bytes in the old protocols, which write them as text."""
     return text.encode("latin1") if isinstance(text, str) and codec == "latin1" else Stub(text)
 
 
-def _raw(value: Any = b"", *_: Any) -> Any:
+def _raw(value: object = b"", *_: object) -> object:
     """Bytes of bytes; a number would be a size, and memory taken."""
     return bytes(value) if isinstance(value, bytes | bytearray) else Stub(value)
 
 
-def _bare(cls: Any, *_: Any) -> Any:
+def _bare(cls: object, *_: object) -> object:
     """`copyreg`'s constructors: an object of a class, before its state."""
     return cls() if isinstance(cls, type) and issubclass(cls, Stub | _Array) else Stub(cls)
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
+_KNOWN: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("copyreg", "_reconstructor"): _bare,
     ("copyreg", "__newobj__"): _bare,
@@ -151,18 +151,18 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str, /) -> object:
         known = _KNOWN.get((module, name))
         return type("Stub", (Stub,), {"name": f"{module}.{name}"}) if known is None else known
 
-    def persistent_load(self, pid: Any, /) -> Any:
+    def persistent_load(self, pid: object, /) -> object:
         return Stub(pid)
 
-    def get_extension(self, code: int) -> Any:
+    def get_extension(self, code: int) -> object:
         raise pickle.UnpicklingError(f"extension {code}")
 
 
-def read_inert(content: bytes, *, name: str) -> Any:
+def read_inert(content: bytes, *, name: str) -> object:
     """Read a pickle as data.
 
     Args:
@@ -188,7 +188,7 @@ def read_inert(content: bytes, *, name: str) -> Any:
         raise _unreadable(name, f"{type(error).__name__}: {str(error)[:120]}") from error
 
 
-def _plain(value: Any, seen: dict[int, Any]) -> Any:
+def _plain(value: object, seen: dict[int, object]) -> object:
     """With arrays in the place of their readers, all through containers and stubs."""
     if isinstance(value, _Array):
         return value.value

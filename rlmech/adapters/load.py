@@ -49,14 +49,14 @@ class Untold(TypedDict, total=False):
     """
 
     features_extractor_class: type[nn.Module] | str | None
-    vecnormalize: Any
+    vecnormalize: object
     module: nn.Module | None
-    activation: Any
+    activation: object
     output_kind: OutputKind | None
     scores: Selector | Sequence[Selector] | None
     value: Selector | None
-    observation_space: spaces.Space[Any] | None
-    action_space: spaces.Space[Any] | None
+    observation_space: spaces.Space | None
+    action_space: spaces.Space | None
 
 
 @explain_misuse
@@ -65,7 +65,7 @@ def load(
     *,
     config: ConfigSource | None = None,
     env_config: ConfigSource | None = None,
-    env: gym.Env[Any, Any] | None = None,
+    env: gym.Env | None = None,
     trust_pickle: bool = False,
     device: str = "cpu",
     **untold: Unpack[Untold],

@@ -76,7 +76,7 @@ def save_policy(policy: HookedPolicy, path: str | Path) -> Path:
     return path
 
 
-def _describe(policy: HookedPolicy) -> tuple[str, dict[str, Any]]:
+def _describe(policy: HookedPolicy) -> tuple[str, dict[str, object]]:
     if "stable_baselines3" in sys.modules:  # a module of SB3 cannot be there before SB3 is
         from rlmech.adapters import sb3
 
@@ -127,7 +127,7 @@ def open_file(path: Path, *, spec: PolicySpec | None = None, device: str = "cpu"
 
 
 def _open(
-    content: Mapping[str, Any], tensors: dict[str, Tensor], path: Path, *, spec: PolicySpec, device: str
+    content: Mapping[str, object], tensors: dict[str, Tensor], path: Path, *, spec: PolicySpec, device: str
 ) -> HookedPolicy:
     plan = content.get("plan")
     match content.get("adapter"):

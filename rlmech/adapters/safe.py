@@ -22,7 +22,7 @@ from rlmech.errors import CheckpointError
 NAMED_AT_MOST = 6
 
 
-def read_weights(file: IO[bytes] | Path, *, name: str, trust_pickle: bool = False) -> Any:
+def read_weights(file: IO[bytes] | Path, *, name: str, trust_pickle: bool = False) -> object:
     """Read what `torch.save` wrote, refusing anything but tensors and plain containers.
 
     Args:
@@ -77,7 +77,7 @@ def _first_line(error: BaseException) -> str:
     return line[:200] or type(error).__name__
 
 
-def as_tensors(values: Any, *, name: str) -> dict[str, Tensor]:
+def as_tensors(values: object, *, name: str) -> dict[str, Tensor]:
     """Check that what was read is a state dict.
 
     Raises:
@@ -93,7 +93,7 @@ def as_tensors(values: Any, *, name: str) -> dict[str, Tensor]:
     )
 
 
-def _content(values: Any) -> str:
+def _content(values: object) -> str:
     if isinstance(values, Mapping):
         kinds = sorted({type(value).__name__ for value in values.values()})
         return f"{len(values)} entries of type {', '.join(kinds)}" if kinds else "an empty mapping"

@@ -21,7 +21,7 @@ Observation = Tensor | dict[str, Tensor]
 MODERATE = 1e4
 
 
-def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """A space as JSON values; `space_from_json` reads them back.
 
     Raises:
@@ -53,7 +53,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
             )
 
 
-def _bound_to_json(bound: np.ndarray) -> Any:
+def _bound_to_json(bound: np.ndarray) -> object:
     """One number where all are equal; infinities as text, for JSON has none."""
     flat = bound.ravel()
     values = [float(flat[0])] if flat.size and bool((flat == flat[0]).all()) else [float(value) for value in flat]
@@ -61,7 +61,7 @@ def _bound_to_json(bound: np.ndarray) -> Any:
     return texts[0] if len(texts) == 1 else texts
 
 
-def space_from_json(values: Mapping[str, Any]) -> spaces.Space[Any]:
+def space_from_json(values: Mapping[str, Any]) -> spaces.Space:
     """Read a space from the values that `space_to_json` wrote."""
     match values["type"]:
         case "Box":
@@ -84,7 +84,7 @@ def space_from_json(values: Mapping[str, Any]) -> spaces.Space[Any]:
             )
 
 
-def ordered_dict(parts: Mapping[str, spaces.Space[Any]]) -> spaces.Dict:
+def ordered_dict(parts: Mapping[str, spaces.Space]) -> spaces.Dict:
     """A Dict space whose keys stay in the order given."""
     return spaces.Dict(list(parts.items()))
 
@@ -114,7 +114,7 @@ def _of_moderate_size(space: Any) -> Any:
     return box(low, np.where(space.high > MODERATE, np.inf, space.high), np.dtype(space.dtype))
 
 
-def draw_observations(space: spaces.Space[Any], n: int, *, seed: int = 0) -> Observation:
+def draw_observations(space: spaces.Space, n: int, *, seed: int = 0) -> Observation:
     """Draw a batch of observations from a space, leaving its own generator alone.
 
     Args:

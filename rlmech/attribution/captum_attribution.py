@@ -81,7 +81,7 @@ def integrated_gradients(
     """
     method = captum_methods().IntegratedGradients
 
-    def attribute(model: nn.Module, inputs: tuple[Tensor, ...], start: tuple[Tensor, ...], target: int) -> Any:
+    def attribute(model: nn.Module, inputs: tuple[Tensor, ...], start: tuple[Tensor, ...], target: int) -> object:
         return method(model).attribute(inputs, start, target=target, n_steps=n_steps, method=MIDPOINT_RULE)
 
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, n_steps=n_steps, rule=MIDPOINT_RULE)
@@ -142,7 +142,7 @@ def deep_lift(
             )
     method = captum_methods().DeepLift
 
-    def attribute(model: nn.Module, inputs: tuple[Tensor, ...], start: tuple[Tensor, ...], target: int) -> Any:
+    def attribute(model: nn.Module, inputs: tuple[Tensor, ...], start: tuple[Tensor, ...], target: int) -> object:
         return method(model).attribute(inputs, start, target=target)
 
     return _between(policy, obs, baseline, attribute, better=better, worse=worse, rule="rescale")
@@ -201,7 +201,7 @@ def _between(
     *,
     better: int | str | None,
     worse: int | str | None,
-    **how: Any,
+    **how: object,
 ) -> xr.Dataset:
     """An attribution of what lies between a baseline and the observation."""
     rows = readouts(policy, better=better, worse=worse)

@@ -79,7 +79,7 @@ def coordinates(observed: Sequence[ObservedArray], rows: Readouts) -> dict[str, 
     return coords
 
 
-def layer_coordinates(point: HookPoint) -> dict[str, Any]:
+def layer_coordinates(point: HookPoint) -> dict[str, object]:
     """Names along a hook point's axes, where it has any."""
     return {axis: list(point.labels[axis]) for axis in point.axes[1:] if axis in point.labels}
 

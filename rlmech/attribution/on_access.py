@@ -44,7 +44,7 @@ class Later:
         return self.made[name].values
 
     def variable(
-        self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: Any, attrs: Mapping[str, Any]
+        self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: object, attrs: Mapping[str, object]
     ) -> xr.Variable:
         """A variable that is read from the dataset when it is looked at."""
         return xr.Variable(dims, indexing.LazilyIndexedArray(_OnAccess(self, name, shape, dtype)), dict(attrs))

@@ -141,7 +141,7 @@ def array(values: Tensor | np.ndarray, dims: Sequence[str], *, units: str) -> xr
     return xr.DataArray(values, dims=tuple(dims), attrs={"units": units})
 
 
-def made_by(policy: HookedPolicy, method: str, **more: Any) -> dict[str, Any]:
+def made_by(policy: HookedPolicy, method: str, **more: object) -> dict[str, object]:
     """What is needed to read a result and to make it again."""
     return {
         "method": method,

@@ -226,7 +226,7 @@ def shapley_interactions(
     return storable(xr.Dataset(variables, coords=coords), attrs)
 
 
-def _attrs(policy: HookedPolicy, game: Game, players: Players, ablation: HeadAblation) -> dict[str, Any]:
+def _attrs(policy: HookedPolicy, game: Game, players: Players, ablation: HeadAblation) -> dict[str, object]:
     out = f"{ablation} ablation" if players == "heads" else "absent" if players == "entities" else "the reference's"
     return made_by(policy, "") | {"metric": game.bound.name, "players": players, "out": out, "scheme": game.scheme}
 

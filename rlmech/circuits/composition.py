@@ -326,7 +326,7 @@ def _dataset(
     heads: Sequence[tuple[str, int]],
     values: dict[str, np.ndarray],
     pairs: Sequence[_Pair],
-    **attrs: Any,
+    **attrs: object,
 ) -> xr.Dataset:
     dims: dict[int, tuple[str, ...]] = {3: ("composition", "earlier", "later")}
     dims[4] = ("null", *dims[3])

@@ -216,7 +216,7 @@ def _dataset(
     policy: HookedPolicy,
     expansion: _Expansion,
     parts: Sequence[_Shares],
-    names: Sequence[Any],
+    names: Sequence[object],
     *,
     gap: bool,
     longest: int,

@@ -363,7 +363,7 @@ class FactoredMatrix:
             )
         return FactoredMatrix(self._A * scalar, self._B)
 
-    def __rmul__(self, scalar: Any) -> FactoredMatrix:
+    def __rmul__(self, scalar: object) -> FactoredMatrix:
         return self * scalar
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def expand_ellipsis(parts: tuple[Any, ...], ndim: int) -> list[Any]:
+def expand_ellipsis(parts: tuple[object, ...], ndim: int) -> list[object]:
     """The indices with as many full slices as an ellipsis stands for."""
     places = [place for place, part in enumerate(parts) if part is Ellipsis]
     if not places:
@@ -19,7 +19,7 @@ def expand_ellipsis(parts: tuple[Any, ...], ndim: int) -> list[Any]:
     return [*parts[: places[0]], *[slice(None)] * (ndim - taken), *parts[places[0] + 1 :]]
 
 
-def consumes(part: Any) -> int:
+def consumes(part: object) -> int:
     """How many dimensions an index stands for."""
     if part is None:
         return 0
@@ -35,7 +35,7 @@ def position(parts: list[Any], n_dims: int) -> int:
     return place
 
 
-def tensor_of(part: Any) -> Any:
+def tensor_of(part: object) -> object:
     """Lists and arrays as tensors, a tensor of one number as that number; any other index as it is."""
     if isinstance(part, list | np.ndarray):
         part = torch.as_tensor(np.asarray(part, dtype=None if len(part) else np.int64))
@@ -44,14 +44,14 @@ def tensor_of(part: Any) -> Any:
     return part
 
 
-def takes_index(part: Any) -> bool:
+def takes_index(part: object) -> bool:
     """Whether an index can stand on rows or columns: one dimension of them goes in, and one comes out."""
     if isinstance(part, Tensor):
         return part.ndim == 1
     return part is not None and not isinstance(part, bool | np.bool)
 
 
-def keeping(part: Any, size: int) -> Any:
+def keeping(part: Any, size: int) -> object:
     """A number as a slice of one; any other index as it is."""
     if isinstance(part, Tensor):  # one of a single element would pass for a number, a mask of one even for 1
         return part

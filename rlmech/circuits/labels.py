@@ -71,12 +71,12 @@ def score_units(policy: HookedPolicy) -> str:
     return {"q_values": "return", "logits": "nat", "mean_action": "action"}[policy.output_kind]
 
 
-def block_attrs(policy: HookedPolicy, block: AttentionBlock, **more: Any) -> dict[str, Any]:
+def block_attrs(policy: HookedPolicy, block: AttentionBlock, **more: object) -> dict[str, object]:
     """What is needed to read a block's result and to make it again."""
     return {"block": block.path, "scale": block.scale, **policy_attrs(policy, **more)}
 
 
-def policy_attrs(policy: HookedPolicy, **more: Any) -> dict[str, Any]:
+def policy_attrs(policy: HookedPolicy, **more: object) -> dict[str, object]:
     """What is needed to read a result and to make it again."""
     return {
         "output_kind": policy.output_kind,

@@ -15,7 +15,7 @@ from rlmech.core.points import OutputKind
 def choose_actions(
     scores: Float[Tensor, "batch *choice action"],
     kind: OutputKind,
-    space: Any,
+    space: object,
     *,
     deterministic: bool,
     uniform: np.ndarray | None = None,
@@ -44,7 +44,7 @@ def choose_actions(
     return _shaped(scores.argmax(-1), space)
 
 
-def _shaped(actions: Tensor, space: Any) -> np.ndarray:
+def _shaped(actions: Tensor, space: object) -> np.ndarray:
     """Actions as the space has them: several choices keep its shape and type."""
     chosen = actions.cpu().numpy()
     if chosen.ndim == 1:

@@ -86,6 +86,6 @@ def _zeros(lstm: nn.LSTM, *, layered: bool) -> Callable[[int], LSTMState]:
     return state
 
 
-def _single(scores: Any) -> Any:
+def _single(scores: object) -> Any:
     """The logits of one choice, which PufferLib may give in a list."""
     return scores[0] if isinstance(scores, list | tuple) and len(scores) == 1 else scores

@@ -66,7 +66,7 @@ def own_mask(node: Node, letters: Letters, sizes: Mapping[str, Size]) -> Mask | 
 
 
 def mask_address(
-    mask: Any, scores: Node, letters: Letters, sizes: Mapping[str, Size], *, negate: bool = False
+    mask: object, scores: Node, letters: Letters, sizes: Mapping[str, Size], *, negate: bool = False
 ) -> Mask | None:
     """Where a mask lies that is broadcast to scores with some letters."""
     mask, negate = _positive(mask, negate=negate)
@@ -96,7 +96,7 @@ def _as_mask(address: Address, letters: str, *, negate: bool) -> Mask:
     return Address(node=address.node, layout=layout), tuple(AXES[letter] for letter in letters)
 
 
-def additive_mask(bias: Any) -> Mask | None:
+def additive_mask(bias: object) -> Mask | None:
     """The boolean mask that numbers were made of which are added to scores."""
     while isinstance(bias, Node) and known(bias.op).keeps_elements:
         bias = bias.args[0]

@@ -47,7 +47,7 @@ class Call:
     plain: bool = False
 
 
-def call_of(network: nn.Module, obs: Any) -> Call:
+def call_of(network: nn.Module, obs: object) -> Call:
     """How to call a module with observations like one.
 
     Raises:
@@ -66,7 +66,7 @@ def call_of(network: nn.Module, obs: Any) -> Call:
     return Call(run=network, plain=True) if names is None else Call(run=lambda batch: network(**batch))
 
 
-def _several_inputs(network: nn.Module, obs: Any) -> tuple[str, ...] | None:
+def _several_inputs(network: nn.Module, obs: object) -> tuple[str, ...] | None:
     """The names of the inputs that the observation's keys stand for; None for one input."""
     try:
         parameters = list(inspect.signature(network.forward).parameters.values())
@@ -133,7 +133,7 @@ def _cleanrl(network: Any) -> Run | None:
     return run
 
 
-def _check_memory(method: Callable[..., Any], network: str) -> None:
+def _check_memory(method: Callable[..., object], network: str) -> None:
     needed = [p.name for p in list(inspect.signature(method).parameters.values())[2:] if p.default is p.empty]
     if needed:
         raise ConfigError(
@@ -168,7 +168,7 @@ class _StandIn:
     def __init__(self, agent: Any, part: str) -> None:
         self.__dict__.update(_agent=agent, _part=part)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         found = getattr(self.__dict__["_agent"], name)
         if name != self.__dict__["_part"]:
             return found

@@ -46,8 +46,8 @@ class CellsAsOperations(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         name = getattr(func, "__name__", "")
         if not kwargs and name in _CELLS:
             state, weights = args[1], args[2:]

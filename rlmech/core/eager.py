@@ -190,10 +190,10 @@ class _Recorder:
         self.nodes: list[Node] = []
         self.by_tensor: dict[int, Node] = {}
         self.alive: list[Tensor] = []
-        self.pending: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
+        self.pending: tuple[Callable[..., object], tuple[object, ...], dict[str, object]] | None = None
         self.inputs = tuple(self._add("input", value, owner=key) for key, value in inputs.items())
 
-    def on_call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_call(self, call: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self.pending = call, args, kwargs
 
     def on_result(self, key: Key, value: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class _Recorder:
             self.alive.append(value)
         return node
 
-    def _convert(self, value: Any) -> Any:
+    def _convert(self, value: object) -> object:
         if isinstance(value, Tensor):
             return self.by_tensor.get(id(value)) or self._add("parameter", value)
         if isinstance(value, list | tuple):
@@ -284,7 +284,7 @@ class _FunctionMode(TorchFunctionMode):
         )
         return type(result)(parts) if type(result) in (tuple, list) else tuple(parts)
 
-    def _visit(self, key: Key, value: Tensor, args: tuple[Any, ...]) -> Tensor:
+    def _visit(self, key: Key, value: Tensor, args: tuple[object, ...]) -> Tensor:
         new = self.on_result(key, value)
         if new is not value and args and value is args[0]:  # an in-place call whose result may go unused
             value.copy_(new)
@@ -292,7 +292,7 @@ class _FunctionMode(TorchFunctionMode):
         return new
 
 
-def _makes_tensors(result: Any) -> bool:
+def _makes_tensors(result: object) -> bool:
     if isinstance(result, tuple | list):
         return any(isinstance(part, Tensor) for part in result)
     return isinstance(result, Tensor)
@@ -310,14 +310,14 @@ def _watching(
     this_pass = object()
 
     def enter(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             if _watch.get() is this_pass:  # module hooks fire for every thread, and for passes made inside a hook
                 stack.append(f"{path}@{calls[path]}" if calls[path] else path)
                 calls[path] += 1
 
         return hook
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         if _watch.get() is this_pass:
             stack.pop()
 

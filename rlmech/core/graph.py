@@ -179,7 +179,7 @@ class Graph:
         return users
 
 
-def depends_on_input(node: Any) -> bool:
+def depends_on_input(node: object) -> bool:
     """Whether a value depends on the observation, rather than on parameters and constants alone."""
     stack, seen = [node] if isinstance(node, Node) else [], {node}
     while stack:
@@ -196,7 +196,7 @@ def _last_first(nodes: Iterable[Node]) -> list[Node]:
     return sorted(nodes, key=lambda node: -node.index)
 
 
-def _nodes_in(value: Any) -> Iterator[Node]:
+def _nodes_in(value: object) -> Iterator[Node]:
     if isinstance(value, Node):
         yield value
     elif isinstance(value, tuple | list):

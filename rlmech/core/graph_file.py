@@ -207,7 +207,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def _package(kind: Any) -> str:
+def _package(kind: object) -> str:
     return kind.__module__.partition(".")[0]
 
 
@@ -227,11 +227,11 @@ def _tied(module: nn.Module) -> list[list[str]]:
     return sorted(names for names in by_object.values() if len(names) > 1)
 
 
-def _tensor_told(name: str, value: Tensor) -> list[Any]:
+def _tensor_told(name: str, value: Tensor) -> list[object]:
     return [name, str(value.dtype), list(value.shape), str(value.device)]
 
 
-def _told(value: Any) -> Any:
+def _told(value: Any) -> object:
     """A value of a module's own, so that two of one text are one value."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -256,7 +256,7 @@ def _told(value: Any) -> Any:
 # ---- nodes
 
 
-def _node_to_json(node: Node, module: nn.Module) -> dict[str, Any]:
+def _node_to_json(node: Node, module: nn.Module) -> dict[str, object]:
     entry: dict[str, Any] = {
         "op": node.op,
         "scope": node.scope,
@@ -295,7 +295,7 @@ def _node_from_json(entry: Mapping[str, Any], nodes: list[Node], module: nn.Modu
     return node
 
 
-def _call_to_json(call: Callable[..., Any] | None) -> str:
+def _call_to_json(call: Callable[..., object] | None) -> str:
     if isinstance(call, OpOverload):
         name = call._schema.name.replace("::", ".")  # pyright: ignore[reportPrivateUsage]
         return f"{name}.{call._overloadname}"  # pyright: ignore[reportPrivateUsage]
@@ -320,7 +320,7 @@ _KINDS: dict[str, type] = {
 }
 
 
-def _value_to_json(value: Any) -> Any:
+def _value_to_json(value: object) -> object:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -377,7 +377,7 @@ def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
 
 
-def _tensor_to_json(value: Tensor) -> dict[str, Any]:
+def _tensor_to_json(value: Tensor) -> dict[str, object]:
     bits = _bytes(value)
     return {
         "dtype": str(value.dtype),

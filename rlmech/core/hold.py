@@ -138,7 +138,7 @@ class _Operations(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    ) -> object:
         name = getattr(func, "_opname", getattr(func, "__name__", ""))
         record = known(plain_name(name.removesuffix("_")))
         if self.norms and record.role == "norm":
@@ -150,7 +150,7 @@ class _Operations(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _tangent(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _tangent(function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object) -> Tensor:
     at = x.detach().requires_grad_()
     with torch.enable_grad(), torch.DisableTorchFunction():
         value = function(at, *args, **kwargs)

@@ -300,7 +300,7 @@ class HookPoint(nn.Module):
         return f"{self.name} [{sizes}]"
 
 
-def check_replacement(point: HookPoint, value: Tensor, result: Any) -> None:
+def check_replacement(point: HookPoint, value: Tensor, result: object) -> None:
     """Refuse a replacement that is not a tensor of the activation's own shape, dtype and device."""
     if isinstance(result, Tensor) and (result.shape, result.dtype, result.device) == (
         value.shape,

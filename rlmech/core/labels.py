@@ -34,7 +34,7 @@ def observed_images(points: Mapping[str, Point], images: Collection[str], spec: 
         spec: What observations mean.
     """
     height, width, channel = (len(spec.labels.get(axis, ())) for axis in CHANNELS_LAST[1:])
-    orders: dict[tuple[Any, ...], tuple[Axis, ...]] = {
+    orders: dict[tuple[object, ...], tuple[Axis, ...]] = {
         (channel, height, width): IMAGE,
         (height, width, channel): CHANNELS_LAST,
     }

@@ -181,7 +181,7 @@ def nan_weights(module: nn.Module) -> str | None:
     return None
 
 
-def held_by_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def held_by_modules(module: nn.Module) -> Iterator[tuple[str, object]]:
     """What a module and its parts hold besides parameters, buffers and submodules, by name."""
     for path, owner in _owners(module):
         for name, value in _contents(owner).items():
@@ -209,7 +209,7 @@ def _contents(owner: object) -> Contents:
     return {name: _kept(value) for name, value in attributes.items()}
 
 
-def _kept(value: Any) -> Any:
+def _kept(value: object) -> object:
     if isinstance(value, list | dict | set) and len(value) <= SMALL:
         return value.copy()
     if isinstance(value, np.ndarray) and value.size <= SMALL**2:
@@ -230,7 +230,7 @@ def _tensors(path: str, contents: Contents) -> Iterator[tuple[str, Tensor]]:
                     yield where, tensor
 
 
-def _hooks(module: nn.Module) -> dict[str, tuple[Any, ...]]:
+def _hooks(module: nn.Module) -> dict[str, tuple[object, ...]]:
     return {
         path: hooks
         for path, child in module.named_modules()
@@ -238,7 +238,7 @@ def _hooks(module: nn.Module) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _dict(module: nn.Module, name: str) -> dict[str, Any] | None:
+def _dict(module: nn.Module, name: str) -> dict[str, object] | None:
     """One of a module's own dicts; those of a scripted module are none."""
     value = vars(module).get(name)
     return value if isinstance(value, dict) else None
@@ -261,13 +261,13 @@ def _same(old: Any, new: Any) -> bool:
         return False
 
 
-def _gathered(values: dict[str, Any], names: tuple[str, ...]) -> Any:
+def _gathered(values: dict[str, object], names: tuple[str, ...]) -> Any:
     """What `itemgetter` of the names gives."""
     gathered = tuple(values[name] for name in names)
     return gathered[0] if len(gathered) == 1 else gathered
 
 
-def _nothing(_: dict[str, Any]) -> tuple[()]:
+def _nothing(_: dict[str, object]) -> tuple[()]:
     return ()
 
 
@@ -275,7 +275,7 @@ def _named(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is MISSING:
         return "nothing"
     if isinstance(value, Tensor | np.ndarray):

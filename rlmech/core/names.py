@@ -34,7 +34,7 @@ class NameChooser:
 
     def __init__(self, network: str, known: Sequence[str], *, left_out: Mapping[str, str]) -> None:
         self.network, self.known, self.left_out = network, tuple(known), left_out
-        self._chosen: dict[Any, tuple[str, ...]] = {None: self.known}
+        self._chosen: dict[object, tuple[str, ...]] = {None: self.known}
 
     def __call__(self, names: Names) -> tuple[str, ...]:
         """The names that match, in the policy's order.

@@ -105,7 +105,7 @@ class ObservationFormat:
             )
         return {}
 
-    def with_state(self, obs: Observation, state: Mapping[str, Any] | None, module: nn.Module) -> Observation:
+    def with_state(self, obs: Observation, state: Mapping[str, object] | None, module: nn.Module) -> Observation:
         """The observations themselves.
 
         Raises:
@@ -118,7 +118,7 @@ class ObservationFormat:
         """Steps of observations that are sequences of what a recurrent policy takes; None where they are not."""
         return None
 
-    def restarted(self, obs: Observation, starts: Any) -> Observation:
+    def restarted(self, obs: Observation, starts: object) -> Observation:
         """The observations themselves, of a policy that remembers nothing."""
         return obs
 
@@ -165,7 +165,7 @@ class ObservationFormat:
                 value += noise.to(value)
         return tuple(rows.values())
 
-    def _coerce_one(self, key: str, value: Any, module: nn.Module) -> Tensor:
+    def _coerce_one(self, key: str, value: object, module: nn.Module) -> Tensor:
         tensor, dtype, shape = _as_tensor(key, value), self.dtypes[key], self.shapes[key]
         if key in self.images and tensor.shape[1:] == _channels_last(shape) != shape:
             tensor = tensor.permute(0, 3, 1, 2)
@@ -227,7 +227,7 @@ def _channels_last(shape: torch.Size) -> torch.Size:
     return torch.Size((*shape[1:], shape[0]))
 
 
-def _as_tensor(key: str, value: Any) -> Tensor:
+def _as_tensor(key: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value)
@@ -241,7 +241,7 @@ def _as_tensor(key: str, value: Any) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
 
 
-_first_parameter: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], str]] = WeakKeyDictionary()
+_first_parameter: WeakKeyDictionary[nn.Module, tuple[dict[str, nn.Parameter | None], str]] = WeakKeyDictionary()
 """Where a module's first parameter is kept: walking to it takes a quarter of a small network's forward pass."""
 
 

@@ -185,7 +185,7 @@ def _step(value: Any, key: str) -> Any:
     return getattr(value, key, NOTHING) if key.isidentifier() else NOTHING
 
 
-def value_at(value: Any, path: str) -> Any:
+def value_at(value: object, path: str) -> object:
     """What stands at a path; `NOTHING` where nothing does. A key may have dots in it."""
     if not path:
         return value

@@ -45,7 +45,7 @@ class ScoredModule(nn.Module):
         self.add_module(NETWORK, network)
         self._read, self.told = read, told
 
-    def forward(self, obs: Any) -> tuple[Tensor, ...]:
+    def forward(self, obs: object) -> tuple[Tensor, ...]:
         """The scores, and the value where there is one."""
         return self._read(obs)
 
@@ -98,12 +98,12 @@ class _Reading:
 
 def find_outputs(
     network: nn.Module,
-    samples: Callable[[int], Any],
+    samples: Callable[[int], object],
     *,
     scores: Selector | Sequence[Selector] | None = None,
     value: Selector | None = None,
     kind: OutputKind | None = None,
-    action_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space | None = None,
     choice: int | None = None,
 ) -> Scored:
     """Find the scores and the value of a module that is in eval mode.
@@ -159,11 +159,11 @@ def find_outputs(
     )
 
 
-def _is_box(space: spaces.Space[Any] | None) -> bool:
+def _is_box(space: spaces.Space | None) -> bool:
     return hasattr(space, "low")
 
 
-def _called(network: nn.Module, run: Run, obs: Any) -> Any:
+def _called(network: nn.Module, run: Run, obs: object) -> object:
     try:
         return run(obs)
     except RuntimeError as error:
@@ -185,7 +185,7 @@ def _part(network: nn.Module, path: str) -> Any:
     return found if callable(found) else None
 
 
-def _read(network: nn.Module, selector: Selector, outputs: Sequence[Any], leaves: Leaves, argument: str) -> Read:
+def _read(network: nn.Module, selector: Selector, outputs: Sequence[object], leaves: Leaves, argument: str) -> Read:
     """How to read what a selector selects."""
     if callable(selector):
         function = selector
@@ -249,7 +249,7 @@ def _check_shapes(network: str, shapes: Sequence[Shape], value: Shape | None, ch
 
 
 def _kind_and_width(
-    chosen: Sequence[Selector], shapes: Sequence[Shape], kind: OutputKind | None, space: spaces.Space[Any] | None
+    chosen: Sequence[Selector], shapes: Sequence[Shape], kind: OutputKind | None, space: spaces.Space | None
 ) -> tuple[OutputKind | None, int | None]:
     """What the scores are, as far as it is told; and how many of RLlib's inputs of a Gaussian are its mean."""
     name = last_key(str(chosen[0]))

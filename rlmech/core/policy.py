@@ -195,14 +195,14 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         )
 
     @classmethod
-    def from_sb3(cls, model: Any, *, env: Env[Any, Any] | None = None, vecnormalize: Any = None) -> HookedPolicy:
+    def from_sb3(cls, model: object, *, env: Env | None = None, vecnormalize: object = None) -> HookedPolicy:
         """Wrap a live Stable-Baselines3 algorithm or policy; see `rlmech.adapters.sb3.from_sb3`."""
         from rlmech.adapters.sb3 import from_sb3
 
         return from_sb3(model, env=env, vecnormalize=vecnormalize)
 
     @classmethod
-    def from_rl_agents(cls, agent: Any, *, env: Env[Any, Any] | None = None) -> HookedPolicy:
+    def from_rl_agents(cls, agent: object, *, env: Env | None = None) -> HookedPolicy:
         """Wrap a live rl-agents DQN agent; see `rlmech.adapters.rl_agents.from_rl_agents`."""
         from rlmech.adapters.rl_agents import from_rl_agents
 
@@ -261,7 +261,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         """The state at an episode's beginning, by hook name, a row for each of the batch; empty without memory."""
         return self._format.state(None, self.module, n_rows=batch)
 
-    def with_state(self, obs: Observation, state: Mapping[str, Any] | None = None) -> Observation:
+    def with_state(self, obs: Observation, state: Mapping[str, object] | None = None) -> Observation:
         """Observations met in a state, as one observation: what any analysis takes to ask about that moment.
 
         Raises:
@@ -306,10 +306,10 @@ class HookedPolicy(nn.Module, metaclass=_Named):
     def run_sequence(
         self,
         obs: Observation,
-        state: Mapping[str, Any] | None = None,
+        state: Mapping[str, object] | None = None,
         *,
         names: Names = None,
-        episode_start: Any = None,
+        episode_start: object = None,
     ) -> tuple[Float[Tensor, "batch step action"], ActivationCache]:
         """Step after step, the state carried along; the cache has the axis `step` after the batch.
 
@@ -618,7 +618,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
     # ---- nn.Module
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Any]:
         """The wrapped module's own state dict."""
         return self.module.state_dict(*args, **kwargs)
 
@@ -626,7 +626,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         """Load weights into the wrapped module."""
         return self.module.load_state_dict(*args, **kwargs)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HookedPolicy:  # noqa: FBT001, FBT002  # torch's signature
+    def _apply(self, fn: Callable[..., object], recurse: bool = True) -> HookedPolicy:  # noqa: FBT001, FBT002  # torch's signature
         before = next(self.module.parameters(), None)
         old = None if before is None else (before.dtype, before.device)
         super()._apply(fn, recurse)
@@ -635,7 +635,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             self._wrapped.follow(old, (after.dtype, after.device))
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         keep = ("spec", "observation_space", "_told_space", "_root", "_format")
         keep += ("_told_kind", "_scores", "_value", "_choice", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}

@@ -174,7 +174,7 @@ class _Writer:
         start = 0 if start is None else start + source.shape[dim] if start < 0 else start
         return f"{self._name(source)}.narrow({dim}, {start}, {node.shape[dim]})"
 
-    def _text(self, value: Any) -> str:
+    def _text(self, value: object) -> str:
         if isinstance(value, Node):
             return self._name(value)
         if isinstance(value, list | tuple):

@@ -36,7 +36,7 @@ class SteppingPolicy(Protocol):
         """The hook point of a name."""
         ...
 
-    def with_state(self, obs: Observation, state: Mapping[str, Any] | None) -> Observation:
+    def with_state(self, obs: Observation, state: Mapping[str, object] | None) -> Observation:
         """Observations met in a state, as one observation."""
         ...
 

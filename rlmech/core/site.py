@@ -153,7 +153,7 @@ def as_site(site: Site | str) -> Site:
     return Site(site) if isinstance(site, str) else site
 
 
-def _choice(axis: str, value: Any) -> Choice:
+def _choice(axis: str, value: object) -> Choice:
     if isinstance(value, str):
         return value
     if isinstance(value, slice):

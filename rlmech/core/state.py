@@ -118,11 +118,11 @@ class StateForm:
             after |= leaf.parts(value)
         return (*outputs, *(after[name] for name in self.names))
 
-    def _unflatten(self, leaves: Sequence[Tensor]) -> Any:
+    def _unflatten(self, leaves: Sequence[Tensor]) -> object:
         """The state as the module keeps it."""
         return _filled(self._nesting, leaves)
 
-    def _split(self, module: nn.Module, output: Any) -> tuple[Any, ...]:
+    def _split(self, module: nn.Module, output: object) -> tuple[object, ...]:
         """Scores, the value where there is one, and the state, as the module gave them."""
         parts = tuple(output) if isinstance(output, tuple | list) else ()
         if len(parts) not in (2, 3) or not self._is_state(parts[len(parts) - 1]):
@@ -134,11 +134,11 @@ class StateForm:
             )
         return parts
 
-    def _is_state(self, value: Any) -> bool:
+    def _is_state(self, value: object) -> bool:
         return _nesting(value) == self._nesting
 
 
-def _begin(given: Any, n_rows: int) -> tuple[Any, list[tuple[Tensor, int]], Any]:
+def _begin(given: object, n_rows: int) -> tuple[object, list[tuple[Tensor, int]], object]:
     """A state for the example, its tensors with their batch axes, and how they nest."""
     first, other = (given(n_rows), given(n_rows + 1)) if callable(given) else (given, None)
     leaves, nesting = _tensors(first), _nesting(first)
@@ -168,7 +168,7 @@ def _batch_axis(leaf: Tensor, more: Tensor | None, n_rows: int) -> int:
     )
 
 
-def _tensors(state: Any) -> list[Tensor]:
+def _tensors(state: object) -> list[Tensor]:
     """The tensors of a state, in order; those of dicts by their keys."""
     if isinstance(state, Tensor):
         return [state]
@@ -176,7 +176,7 @@ def _tensors(state: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _nesting(state: Any) -> Any:
+def _nesting(state: object) -> object:
     """How a state nests its tensors: the same, with their keys and places instead; None where it holds something else.
 
     Keys lead to dicts, and places to tuples and lists; a dict is told from another order of its keys by that order.
@@ -196,7 +196,7 @@ def _filled(nesting: Any, tensors: Sequence[Tensor]) -> Any:
     """The state of some tensors."""
     rest = iter(tensors)
 
-    def fill(inner: Any) -> Any:
+    def fill(inner: Any) -> object:
         if inner == TENSOR:
             return next(rest)
         kind, parts = inner
@@ -208,7 +208,7 @@ def _filled(nesting: Any, tensors: Sequence[Tensor]) -> Any:
     return fill(nesting)
 
 
-def _names_of(nesting: Any) -> list[str]:
+def _names_of(nesting: object) -> list[str]:
     """What the tensors of a state are called: the keys that lead to them, or their places."""
 
     def paths(inner: Any, path: tuple[str, ...], *, keyed: bool) -> list[str]:
@@ -224,7 +224,7 @@ def _names_of(nesting: Any) -> list[str]:
 
 
 def _readers(
-    module: nn.Module, values: Sequence[Tensor], call: Callable[[Sequence[Tensor]], Any]
+    module: nn.Module, values: Sequence[Tensor], call: Callable[[Sequence[Tensor]], object]
 ) -> dict[int, tuple[str, ...]]:
     """By the place of a tensor, what torch's own recurrent module that reads it calls its layers' parts.
 
@@ -237,7 +237,7 @@ def _readers(
     def listener(path: str, layer: nn.Module) -> Callable[..., None]:
         n_layers = getattr(layer, "num_layers", 1)
 
-        def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def listen(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             given = kwargs.get("hx", args[1] if len(args) > 1 else None)
             for role, value in zip("hc", given if isinstance(given, tuple | list) else (given,), strict=False):
                 places = [k for k, own in enumerate(told) if isinstance(value, Tensor) and _same_numbers(value, own)]
@@ -275,7 +275,7 @@ def _named(leaf: Leaf, read_as: tuple[str, ...], root: str) -> Leaf:
     return Leaf(names=names, axis=leaf.axis, shape=leaf.shape)
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, tuple | list):

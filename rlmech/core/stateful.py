@@ -146,7 +146,7 @@ class StatefulFormat(ObservationFormat):
         )
         return next(iter(given.values()))[1] or None if fits else None
 
-    def restarted(self, obs: Observation, starts: Any) -> Observation:
+    def restarted(self, obs: Observation, starts: object) -> Observation:
         """Observations with a state, that of the beginning in the rows where an episode begins.
 
         Raises:
@@ -220,7 +220,7 @@ def _bare(example: dict[str, Tensor]) -> Observation:
     return example[OBSERVATION] if set(example) == {OBSERVATION} else example
 
 
-def state_form(module: nn.Module, example: Observation, state: Any, *, root: str) -> tuple[StateForm, StatefulFormat]:
+def state_form(module: nn.Module, example: Observation, state: object, *, root: str) -> tuple[StateForm, StatefulFormat]:
     """How a module keeps its state, and what one step of it takes.
 
     Args:

@@ -149,8 +149,8 @@ class _EinsumAsMatmul(TorchFunctionMode):
     """Traces a product of two tensors over one axis as the matrix product that it is: attention is then seen in it."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         if func is torch.einsum and isinstance(args[0], str):
             operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
             product = _as_matmul(args[0], list(operands))
@@ -273,7 +273,7 @@ class _Reader:
         self.graph.nodes.append(node)
         return node
 
-    def _convert(self, value: Any) -> Any:
+    def _convert(self, value: object) -> Any:
         if isinstance(value, torch.fx.Node):
             return self.map[value]
         if isinstance(value, tuple | list):
@@ -301,7 +301,7 @@ def _heaviside(value: Tensor, at_zero: Tensor) -> Tensor:
     return torch.heaviside(value.detach(), at_zero.detach())
 
 
-_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+_DIFFERENTIABLE: dict[str, Callable[..., object]] = {
     "copy": _copied,
     "floor_divide": _floor_divided,
     "heaviside": _heaviside,
@@ -309,7 +309,7 @@ _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 """Stand-ins for operations that autograd refuses: an export makes `copy` of `y[:, 2:4] = x`, which autograd can do."""
 
 
-def _plain_name(target: Any) -> str:
+def _plain_name(target: object) -> str:
     if isinstance(target, OpOverload):
         schema = target._schema  # pyright: ignore[reportPrivateUsage]
         return plain_name(schema.name.rpartition("::")[2], schema.overload_name)
@@ -332,7 +332,7 @@ def _same_dtype(name: str, source: torch.fx.Node, args: tuple[Any, ...]) -> bool
     return source.meta["val"].dtype == args[0].dtype and "memory_format" not in source.kwargs
 
 
-def _shape(value: Any) -> tuple[tuple[Size, ...] | None, torch.dtype | None]:
+def _shape(value: object) -> tuple[tuple[Size, ...] | None, torch.dtype | None]:
     if not isinstance(value, Tensor):
         return None, None
     return tuple(_size(size) for size in value.shape), value.dtype

@@ -126,7 +126,7 @@ def unroll(step: Graph, states: Collection[str], *, n_steps: int, read: int) -> 
     return Unrolled(graph=graph, observations=inputs, copies=copies)
 
 
-def _moved(value: Any, copies: Mapping[Node, Node]) -> Any:
+def _moved(value: object, copies: Mapping[Node, Node]) -> object:
     if isinstance(value, Node):
         return copies[value]
     if isinstance(value, tuple | list):

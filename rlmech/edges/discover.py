@@ -166,7 +166,7 @@ def discover_circuit(
     )
 
 
-def _described(graph: ComponentGraph, kept: set[int], score: Any, effect: Any, *, unit: str) -> xr.Dataset:
+def _described(graph: ComponentGraph, kept: set[int], score: object, effect: object, *, unit: str) -> xr.Dataset:
     names = graph.names
     coords = {
         "edge": np.arange(len(graph.edges)),

@@ -77,7 +77,7 @@ def with_controls(
     return extended, control_of
 
 
-def _own(name: str, edit: Any) -> Edit:
+def _own(name: str, edit: object) -> Edit:
     if isinstance(edit, Edit):
         return edit
     raise ConfigError(
@@ -130,7 +130,7 @@ def _pushed(policy: HookedPolicy, edit: Edit, states: Any, generator: torch.Gene
     return steer(edit.site, (direction / direction.norm() * length).to(before.dtype))
 
 
-def _states(policy: HookedPolicy, env: gym.Env, seeds: list[int]) -> Any:
+def _states(policy: HookedPolicy, env: gym.Env, seeds: list[int]) -> object:
     recordings, _ = record_conditions(
         policy,
         env,

@@ -151,7 +151,7 @@ class Driver:
             deterministic=deterministic,
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What tells this driver from others, for a manifest; functions are told by their names alone."""
         return {
             "policy": {"fingerprint": self.policy.fingerprint, "output_kind": self.policy.output_kind},
@@ -216,12 +216,12 @@ class Drive:
     driver: Driver
     seed: int
     action_names: tuple[str, ...] = ()
-    measure: Callable[[Sequence[tuple[Any, ...]]], Mapping[str, Value | str]] = field(default=lambda entities: {})
+    measure: Callable[[Sequence[tuple[object, ...]]], Mapping[str, Value | str]] = field(default=lambda entities: {})
     _hooks: list[Hook] = field(init=False)
     _draws: np.random.Generator = field(init=False)
     _uniform: np.ndarray | None = field(init=False, default=None)
     _state: Mapping[str, Tensor] | None = None
-    _previous: Any = None
+    _previous: object = None
     _step: int = 0
 
     def __post_init__(self) -> None:
@@ -265,7 +265,7 @@ class Drive:
             action_changed=edited and not np.array_equal(look.action, unedited.action),
         )
 
-    def _is_of_step(self, function: Callable[..., Any]) -> bool:
+    def _is_of_step(self, function: Callable[..., object]) -> bool:
         return not isinstance(function, AtSteps) or self._step in function.steps
 
     def _draw(self) -> None:
@@ -275,7 +275,7 @@ class Drive:
             n_choices = () if choices is None else (len(choices.sizes),)
             self._uniform = self._draws.random((1, *n_choices))
 
-    def _acts(self, observation: Any, entities: list[tuple[Any, ...]], unedited: Look) -> bool:
+    def _acts(self, observation: object, entities: list[tuple[object, ...]], unedited: Look) -> bool:
         when = self.driver.when
         if when is None:
             return True
@@ -312,7 +312,7 @@ def _named(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
-def _batched(observation: Any) -> Any:
+def _batched(observation: object) -> Observation:
     if isinstance(observation, dict):
         return {key: np.asarray(value)[None] for key, value in observation.items()}
     return np.asarray(observation)[None]

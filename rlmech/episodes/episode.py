@@ -36,7 +36,7 @@ class Step:
 
     observation: Any
     action: Any
-    next_observation: Any
+    next_observation: object
     reward: float
     terminated: bool
     truncated: bool

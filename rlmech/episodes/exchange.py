@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -187,7 +188,7 @@ def _with_final(observations: Observations, finals: Any, rows: slice, number: in
     return np.concatenate([observations[rows], finals[number, None]])
 
 
-def _buffer(minari: Any, episode: _Episode) -> Any:
+def _buffer(minari: Any, episode: _Episode) -> object:
     return minari.data_collector.EpisodeBuffer(
         seed=episode.seed,
         observations=episode.observations,
@@ -264,7 +265,7 @@ def _collected(dataset: Any, seeds: list[int]) -> Iterator[_Episode]:
         )
 
 
-def _numbers(infos: Mapping[str, Any], n_steps: int) -> Iterator[tuple[str, Shaped[np.ndarray, " step"]]]:
+def _numbers(infos: Mapping[str, object], n_steps: int) -> Iterator[tuple[str, Shaped[np.ndarray, " step"]]]:
     """Single numbers of each step; of n + 1, as Minari's collector writes them, the first is of the reset."""
     for name, values in infos.items():
         array = np.asarray(values) if not isinstance(values, Mapping) else np.empty(0)
@@ -376,7 +377,7 @@ def _check_spaces(dataset: Any) -> None:
         )
 
 
-def _minari() -> Any:
+def _minari() -> ModuleType:
     try:
         for part in ("data_collector", "dataset.minari_dataset", "dataset.minari_storage", "namespace", "storage"):
             import_module(f"minari.{part}")

@@ -49,7 +49,7 @@ class Filter:
 
 
 def filter_of(
-    expression: pc.Expression | None, conditions: Mapping[str, Any], *, schema: pa.Schema, earlier: Filter | None
+    expression: pc.Expression | None, conditions: Mapping[str, object], *, schema: pa.Schema, earlier: Filter | None
 ) -> Filter:
     """The conditions of `Recording.where` and those of an earlier one as a single condition.
 

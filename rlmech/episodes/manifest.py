@@ -16,7 +16,7 @@ FORMAT = "rlmech.recording/4"
 MANIFEST = "manifest.json"
 
 
-def create(path: Path, manifest: Mapping[str, Any]) -> None:
+def create(path: Path, manifest: Mapping[str, object]) -> None:
     """Make a recording's directory, with its manifest and no episode.
 
     Raises:
@@ -41,12 +41,12 @@ def create(path: Path, manifest: Mapping[str, Any]) -> None:
         raise unwritable("The recording", path, error) from error
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, object]) -> None:
     """Set a recording's manifest: wholly, or not at all."""
     write_sealed_json(path / MANIFEST, manifest)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, object]:
     """A recording's manifest.
 
     Raises:
@@ -68,7 +68,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_format(manifest: Mapping[str, Any]) -> None:
+def _check_format(manifest: Mapping[str, object]) -> None:
     if manifest.get("format", FORMAT) != FORMAT:
         raise RecordingError(
             "This version of rlmech does not read that recording.",
@@ -78,7 +78,7 @@ def _check_format(manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
+def _unsealed(path: Path) -> dict[str, object]:
     """What a manifest of an earlier format, before there were seals, says; nothing where it is none."""
     try:
         content = json.loads(path.read_bytes())

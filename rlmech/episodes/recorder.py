@@ -335,10 +335,10 @@ def _checked(seeds: Iterable[int], env: gym.Env, *, frames: bool, workers: int) 
     return checked
 
 
-def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str, Any]]:
+def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str, object]]:
     """What a reader needs to know of each condition, found out on the first scene."""
     observation, spec, simulator = env.reset(seed=seeds[0])[0], spec_of(env), simulator_of(env)
-    manifests: dict[str, dict[str, Any]] = {}
+    manifests: dict[str, dict[str, object]] = {}
     for name, driver in work.drivers.items():
         with torch.no_grad():
             activations = driver.look(observation, driver.names).activations
@@ -379,7 +379,7 @@ def _made(env: gym.Env) -> dict[str, Any]:
     }
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -67,7 +67,7 @@ class Recording:
         self._shards = shards_in(self.path)
         self._index = _index(self._shards)
         self._filter: Filter | None = None
-        self._hits: dict[Any, np.ndarray] = {}  # by shard, the rows that the filter lets through
+        self._hits: dict[object, np.ndarray] = {}  # by shard, the rows that the filter lets through
         self._holder: TemporaryFolder | None = None
 
     @classmethod
@@ -332,7 +332,7 @@ class Recording:
 
     # ---- which rows
 
-    def _view(self, index: pd.DataFrame, chosen: Filter | None, hits: dict[Any, np.ndarray]) -> Recording:
+    def _view(self, index: pd.DataFrame, chosen: Filter | None, hits: dict[object, np.ndarray]) -> Recording:
         view = Recording.__new__(Recording)
         view.path, view.manifest, view._shards, view._holder = self.path, self.manifest, self._shards, self._holder
         view._index, view._filter, view._hits = index, chosen, hits

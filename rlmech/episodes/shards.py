@@ -347,7 +347,7 @@ def sole_writer(path: Path) -> Generator[None]:
         os.close(place)
 
 
-def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def table_of(rows: Iterable[Mapping[str, object]]) -> pa.Table:
     """Rows as a table; a value that a row lacks is null."""
     plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
     names = dict.fromkeys(name for row in plain for name in row)  # Arrow by itself takes those of the first row alone
@@ -355,7 +355,7 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def entity_table(
-    scenes: Sequence[Sequence[tuple[Any, ...]]], columns: Mapping[str, Column], *, episode: int, seed: int
+    scenes: Sequence[Sequence[tuple[object, ...]]], columns: Mapping[str, Column], *, episode: int, seed: int
 ) -> pa.Table | None:
     """The entities of an episode's scenes as a table, with the same columns whether there are any or not.
 
@@ -394,7 +394,7 @@ def unwritable(what: str, path: Path, error: Exception) -> RecordingError:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -43,7 +43,7 @@ class _Trace:
     beginning: Mapping[str, Value | str]
     steps: list[Step] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
-    scenes: list[list[tuple[Any, ...]]] = field(default_factory=list)
+    scenes: list[list[tuple[object, ...]]] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
 
     def episode(self, number: int) -> Episodes:
@@ -231,7 +231,7 @@ def checked_outcomes(simulator: Simulator, outcomes: Sequence[Outcome]) -> tuple
     return tuple(given)
 
 
-def _check_told(asked: Sequence[Outcome], steps: Sequence[Step], info: Mapping[str, Any]) -> None:
+def _check_told(asked: Sequence[Outcome], steps: Sequence[Step], info: Mapping[str, object]) -> None:
     """Check that an environment told what was asked for: a share at the last step, a mean at one step at least."""
     for outcome in asked:
         where = steps[-1:] if outcome.kind == "share" else steps
@@ -245,7 +245,7 @@ def _check_told(asked: Sequence[Outcome], steps: Sequence[Step], info: Mapping[s
             )
 
 
-def _check_finite(value: Any, what: str) -> None:
+def _check_finite(value: object, what: str) -> None:
     """Check that an environment gives numbers.
 
     Raises:
@@ -279,7 +279,7 @@ def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]], s
     }
 
 
-def _kept(observation: Any) -> Any:
+def _kept(observation: object) -> object:
     """A copy: many environments write every observation into the same array."""
     if isinstance(observation, dict):
         return {key: np.array(value) for key, value in observation.items()}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
@@ -237,7 +238,7 @@ def _through_ray(
             ray.cancel(task, force=True)
 
 
-def _import_backend(module: str, extra: str) -> Any:
+def _import_backend(module: str, extra: str) -> ModuleType:
     from importlib import import_module
 
     try:

@@ -89,7 +89,7 @@ class FirstLook:
 
 def first_look(
     policy: HookedPolicy,
-    env: gym.Env[Any, Any],
+    env: gym.Env,
     *,
     seeds: Iterable[int] = range(20),
     n_driven: int = N_DRIVEN,

@@ -54,7 +54,7 @@ class Driven:
 
 def drive(
     policy: HookedPolicy,
-    env: gym.Env[Any, Any],
+    env: gym.Env,
     recording: Recording,
     *,
     block: str | None,

@@ -83,6 +83,6 @@ def rows(result: xr.Dataset) -> list[dict[str, Any]]:
     return table
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain

@@ -111,7 +111,7 @@ def pairwise_interactions(
         "effect_low": ("site", effect.low, unit),
         "effect_high": ("site", effect.high, unit),
     }
-    coordinates: dict[str, Any] = {"site": np.arange(len(couples)), "pair": result["pair"]}
+    coordinates: dict[str, object] = {"site": np.arange(len(couples)), "pair": result["pair"]}
     for which, places in (("first", [i for i, _ in couples]), ("second", [j for _, j in couples])):
         for name, (_, values) in site_coordinates(policy, chosen).items():
             coordinates[f"{which}_{name}"] = ("site", values[places])

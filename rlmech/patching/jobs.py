@@ -85,7 +85,7 @@ def run_groups(
         )
 
 
-def no_ops(swept: Swept) -> dict[str, Any]:
+def no_ops(swept: Swept) -> dict[str, object]:
     """The variable that says which patches did nothing."""
     return {
         "no_op": (

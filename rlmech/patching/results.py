@@ -194,7 +194,7 @@ def mean_change(
     return bootstrap_mean(change, clusters=clusters, seed=seed, scale=scale, shares=shares)
 
 
-def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, Any]:
+def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed: int) -> dict[str, object]:
     """What is needed to read and redo a result."""
     return {
         "metric": bound.name,

@@ -97,7 +97,7 @@ def _group(policy: HookedPolicy, sites: Any, metric: Metric | MetricFunction | N
     return groups
 
 
-def _frozen(item: Any) -> Any:
+def _frozen(item: object) -> object:
     return tuple(item) if isinstance(item, list) else item
 
 

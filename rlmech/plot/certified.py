@@ -124,7 +124,7 @@ def _add_vehicles(figure: go.Figure, result: xr.Dataset, rows: str, columns: str
         inside = all(end[0] <= value <= end[-1] for value, end in zip(at, ends, strict=True))
         if inside and moved not in (name, str(place)):
             kept.append((at[0], at[1], name))
-    mark: dict[str, Any] = {"size": 11, "symbol": "square", "color": VEHICLE, "line": {"color": INK, "width": 1}}
+    mark: dict[str, object] = {"size": 11, "symbol": "square", "color": VEHICLE, "line": {"color": INK, "width": 1}}
     if kept:
         x, y, text = (list(each) for each in zip(*kept, strict=True))
         figure.add_trace(

@@ -99,7 +99,7 @@ def _panel_title(result: xr.Dataset, panel: str) -> str:
     return f"{panel}: {short}" if short else panel
 
 
-def _traces(result: xr.Dataset, panel: str) -> list[Any]:
+def _traces(result: xr.Dataset, panel: str) -> list[object]:
     rows, columns = _axes(result)
     across, down = result[columns].values, result[rows].values
     at = {"condition": panel} if panel != "difference" else {}
@@ -112,7 +112,7 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
         [_word(value, names if at else [], reachable=bool(ok)) for value, ok in zip(line, oks, strict=True)]
         for line, oks in zip(values, possible, strict=True)
     ]
-    traces: list[Any] = [
+    traces: list[object] = [
         go.Heatmap(
             z=values,
             x=across,
@@ -125,7 +125,7 @@ def _traces(result: xr.Dataset, panel: str) -> list[Any]:
     ]
     if result.attrs["kind"] == "gap" and at and np.nanmin(values) < 0 < np.nanmax(values):
         line = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
-        style: dict[str, Any] = {"line": {"color": INK, "width": 1.5}, "showscale": False, "showlegend": False}
+        style: dict[str, object] = {"line": {"color": INK, "width": 1.5}, "showscale": False, "showlegend": False}
         traces.append(go.Contour(z=values, x=across, y=down, contours=line, hoverinfo="skip", **style))
     veil = np.where(possible, np.nan, 1.0)
     traces.append(
@@ -147,7 +147,7 @@ def _word(value: float, names: list[str], *, reachable: bool) -> str:
     return said if reachable else f"{said}<br>not reachable"
 
 
-def _colours(*, discrete: bool, panel: str, n: int) -> dict[str, Any]:
+def _colours(*, discrete: bool, panel: str, n: int) -> dict[str, object]:
     if not discrete:
         return {"coloraxis": "coloraxis2" if panel == "difference" else "coloraxis"}
     if panel == "difference":

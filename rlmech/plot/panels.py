@@ -136,7 +136,7 @@ def _trace(grid: Panel, *, across: int) -> go.Heatmap:
         for row in range(len(grid.rows))
     ]
     hover = f"{grid.row_axis or 'row'} <b>%{{y}}</b><br>{grid.column_axis or 'column'} <b>%{{x}}</b><br>%{{z:.4~g}}"
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if grid.low is not None and grid.high is not None:
         extra["customdata"] = np.stack([grid.low, grid.high], axis=-1)
         hover += "<br>95 % interval %{customdata[0]:.3~g} to %{customdata[1]:.3~g}"

@@ -60,7 +60,7 @@ def probe_scores(scores: xr.Dataset, *, title: str | None = None) -> go.Figure:
         for control, (symbol, colour, name) in _SYMBOLS.items():
             one = scores.sel(target=target, control=control)
             at = one["score"].values
-            marker: dict[str, Any] = {
+            marker: dict[str, object] = {
                 "symbol": symbol,
                 "color": colour,
                 "size": 10,

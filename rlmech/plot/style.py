@@ -31,7 +31,7 @@ DIVERGING: tuple[tuple[float, str], ...] = (
 _HEADS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5b3a", "#4d4d9f")
 _ACTIONS = ("#b5452c", "#7a869a", "#2c7fb8", "#e0a100", "#7b5ea7", "#3c9a74", "#d16ba5", "#8c6d31")
 
-_AXIS: dict[str, Any] = {
+_AXIS: dict[str, object] = {
     "gridcolor": RULE,
     "linecolor": RULE,
     "zerolinecolor": RULE,

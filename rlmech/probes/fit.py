@@ -126,7 +126,7 @@ def fit_probe(
     return Probes(scores=_dataset(policy, chosen, labels, data, fit, n_untrained), _probes=probes)
 
 
-def _observed(policy: HookedPolicy, obs: Any, watched: Sequence[Site], values: np.ndarray) -> np.ndarray:
+def _observed(policy: HookedPolicy, obs: object, watched: Sequence[Site], values: np.ndarray) -> np.ndarray:
     """What the policy sees, a row a step; for targets by entity, each of the last entities' own features."""
     if values.ndim == 1:
         return np.concatenate([activations(policy, obs, site) for site in watched], axis=1)
@@ -166,7 +166,7 @@ def _dataset(
     policy: HookedPolicy,
     sites: Sequence[Site],
     labels: Sequence[Labels],
-    data: Mapping[tuple[str, int], Mapping[str, Any]],
+    data: Mapping[tuple[str, int], Mapping[str, object]],
     fit: CrossValidation,
     n_untrained: int,
 ) -> xr.Dataset:

@@ -61,7 +61,7 @@ def entity_axis(policy: HookedPolicy, site: Site, n_entities: int) -> str:
     )
 
 
-def states_of(policy: HookedPolicy, recording: Recording) -> Any:
+def states_of(policy: HookedPolicy, recording: Recording) -> object:
     """The recording's observations, after a look whether they are the policy's."""
     recording.check_policy(policy)
     return recording.observations

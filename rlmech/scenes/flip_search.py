@@ -235,7 +235,7 @@ def _bisect(
                 one.flips, one.action = middle, int(action)
 
 
-def _dataset(probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[Any]], names: list[str]) -> xr.Dataset:
+def _dataset(probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[object]], names: list[str]) -> xr.Dataset:
     shape = (*(len(one) for one in over.values()), len(SIGNS))
     found = [bool(np.isfinite(one.flips)) for one in searches]
     reasons = [

@@ -140,7 +140,7 @@ def scores_of(policy: HookedPolicy, observations: Sequence[Any]) -> Float[np.nda
     return np.concatenate(parts)
 
 
-def actions_of(policy: HookedPolicy, observations: Sequence[Any]) -> Int[np.ndarray, pair]:
+def actions_of(policy: HookedPolicy, observations: Sequence[object]) -> Int[np.ndarray, pair]:
     """Best actions of many observations.
 
     Raises:

@@ -40,15 +40,15 @@ class DrivenScene(Protocol):
         ...
 
     @property
-    def past(self) -> Sequence[Any] | None:
+    def past(self) -> Sequence[object] | None:
         """What was observed before; None where it is not known."""
         ...
 
-    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit], state: Mapping[str, Any] | None) -> Decision:
+    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit], state: Mapping[str, object] | None) -> Decision:
         """What a policy would do here."""
         ...
 
-    def advance(self, action: Any) -> tuple[Self, float, Mapping[str, Any]]:
+    def advance(self, action: object) -> tuple[Self, float, Mapping[str, object]]:
         """The scene after an action, the reward, and the info."""
         ...
 
@@ -95,7 +95,7 @@ class Roll(Generic[S]):
         return self.outcomes.get("arrived")
 
 
-def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str, Any]:
+def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str, object]:
     """The state of a recurrent policy after some observations.
 
     Raises:
@@ -122,7 +122,7 @@ def roll(
     *,
     n_steps: int | None,
     edits: Sequence[Edit],
-    state: Mapping[str, Any] | None,
+    state: Mapping[str, object] | None,
 ) -> Roll[S]:
     """Let a policy drive on from a scene; see `Scene.roll`."""
     if scene.ended or (n_steps is not None and n_steps < 1):

@@ -72,10 +72,10 @@ class Scene:
     base_rows: Mapping[int, int] = field(default_factory=dict[int, int])
     seen: Any = field(default=_UNKNOWN, repr=False)
     moment: object = field(default_factory=object, repr=False)
-    past: tuple[Any, ...] | None = field(default=None, repr=False)
+    past: tuple[object, ...] | None = field(default=None, repr=False)
 
     @classmethod
-    def capture(cls, env: gym.Env[Any, Any] | World, *, observation: Any = None) -> Scene:
+    def capture(cls, env: gym.Env | World, *, observation: Any = None) -> Scene:
         """Copy an environment as it is now; it goes on as if nothing had happened.
 
         Args:
@@ -104,7 +104,7 @@ class Scene:
         return cls(stage=stage, seen=seen, base_rows=dict(stage.in_sight) if staging.has_rows(stage) else {})
 
     @classmethod
-    def replay(cls, env: gym.Env[Any, Any] | World | str, *, seed: int, actions: Sequence[Any] = ()) -> Scene:
+    def replay(cls, env: gym.Env | World | str, *, seed: int, actions: Sequence[object] = ()) -> Scene:
         """The scene after some actions of an episode, in a copy of an environment.
 
         Args:
@@ -145,7 +145,7 @@ class Scene:
         )
 
     @property
-    def aligned(self) -> Any:
+    def aligned(self) -> object:
         """The observation with every vehicle in the row that it had when captured, those removed all zeros.
 
         A vehicle that was added takes the first free row; one that only now comes into view is not shown. Where
@@ -249,7 +249,7 @@ class Scene:
         """
         return self.advance(action)[0]
 
-    def advance(self, action: Any) -> tuple[Scene, float, Mapping[str, Any]]:
+    def advance(self, action: Any) -> tuple[Scene, float, Mapping[str, object]]:
         """The scene after an action, given as the environment takes it or by its name, the reward, and the info.
 
         Raises:
@@ -280,7 +280,7 @@ class Scene:
         *,
         n_steps: int | None = None,
         edits: Sequence[Edit] = (),
-        state: Mapping[str, Any] | None = None,
+        state: Mapping[str, object] | None = None,
     ) -> Roll[Scene]:
         """Let a policy drive on from here, in a copy.
 
@@ -381,6 +381,6 @@ class Scene:
         return self.staging.observed(self.stage, rows, self.features)
 
 
-def _staging(env: gym.Env[Any, Any]) -> Staging:
+def _staging(env: gym.Env) -> Staging:
     """What can be done in an environment; where its simulator knows nothing, the road says what is missing."""
     return simulator_of(env).staging or ROAD

@@ -17,7 +17,7 @@ from rlmech.errors import EnvironmentFitError
 OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
 
 
-def with_masks(env: gym.Env, space: spaces.Space[Any] | None) -> gym.Env:
+def with_masks(env: gym.Env, space: spaces.Space | None) -> gym.Env:
     """An environment whose observations hold its action mask, if the policy wants one and they do not.
 
     Args:
@@ -30,14 +30,14 @@ def with_masks(env: gym.Env, space: spaces.Space[Any] | None) -> gym.Env:
     return MaskedObservation(env) if wants and not has else env
 
 
-class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Observations as a dict of what the environment gives and its action mask.
 
     Args:
         env: The environment; what it observes stands under `observation`, or under its own keys where it is a dict.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         inner = env.observation_space
@@ -46,7 +46,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstru
         mask = spaces.Box(0, 1, (spaces.flatdim(env.action_space),), dtype)
         self.observation_space = spaces.Dict([*parts.items(), (MASK_KEY, mask)])
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._with_mask(observation, info), info
@@ -56,7 +56,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstru
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_mask(self, observation: object, info: Mapping[str, object]) -> dict[str, object]:
         mask = info.get(MASK_KEY)
         if mask is None:
             try:

@@ -33,7 +33,7 @@ def simulator_of(env: gym.Env | Any) -> Simulator:
     return next(simulator for simulator in SIMULATORS if simulator.supports(env))
 
 
-def check_single(env: Any) -> None:
+def check_single(env: object) -> None:
     """Check that something is one Gymnasium environment.
 
     Raises:

@@ -95,12 +95,12 @@ def _unlike(world: CopiedEpisodes, what: str) -> CopyError:
     )
 
 
-def _is_console(base: Any) -> bool:
+def _is_console(base: object) -> bool:
     """Whether it is a game of ale-py, whose state is handed out and taken back by its own methods."""
     return hasattr(base, "ale") and hasattr(base, "clone_state") and hasattr(base, "restore_state")
 
 
-def _console(base: Any, memo: dict[int, Any]) -> Any:
+def _console(base: Any, memo: dict[int, object]) -> object:
     twin = copy.deepcopy(base)  # a fresh game
     twin.restore_state(base.clone_state(include_rng=True))
     for name, value in vars(base).items():

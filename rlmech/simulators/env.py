@@ -325,21 +325,21 @@ def _shape(space: spaces.Space) -> Any:
     return space.shape
 
 
-def _observed_by(policy: HookedPolicy) -> Any:
+def _observed_by(policy: HookedPolicy) -> object:
     """Shape of an observation of the policy; None where its space is unknown and it takes several arrays."""
     if policy.observation_space is not None:
         return _shape(policy.observation_space)
     return policy.hook_dict["hook_obs"].shape[1:] if "hook_obs" in policy.hook_dict else None
 
 
-def _n_scored(policy: HookedPolicy) -> Any:
+def _n_scored(policy: HookedPolicy) -> object:
     """Number of actions; of several choices, of each."""
     if policy.choices is not None:
         return list(policy.choices.sizes)
     return policy.hook_dict[f"hook_{policy.output_kind}"].shape[-1]
 
 
-def _n_actions(space: spaces.Space) -> Any:
+def _n_actions(space: spaces.Space) -> object:
     """Number of discrete actions, of each choice, or components of a continuous one."""
     choices = Choices.of_space(space)
     if choices is not None:

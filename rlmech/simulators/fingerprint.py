@@ -24,7 +24,7 @@ _PICKLED_WHOLE = ("numpy", "gymnasium", "collections", "random", "enum", "builti
 """Packages whose objects keep all of themselves when they are pickled."""
 
 
-def fingerprint_of(layers: Sequence[Any], contents: Sequence[Mapping[str, Any]]) -> bytes | None:
+def fingerprint_of(layers: Sequence[object], contents: Sequence[Mapping[str, object]]) -> bytes | None:
     """A hash of what some layers hold; None where it cannot be pickled.
 
     Args:

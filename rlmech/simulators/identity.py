@@ -49,7 +49,7 @@ class Episodes(Protocol):
 
     env: gym.Env
 
-    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         ...
 
@@ -102,7 +102,7 @@ def attributes_of(env: gym.Env, *, every: bool = False) -> dict[str, str]:
     return dict(_TOLD.get(fingerprint, lambda: _told_of(layers, contents)))
 
 
-def _told_of(layers: Sequence[Any], contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _told_of(layers: Sequence[object], contents: Sequence[Mapping[str, object]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer, content in zip(layers, contents, strict=True):
         name = type(layer).__qualname__
@@ -158,7 +158,7 @@ def _worded(name: str, one: str | None, other: str | None) -> str:
     return f"{name} ({'not set' if one is None else one}, {'not set' if other is None else other})"
 
 
-def _layers(env: gym.Env, *, every: bool = False) -> Iterator[Any]:
+def _layers(env: gym.Env, *, every: bool = False) -> Iterator[object]:
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if every or not _tells_only(type(layer)):

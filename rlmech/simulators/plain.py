@@ -38,7 +38,7 @@ class Plain:
         """The environment, which `copy.deepcopy` copies."""
         return World(env)
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+    def step_values(self, entities: Sequence[tuple[object, ...]]) -> Mapping[str, Value | str]:
         """Nothing."""
         return {}
 

@@ -142,7 +142,7 @@ class Simulator(Protocol):
         """The environment to run episodes in, with who stands behind which row; it can be copied."""
         ...
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+    def step_values(self, entities: Sequence[tuple[object, ...]]) -> Mapping[str, Value | str]:
         """Columns of the step table that are read off who is there; of nobody, the columns with what stands for it."""
         ...
 

@@ -187,7 +187,7 @@ def forked(world: World) -> World:
         raise SceneError(error.problem, given=error.given, expected=error.expected, fix=error.fix) from error
 
 
-def check_capturable(source: Any) -> gym.Env:
+def check_capturable(source: object) -> gym.Env:
     """The environment of what is to be captured.
 
     Raises:
@@ -204,7 +204,7 @@ def check_capturable(source: Any) -> gym.Env:
     )
 
 
-def through_wrappers(env: gym.Env[Any, Any], observation: Any) -> Any:
+def through_wrappers(env: gym.Env, observation: Any) -> Any:
     """What the environment's wrappers make of an observation.
 
     Raises:

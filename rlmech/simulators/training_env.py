@@ -64,7 +64,7 @@ def wrapped(env: gym.Env, wrappers: tuple[str, ...]) -> gym.Env:
     return env
 
 
-class StackedFrames(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class StackedFrames(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """The last observations side by side, as Stable-Baselines3's `VecFrameStack` puts them: zeros before the first.
 
     Channels are stacked for images, the last axis for any other observation.
@@ -74,7 +74,7 @@ class StackedFrames(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         n: How many.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], n: int) -> None:
+    def __init__(self, env: gym.Env, n: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, n=n)
         super().__init__(env)
         space = env.observation_space

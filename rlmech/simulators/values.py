@@ -50,7 +50,7 @@ def told(value: Any, *, within: Any = None) -> str:
     return f"{_named(type(value)).rpartition('.')[2]} {reader.digest(value).hex()[:16]}"
 
 
-def draws_only(value: Any) -> bool:
+def draws_only(value: object) -> bool:
     """Whether an object only draws, and decides nothing."""
     return _module(type(value)).split(".")[0] in _DRAWS
 
@@ -61,9 +61,9 @@ class _Reader:
     def __init__(self) -> None:
         self.above: list[int] = []  # the objects that are being read: a way back to one of them is told, not gone again
         self._known: dict[int, bytes] = {}
-        self._alive: list[Any] = []  # so that no other object takes an id()
+        self._alive: list[object] = []  # so that no other object takes an id()
 
-    def digest(self, value: Any) -> bytes:
+    def digest(self, value: object) -> bytes:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, _PLAIN):
@@ -79,7 +79,7 @@ class _Reader:
             self._alive.append(value)
         return self._known[id(value)]
 
-    def _parts(self, value: Any) -> Iterable[str | bytes]:
+    def _parts(self, value: object) -> Iterable[str | bytes]:
         cls = type(value)
         if draws_only(value):
             return (self.digest(None),)
@@ -108,7 +108,7 @@ class _Reader:
         parts = [self.digest(one) for one in list(value)]
         return (name, own, *(sorted(parts) if isinstance(value, set | frozenset) else parts))
 
-    def _function(self, value: Any) -> Iterable[str | bytes] | None:
+    def _function(self, value: object) -> Iterable[str | bytes] | None:
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
             kept = (value.__defaults__, value.__kwdefaults__, cells)
@@ -141,7 +141,7 @@ class _Reader:
             return (name,)
         return (name, self.digest(reduced[1:3]) if isinstance(reduced, tuple) else b"")
 
-    def _attributes(self, value: Any) -> bytes:
+    def _attributes(self, value: object) -> bytes:
         named = dict(getattr(value, "__dict__", {}))
         named |= {slot: getattr(value, slot) for slot in _slots(value)}
         if isinstance(value, gym.Space):  # its generator serves `sample`, which no episode asks for
@@ -172,7 +172,7 @@ def _hashed(*parts: str | bytes) -> bytes:
     return hashlib.sha256(b"".join(whole)).digest()
 
 
-def _slots(value: Any) -> list[str]:
+def _slots(value: object) -> list[str]:
     names: list[str] = []
     for cls in type(value).__mro__:
         slots = vars(cls).get("__slots__", ())

@@ -31,7 +31,7 @@ class World:
         self.entities: list[tuple[Any, ...]] = []
         self.over = False
 
-    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         self.over = False
         return self.env.reset(seed=seed)

@@ -299,7 +299,7 @@ def membership_of(clusters: Clusters, n_pairs: int) -> Any:
     return coo_array((np.ones(n_pairs), (np.arange(n_pairs), cluster))).tocsr()
 
 
-def quotient(numerator: Any, denominator: Any) -> Float[np.ndarray, "*shape"]:
+def quotient(numerator: object, denominator: object) -> Float[np.ndarray, "*shape"]:
     """A ratio that is 0 where both vanish, and infinite where only the denominator does."""
     denominator = np.asarray(denominator)
     if denominator.all():

@@ -47,7 +47,7 @@ def wilson(rate: float, n: float, *, confidence: float = 0.95) -> tuple[float, f
 def share_interval(
     hits: Float[np.ndarray, "site pair"],
     *,
-    membership: Any = None,
+    membership: object = None,
     confidence: float = 0.95,
 ) -> Ends:
     """Wilson's interval of each site's share of ones.
@@ -70,7 +70,7 @@ def share_interval(
 def share_difference_interval(
     differences: Float[np.ndarray, "site pair"],
     *,
-    membership: Any = None,
+    membership: object = None,
     confidence: float = 0.95,
 ) -> Ends:
     """Tango's score interval of the difference of two paired shares.

@@ -63,7 +63,7 @@ class CueRecall(gym.Env[Float32[np.ndarray, " feature"], np.int64]):
         self._cue, self._left = 1, 0
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
     ) -> tuple[Float32[np.ndarray, " feature"], dict[str, Any]]:
         """Draw a cue and a delay."""
         super().reset(seed=seed)

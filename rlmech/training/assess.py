@@ -114,7 +114,7 @@ def checkpoints(config: TrainConfig, run: Path) -> list[Checkpoint]:
     return found
 
 
-def _validated(rung: Checkpoint, config: TrainConfig, env: gym.Env, *, progress: bool) -> dict[str, Any]:
+def _validated(rung: Checkpoint, config: TrainConfig, env: gym.Env, *, progress: bool) -> dict[str, object]:
     """What the validation seeds say of a checkpoint."""
     _tell(f"validation: step {rung.step}", progress=progress)
     table = evaluate(rung.load(), env, seeds=config.validation_seeds, path=rung.validation, progress=progress)
@@ -207,7 +207,7 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def _home_config(config: TrainConfig) -> dict[str, Any]:
+def _home_config(config: TrainConfig) -> dict[str, object]:
     return config.env_config if config.evaluation_config is None else config.evaluation_config
 
 

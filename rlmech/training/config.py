@@ -162,7 +162,7 @@ class TrainConfig:
             ) from error
         return cls.from_json(values)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The configuration as plain JSON values; `from_json` reads them back."""
         return asdict(self)
 
@@ -219,7 +219,7 @@ def _check_table(table: Mapping[str, Any], name: str) -> None:
             raise _missing(key, where)
 
 
-def _check_keys(table: Mapping[str, Any], *, known: Iterable[str], where: str) -> None:
+def _check_keys(table: Mapping[str, object], *, known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in table:
         if key not in known:

@@ -47,7 +47,7 @@ def policy_actor(policy: Predicts) -> Actor:
     def begin(_: int) -> Decide:
         state: Any = None
 
-        def decide(observation: Any) -> Any:
+        def decide(observation: object) -> object:
             nonlocal state
             action, state = policy.predict(observation, state, deterministic=True)
             return action

@@ -67,7 +67,7 @@ PARTS = (
 )
 
 
-def read_config(config: Mapping[str, Any] | str | Path, *, name: str = "config") -> Config:
+def read_config(config: Mapping[str, object] | str | Path, *, name: str = "config") -> Config:
     """Read a configuration with what it inherits, as rl-agents' `load_agent_config` would.
 
     Args:
@@ -135,7 +135,7 @@ def _find_base(base: str, path: Path, chain: tuple[Path, ...]) -> Path:
     return found
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
+def merged(base: Mapping[str, object], over: Mapping[str, object]) -> Config:
     """A copy of `base` with the entries of `over`, nested ones entry by entry."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
@@ -191,7 +191,7 @@ def _check_values(config: Config, kind: str) -> None:
         )
 
 
-def refuse_dropout(config: Mapping[str, Any], kind: str) -> None:
+def refuse_dropout(config: Mapping[str, object], kind: str) -> None:
     """Refuse an attention layer whose dropout never ends.
 
     Raises:
@@ -251,7 +251,7 @@ def _sizes(tensors: Mapping[str, Tensor], prefix: str) -> list[int]:
     return [found[index] for index in sorted(found)]
 
 
-def model_config(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], *, name: str) -> Config:
+def model_config(config: Mapping[str, object] | None, tensors: Mapping[str, Tensor], *, name: str) -> Config:
     """The model's complete configuration, from what was given and what the tensors tell.
 
     A configuration with a `type` (under `model`, as in an agent's, or at its top) is completed as rl-agents would;

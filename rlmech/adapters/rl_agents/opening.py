@@ -35,7 +35,7 @@ from rlmech.spec import PolicySpec
 EXAMPLES = 8
 
 
-def owns(values: Any) -> bool:
+def owns(values: object) -> bool:
     """Whether what a file holds are the weights of a network of rl-agents, by their names."""
     inner = values.get("state_dict", values) if isinstance(values, Mapping) else {}
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
@@ -54,7 +54,7 @@ def open_checkpoint(
     config: Mapping[str, Any] | str | Path | None = None,
     env_config: Mapping[str, Any] | None = None,
     env: Any = None,
-    observation_space: spaces.Space[Any] | None = None,
+    observation_space: spaces.Space | None = None,
     device: str = "cpu",
 ) -> HookedPolicy:
     """Open a checkpoint of an rl-agents DQN agent.
@@ -113,7 +113,7 @@ def open_plan(plan: RlAgentsPlan, network: nn.Module, *, spec: PolicySpec) -> Ho
     )
 
 
-def from_rl_agents(agent: Any, *, env: Any = None) -> HookedPolicy:
+def from_rl_agents(agent: object, *, env: object = None) -> HookedPolicy:
     """Open a live rl-agents DQN agent: its own network, which may train on underneath.
 
     Args:
@@ -154,14 +154,14 @@ def from_rl_agents(agent: Any, *, env: Any = None) -> HookedPolicy:
     )
 
 
-def _state_dict(values: Any, *, name: str) -> dict[str, Tensor]:
+def _state_dict(values: object, *, name: str) -> dict[str, Tensor]:
     """Take the network out of `{"state_dict", "optimizer"}`; a bare state dict stands for itself."""
     inner = values.get("state_dict", values) if isinstance(values, Mapping) else values
     return as_tensors(inner, name=name)
 
 
 def _observation_shape(
-    model: Config, *, space: spaces.Space[Any] | None, spec: PolicySpec, name: str
+    model: Config, *, space: spaces.Space | None, spec: PolicySpec, name: str
 ) -> tuple[int, ...]:
     """The shape of an observation: from the space, the environment's configuration, or the model's own."""
     if isinstance(space, spaces.Box):

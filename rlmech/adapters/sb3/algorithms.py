@@ -37,11 +37,11 @@ Scores = tuple[nn.Module, OutputKind, str]
 """A module from observations to scores, what the scores are, and the root of its names."""
 
 
-def _own_space(policy: Any) -> spaces.Space[Any]:
+def _own_space(policy: Any) -> spaces.Space:
     return policy.observation_space
 
 
-def _decide(policy: Any, obs: Any, state: Any) -> Tensor:
+def _decide(policy: Any, obs: Any, state: object) -> Tensor:
     return policy._predict(obs, deterministic=True)
 
 
@@ -74,7 +74,7 @@ def _forgotten(policy: Any) -> Callable[[int], Any]:
     return state
 
 
-def _with_mask(policy: Any) -> spaces.Space[Any]:
+def _with_mask(policy: Any) -> spaces.Space:
     """The policy's own observation and, beside it, what may be done."""
     own = policy.observation_space
     inner = own.spaces if isinstance(own, spaces.Dict) else {OBSERVATION_KEY: own}
@@ -108,9 +108,9 @@ class Family:
     key: Callable[[str], str]
     extractor: str
     net_arch: Callable[[Mapping[str, Tensor]], NetArch]
-    observation_space: Callable[[Any], spaces.Space[Any]] = _own_space
-    decide: Callable[[Any, Any, Any], Tensor] = _decide
-    initial_state: Callable[[Any], Callable[[int], Any]] | None = None
+    observation_space: Callable[[Any], spaces.Space] = _own_space
+    decide: Callable[[object, object, object], Tensor] = _decide
+    initial_state: Callable[[object], Callable[[int], object]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,7 +363,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 BY_NAME: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in ALGORITHMS}
 
 
-def algorithm_of(policy: Any) -> Algorithm:
+def algorithm_of(policy: object) -> Algorithm:
     """The record of a live policy.
 
     Raises:

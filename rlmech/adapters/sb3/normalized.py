@@ -42,7 +42,7 @@ class Statistics:
         """Statistics of a single array, as those of a Dict observation's part."""
         return replace(self, mean={key: self.mean[""]}, var={key: self.var[""]})
 
-    def check(self, space: spaces.Space[Any]) -> None:
+    def check(self, space: spaces.Space) -> None:
         """Check that these are statistics of a space's observations.
 
         Raises:
@@ -62,7 +62,7 @@ class Statistics:
                     fix=f"give those of its own run: vecnormalize='path/to/vecnormalize.pkl'; {SKIP}",
                 )
 
-    def observations(self, drawn: Any, space: spaces.Space[Any]) -> Any:
+    def observations(self, drawn: Any, space: spaces.Space) -> Any:
         """Observations as the environment gives them: standard normal draws of these means and variances."""
         generator = torch.Generator().manual_seed(0)
 
@@ -126,7 +126,7 @@ class NormalizedScores(nn.Module):
             return {key: layers[key](value) if key in layers else value for key, value in obs.items()}
         return layers(obs)
 
-    def forward(self, obs: Any, *state: Any) -> Any:
+    def forward(self, obs: object, *state: object) -> Any:
         """What the policy gives for observations as they come from the environment, in its state where it has one."""
         return self.scores(self.normalize(obs), *state)
 

@@ -44,10 +44,10 @@ def open_zip(
     *,
     policy_kwargs: Mapping[str, Any] | None = None,
     env_config: Mapping[str, Any] | None = None,
-    env: gym.Env[Any, Any] | None = None,
+    env: gym.Env | None = None,
     features_extractor_class: type[nn.Module] | str | None = None,
-    observation_space: spaces.Space[Any] | None = None,
-    action_space: spaces.Space[Any] | None = None,
+    observation_space: spaces.Space | None = None,
+    action_space: spaces.Space | None = None,
     vecnormalize: Any = None,
     trust_pickle: bool = False,
     device: str = "cpu",
@@ -94,7 +94,7 @@ def open_zip(
     return wrap(policy, spec=with_training(read_spec(env, env_config), path), statistics=statistics)
 
 
-def from_sb3(model: Any, *, env: Any = None, vecnormalize: Any = None) -> HookedPolicy:
+def from_sb3(model: object, *, env: object = None, vecnormalize: object = None) -> HookedPolicy:
     """Open a live algorithm or policy: its own modules, which may train on underneath.
 
     Args:

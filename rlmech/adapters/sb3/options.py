@@ -19,12 +19,12 @@ ONLY_WITH_SDE = ("full_std", "squash_output", "use_expln", "clip_mean")
 def options_of_zip(
     algorithm: Algorithm,
     *,
-    data: Mapping[str, Any],
-    kwargs: Mapping[str, Any],
+    data: Mapping[str, object],
+    kwargs: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     variant: str,
     n_actions: int | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The options of a zip: what its keyword arguments say, and what its tensors show.
 
     Args:
@@ -55,7 +55,7 @@ def options_of_zip(
     return options
 
 
-def _lstm_options(tensors: Mapping[str, Tensor], kwargs: Any) -> dict[str, Any]:
+def _lstm_options(tensors: Mapping[str, Tensor], kwargs: object) -> dict[str, object]:
     """Sizes of the LSTMs, and who has one of their own."""
     recurrent = tensors["lstm_actor.weight_hh_l0"]
     projected = "lstm_actor.weight_hr_l0" in tensors

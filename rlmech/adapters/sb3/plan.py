@@ -172,7 +172,7 @@ class SB3Plan:
             epsilon=self.normalization["epsilon"],
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The plan as plain JSON values; `from_json` reads them back."""
         return asdict(self)
 

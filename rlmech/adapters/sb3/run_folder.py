@@ -46,11 +46,11 @@ def with_training(spec: PolicySpec, path: Path) -> PolicySpec:
     )
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return str(value) if value else None
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, object]:
     """Keywords: a mapping, or the text of one as RL Zoo writes it, `dict(a=1)` or `{'a': 1}`."""
     if isinstance(value, Mapping):
         return {str(key): entry for key, entry in value.items()}
@@ -66,7 +66,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(read) if isinstance(read, Mapping) else {}
 
 
-def _wrappers(value: Any) -> list[str]:
+def _wrappers(value: object) -> list[str]:
     """Wrappers by name, with their keywords as JSON: `pkg.Class` or `pkg.Class({"skip": 4})`."""
     entries = value if isinstance(value, list) else [] if value is None else [value]
     found: list[str] = []

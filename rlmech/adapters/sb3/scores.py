@@ -130,7 +130,7 @@ class QuantileScores(nn.Module):
         super().__init__()
         self.quantile_net = quantile_net
 
-    def forward(self, obs: Any) -> Float[Tensor, "batch action"]:
+    def forward(self, obs: object) -> Float[Tensor, "batch action"]:
         """Score the actions."""
         return self.quantile_net(obs).mean(dim=1)
 

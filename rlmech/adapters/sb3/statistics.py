@@ -20,7 +20,7 @@ from rlmech.errors import CheckpointError, ConfigError
 PICKLES = ("vecnormalize.pkl", "vec_normalize.pkl")
 
 
-def find_statistics(path: Path, given: Any) -> Statistics | None:
+def find_statistics(path: Path, given: object) -> Statistics | None:
     """The statistics of a zip's policy.
 
     Args:
@@ -56,7 +56,7 @@ def find_statistics(path: Path, given: Any) -> Statistics | None:
     return None
 
 
-def read_statistics(source: Any) -> Statistics | None:
+def read_statistics(source: object) -> Statistics | None:
     """Statistics from a live `VecNormalize`, its pickle or an npz; None where it leaves observations as they are.
 
     An npz has `mean` and `var` (`mean.key` and `var.key` for the keys of a Dict), and may have `clip` and `epsilon`.
@@ -155,7 +155,7 @@ def _content(loader: Any, _tag: str, node: Any) -> Any:
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/", _content)
 
 
-def read_run_config(file: Path) -> dict[str, Any] | None:
+def read_run_config(file: Path) -> dict[str, object] | None:
     """RL Zoo's `config.yml`; None where there is none, or it is another's.
 
     Raises:
@@ -165,7 +165,7 @@ def read_run_config(file: Path) -> dict[str, Any] | None:
     return read if {"policy", "n_timesteps"} <= set(read) else None
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, object]:
     """A mapping that RL Zoo wrote as YAML, an OrderedDict's pairs too; empty where there is none.
 
     Raises:
@@ -189,7 +189,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _normalised(config: Mapping[str, Any]) -> bool:
+def _normalised(config: Mapping[str, object]) -> bool:
     """Whether a run normalised its observations: `true`, or keywords, in which `norm_obs` may be off."""
     value = config.get("normalize", False)
     if isinstance(value, Mapping):

@@ -33,7 +33,7 @@ TOLD_BY_TENSORS = ("net_arch", "ortho_init", "log_std_init", "optimizer_class", 
 OPTIONS = tuple(dict.fromkeys(option for algorithm in ALGORITHMS for option in algorithm.options))
 
 
-def read_data(path: Path) -> dict[str, Any]:
+def read_data(path: Path) -> dict[str, object]:
     """Read the JSON of an SB3 zip; pickles in it stay the text they are.
 
     Raises:
@@ -70,10 +70,10 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
 def read_zip(
     path: Path,
     *,
-    overrides: Mapping[str, Any],
-    observation_space: spaces.Space[Any] | None = None,
-    action_space: spaces.Space[Any] | None = None,
-    env: Any = None,
+    overrides: Mapping[str, object],
+    observation_space: spaces.Space | None = None,
+    action_space: spaces.Space | None = None,
+    env: object = None,
 ) -> tuple[SB3Plan, dict[str, Tensor]]:
     """Read the plan and the weights of an SB3 zip.
 
@@ -127,7 +127,7 @@ def read_zip(
     return plan, tensors
 
 
-def _check_overrides(overrides: Mapping[str, Any]) -> None:
+def _check_overrides(overrides: Mapping[str, object]) -> None:
     known = (*KWARGS, *OPTIONS, *TOLD_BY_TENSORS)
     unknown = next((key for key in overrides if key not in known), None)
     if unknown is not None:
@@ -141,8 +141,8 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def _space(
-    data: Mapping[str, Any], name: str, *, given: spaces.Space[Any] | None, otherwise: spaces.Space[Any] | None
-) -> spaces.Space[Any]:
+    data: Mapping[str, object], name: str, *, given: spaces.Space | None, otherwise: spaces.Space | None
+) -> spaces.Space:
     """The space as the policy sees it: what the user gives, what stands in clear, or the environment's."""
     if given is None:
         try:
@@ -161,7 +161,7 @@ def channels_first(space: Any) -> Any:
     return VecTransposeImage.transpose_space(space) if channels_last else space
 
 
-def _policy_class(entry: Any) -> tuple[Algorithm, str]:
+def _policy_class(entry: object) -> tuple[Algorithm, str]:
     """Recognise the policy class by its module and by the name that its `__init__` prints."""
     module = str(entry.get("__module__", "")) if isinstance(entry, Mapping) else ""
     printed = (
@@ -180,7 +180,7 @@ def _policy_class(entry: Any) -> tuple[Algorithm, str]:
     )
 
 
-def _class_name(value: Any) -> str | None:
+def _class_name(value: object) -> str | None:
     """The name that `<class 'package.module.Name'>` gives; SB3's and this package's own without their module."""
     if value is None:
         return None
@@ -190,7 +190,7 @@ def _class_name(value: Any) -> str | None:
     return name if (known and name in EXTRACTORS) or path in EXTRACTORS else path
 
 
-def _activation(value: Any) -> str | None:
+def _activation(value: object) -> str | None:
     if value is None:
         return None
     path = re.sub(r"^<class '(.*)'>$", r"\1", str(value))
@@ -198,8 +198,8 @@ def _activation(value: Any) -> str | None:
 
 
 def _extractor_kwargs(
-    kwargs: Mapping[str, Any], extractor: str, tensors: Mapping[str, Tensor], prefix: str
-) -> dict[str, Any]:
+    kwargs: Mapping[str, object], extractor: str, tensors: Mapping[str, Tensor], prefix: str
+) -> dict[str, object]:
     given = kwargs.get("features_extractor_kwargs") or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(
@@ -212,7 +212,7 @@ def _extractor_kwargs(
         "NatureCNN": ("features_dim", r"linear\.0"),
         "CombinedExtractor": ("cnn_output_dim", r"extractors\..+\.linear\.0"),
     }
-    inferred: dict[str, Any] = {}
+    inferred: dict[str, object] = {}
     if extractor in widths:
         argument, layer = widths[extractor]
         sizes = [

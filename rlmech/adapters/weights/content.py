@@ -15,7 +15,7 @@ WRAPPED = ("module.", "_orig_mod.")
 NAMED_AT_MOST = 6
 
 
-def weights_in(values: Any, *, name: str) -> dict[str, Weights]:
+def weights_in(values: object, *, name: str) -> dict[str, Weights]:
     """The state dicts that a file holds.
 
     Args:
@@ -51,7 +51,7 @@ def _no_weights(name: str, given: str) -> CheckpointError:
     )
 
 
-def _plain(weights: Mapping[Any, Tensor]) -> Weights:
+def _plain(weights: Mapping[object, Tensor]) -> Weights:
     names = [str(key) for key in weights]
     for prefix in WRAPPED:
         if all(key.startswith(prefix) for key in names):

@@ -58,7 +58,7 @@ class Stacks(nn.Module):
         return (actor, *critic) if critic else actor
 
 
-def build(weights: Mapping[str, Tensor], *, activation: Any, name: str) -> tuple[nn.Module, OutputKind]:
+def build(weights: Mapping[str, Tensor], *, activation: object, name: str) -> tuple[nn.Module, OutputKind]:
     """The network of some weights, and what its scores are.
 
     Args:
@@ -124,7 +124,7 @@ def _untold(name: str, weights: Mapping[str, Tensor], given: str) -> CheckpointE
     )
 
 
-def _activation(given: Any, name: str, *, sizes: Mapping[str, list[int]]) -> type[nn.Module]:
+def _activation(given: object, name: str, *, sizes: Mapping[str, list[int]]) -> type[nn.Module]:
     kinds = {
         key.lower(): kind
         for key, kind in vars(nn).items()

@@ -32,8 +32,8 @@ def open_weights(
     output_kind: OutputKind | None = None,
     scores: Selector | Sequence[Selector] | None = None,
     value: Selector | None = None,
-    observation_space: spaces.Space[Any] | None = None,
-    action_space: spaces.Space[Any] | None = None,
+    observation_space: spaces.Space | None = None,
+    action_space: spaces.Space | None = None,
     env: Any = None,
     env_config: Mapping[str, Any] | None = None,
     device: str = "cpu",
@@ -96,7 +96,7 @@ def _main(found: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return next(iter(kept.values())) if len(kept) == 1 else joined(kept)
 
 
-def _example(network: nn.Module, space: spaces.Space[Any] | None, name: str) -> Observation:
+def _example(network: nn.Module, space: spaces.Space | None, name: str) -> Observation:
     parameter = next(network.parameters(), torch.zeros(()))
     if space is None:
         first = next((layer for layer in network.modules() if _has_width(layer)), None)

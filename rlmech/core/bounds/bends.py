@@ -76,7 +76,7 @@ class Remainder:
     level: Tensor | None = None
 
     @property
-    def middle_and_radius(self) -> tuple[Any, Any]:
+    def middle_and_radius(self) -> tuple[object, object]:
         """The centre of the range, and how far its ends lie from it."""
         return (
             each(lambda low, high: (high + low) / 2, self.low, self.high),
@@ -180,7 +180,7 @@ def _of_product(node: Node, known: Known) -> Remainder:
     return Remainder(low=torch.where(level, own.low, -most), high=torch.where(level, own.high, most), level=level)
 
 
-def _size(value: Any) -> Any:
+def _size(value: object) -> object:
     return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -47,7 +47,7 @@ def box_around(policy: HookedPolicy, arrays: Sequence[Tensor], box: Box) -> tupl
     return tuple(_one(array, radii) for array in arrays)
 
 
-def _one(array: Tensor, box: Any) -> Interval:
+def _one(array: Tensor, box: object) -> Interval:
     centre = array.detach().double()
     if isinstance(box, tuple):
         ends = cast("tuple[Any, ...]", box)
@@ -86,7 +86,7 @@ def _fitted(value: Any, like: Tensor) -> Tensor:
     return found
 
 
-def _check_names(given: Mapping[str, Any], known: Sequence[str], *, what: str) -> None:
+def _check_names(given: Mapping[str, object], known: Sequence[str], *, what: str) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
         raise _unfit(

@@ -60,7 +60,7 @@ def leaf(graph: Graph, node: Node) -> Tensor:
     return double(value.detach())
 
 
-def filled(value: Any, values: Values) -> Any:
+def filled(value: object, values: Values) -> Any:
     """An argument with the nodes in it replaced by their values."""
     if isinstance(value, Node):
         return values[value]
@@ -91,7 +91,7 @@ def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[
     record = record_of(node)
     added = set(range(len(node.args))) if record.affine is None else {*record.affine, *record.added}
 
-    def sized(place: int, arg: Any) -> Any:
+    def sized(place: int, arg: object) -> object:
         if isinstance(arg, list | tuple):
             return [sized(place, item) for item in arg]
         if isinstance(arg, Node):

@@ -91,7 +91,7 @@ def each(function: Callable[..., Any], *values: Any) -> Any:
     return function(*values)
 
 
-def widened(interval: Interval, slack: Any) -> Interval:
+def widened(interval: Interval, slack: object) -> Interval:
     """An interval made wider on both sides."""
     return Interval(
         each(lambda low, by: low - by, interval.low, slack), each(lambda high, by: high + by, interval.high, slack)
@@ -253,7 +253,7 @@ def _at_ends(node: Node, known: Known) -> Interval:
 def _comparison(node: Node, known: Known) -> Interval:
     first, second = (known.ends(arg) if isinstance(arg, Node) else Interval(arg, arg) for arg in node.args[:2])
 
-    def compare(a: Any, b: Any) -> Any:
+    def compare(a: object, b: object) -> Any:
         return apply(node, [a, b], {}, n_rows=known.n_rows)
 
     if node.op in ("lt", "le"):
@@ -300,7 +300,7 @@ def _reads(node: Node) -> list[Node]:
     return list(dict.fromkeys(nodes_in((node.args, tuple(node.kwargs.values())))))
 
 
-def _radius(interval: Interval, middle: Any) -> Any:
+def _radius(interval: Interval, middle: object) -> Any:
     return each(lambda low, high, at: torch.maximum(high - at, at - low), interval.low, interval.high, middle)
 
 

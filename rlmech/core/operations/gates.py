@@ -32,7 +32,7 @@ def _beyond(x: Tensor, size: float = 0.5) -> list[Boundary]:
     return [Boundary(distance=x + size, inclusive=True), Boundary(distance=x - size)]
 
 
-def _at_zero(x: Tensor, *_: Any) -> list[Boundary]:
+def _at_zero(x: Tensor, *_: object) -> list[Boundary]:
     return [Boundary(distance=x)]
 
 
@@ -47,7 +47,7 @@ def _largest(x: Tensor, dim: Any, keepdim: bool = False) -> list[Boundary]:  # n
     return [Boundary(distance=behind.flatten(-len(dims)), competing=True)]
 
 
-def _smallest(x: Tensor, dim: Any, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
+def _smallest(x: Tensor, dim: object, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
     return _largest(-x, dim, keepdim)
 
 

@@ -104,7 +104,7 @@ def rows_first(node: Node, value: Tensor) -> Tensor:
     return _rows_first(value, node.sizes, node.batch_inner)
 
 
-def nodes_in(value: Any) -> Iterator[Node]:
+def nodes_in(value: object) -> Iterator[Node]:
     """The nodes in an argument, however nested."""
     if isinstance(value, Node):
         yield value

@@ -13,7 +13,7 @@ from rlmech.core.operations.record import UNKNOWN, Operation, Written
 _CONVERSION = frozenset({"dtype", "layout", "device", "pin_memory", "non_blocking", "copy", "memory_format"})
 _DTYPE = frozenset({"dtype"})
 _SCALES = frozenset({"alpha", "beta"})
-_ALL: Any = {"affine": None}
+_ALL: object = {"affine": None}
 _TABLE: dict[str, Operation] = {}
 
 

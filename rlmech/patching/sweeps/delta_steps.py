@@ -281,7 +281,7 @@ class Plain(Step):
             total = torch.bmm(rows.reshape(block.n_pairs, block.n_slots, -1), slope.unsqueeze(2)).squeeze(2)
         return total + (weights @ block.runs.base[bias[0]])[:, None] if bias and bias[0] is not None else total
 
-    def _given(self, value: Any, block: Block) -> Any:
+    def _given(self, value: object, block: Block) -> object:
         if not isinstance(value, Node):
             return [self._given(item, block) for item in value] if isinstance(value, list | tuple) else value
         if value.op == "sym_size":

@@ -122,7 +122,7 @@ class _Spreading:
         rest = [self._number(value) for value in node.args[1:]]
         return node.call(mask, *rest, **node.kwargs)
 
-    def _number(self, value: Any) -> Any:
+    def _number(self, value: object) -> object:
         if isinstance(value, list | tuple):
             return [self._number(item) for item in value]
         return self.n if isinstance(value, Node) and value.op == "sym_size" else value

@@ -55,7 +55,7 @@ class Journal:
             with moved_into_place(header) as partial:
                 partial.write_text(text)
 
-    def _header(self, header: Path) -> dict[str, Any]:
+    def _header(self, header: Path) -> dict[str, object]:
         try:
             there = parse_json(header.read_bytes())
         except (OSError, DamagedError) as error:
@@ -124,7 +124,7 @@ def function_digest(function: object) -> str:
     return hashed.hexdigest()[:16]
 
 
-def _describe(value: Any, add: Callable[[bytes], None], seen: dict[int, Any]) -> None:
+def _describe(value: object, add: Callable[[bytes], None], seen: dict[int, object]) -> None:
     add(f"|{type(value).__module__}.{type(value).__qualname__}:".encode())
     if value is None or isinstance(value, str | bytes | int | float | complex):
         add(repr(value).encode())
@@ -142,7 +142,7 @@ def _describe(value: Any, add: Callable[[bytes], None], seen: dict[int, Any]) ->
         _describe(part, add, seen)
 
 
-def _parts(value: Any) -> Iterable[Any]:
+def _parts(value: object) -> Iterable[object]:
     """What an object is made of, as far as it can change what a function computes."""
     if isinstance(value, CodeType):  # line numbers and file names do not count
         return [value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars]

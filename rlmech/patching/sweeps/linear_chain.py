@@ -107,7 +107,7 @@ def _is_scaling(node: Node, source: Node) -> bool:
     return (first is source or node.op == "mul") and not (isinstance(other, Node) and other.has_batch)
 
 
-def _is_layer(value: Any, weight: Any, *, changed: set[Node]) -> bool:
+def _is_layer(value: object, weight: object, *, changed: set[Node]) -> bool:
     constant = isinstance(weight, Node) and weight not in changed and not weight.has_batch
     return value in changed and constant
 
@@ -117,7 +117,7 @@ def _zeros(part: Node, n: int, changes: Values) -> Tensor:
     return torch.zeros(sizes_for(part, n), dtype=like.dtype, device=like.device)
 
 
-def _plain(value: Any, n: int) -> Any:
+def _plain(value: object, n: int) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, n) for item in value]
     return n if isinstance(value, Node) and value.op == "sym_size" else value

@@ -78,7 +78,7 @@ class SuffixPlan:
         return [end.layout.show(value) for end, value in zip(self.ends, outputs, strict=True)]
 
     @staticmethod
-    def _hook(points: Sequence[Replaced], job: Tensor, pair: Tensor) -> Any:
+    def _hook(points: Sequence[Replaced], job: Tensor, pair: Tensor) -> Interceptor:
         def replace(value: Tensor) -> Tensor:
             for point in points:
                 layout = point.address.layout

@@ -94,13 +94,13 @@ def _traffic_classes() -> Iterator[type]:
         waiting += cls.__subclasses__()
 
 
-def _unaltered(cls: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unaltered(cls: type, values: Mapping[str, object]) -> Mapping[str, object]:
     """A class's constants without what an intersection left there; what a user has set otherwise stays."""
     return _as_defined(cls) if values == SET_BY_INTERSECTIONS else values
 
 
 @cache
-def _as_defined(cls: type) -> Mapping[str, Any]:
+def _as_defined(cls: type) -> Mapping[str, object]:
     """The constants as the class's source file defines them, found by running it once more under another name."""
     module = sys.modules.get(cls.__module__)
     path = getattr(module, "__file__", None)

@@ -24,7 +24,7 @@ from rlmech.spec import PolicySpec, spec_from_config
 RATE = "share of episodes"
 
 
-def _arrived(info: Mapping[str, Any]) -> Any:
+def _arrived(info: Mapping[str, Any]) -> object:
     return info.get("rewards", {}).get("arrived_reward")
 
 
@@ -58,7 +58,7 @@ class Highway:
         """The environment and who is who on its road."""
         return HighwayWorld(env)
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+    def step_values(self, entities: Sequence[tuple[object, ...]]) -> Mapping[str, Value | str]:
         """`distance` in m to the nearest vehicle, `ttc` in s."""
         return scene_summary(entities)
 
@@ -115,5 +115,5 @@ def _n_lanes(base: Any) -> int | None:
     return len(base.road.network.all_side_lanes(base.vehicle.lane_index))
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

@@ -45,7 +45,7 @@ class HighwayWorld(World):
         self._plans = reading.Plans()
         self._constants = EpisodeConstants()
 
-    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
         """Begin an episode; its vehicles are numbered anew."""
         self._known, self._numbers, self.entities, self._plans = [], {}, [], reading.Plans()
         self.over = False
@@ -128,7 +128,7 @@ class HighwayWorld(World):
         )
         return observation
 
-    def _number(self, vehicle: Any) -> int:
+    def _number(self, vehicle: object) -> int:
         number = self._numbers.setdefault(id(vehicle), len(self._known))
         if number == len(self._known):
             self._known.append(vehicle)
@@ -221,7 +221,7 @@ def has_rows(kind: type) -> bool:
     return getattr(kind, "repeats", kind).observe in (KinematicObservation.observe, ExitObservation.observe)
 
 
-def _observed(kind: Any, neighbours: list[Any]) -> list[Any]:
+def _observed(kind: Any, neighbours: list[Any]) -> list[object]:
     """The neighbours that an observation has rows for."""
     return neighbours[-kind.vehicles_count + 1 :] if neighbours else []
 

@@ -24,7 +24,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[str, str]] = {}  # by the vehicle's number
-        self._turns: dict[tuple[Any, Any], str] = {}  # by road; empty where there was no choice of road
+        self._turns: dict[tuple[object, object], str] = {}  # by road; empty where there was no choice of road
 
     def copy(self) -> Plans:
         """The same plans, to go on apart from these."""
@@ -47,7 +47,7 @@ class Plans:
         plan = self._known[number] = (str(route[-1][1]), turn)
         return plan
 
-    def _turn(self, network: Any, road: tuple[Any, Any, Any]) -> str:
+    def _turn(self, network: object, road: tuple[object, object, object]) -> str:
         ends = road[:2]
         if ends not in self._turns:
             self._turns[ends] = _turn(network, *ends)

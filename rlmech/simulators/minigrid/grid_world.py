@@ -41,7 +41,7 @@ class GridWorld(World):
         """The environment without its wrappers."""
         return self.env.unwrapped
 
-    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
         """Begin an episode; its objects are numbered anew."""
         self._known, self._numbers = [], {}
         result = super().reset(seed=seed)
@@ -78,7 +78,7 @@ def _noting(base: Any) -> Generator[list[bool]]:
     noted: list[bool] = []
     step = base.step
 
-    def noting(action: Any) -> Any:
+    def noting(action: object) -> Any:
         result = step(action)
         noted.append(bool(result[2]) and float(result[1]) > 0)
         return result

@@ -38,11 +38,11 @@ def register() -> None:
         ) from None
 
 
-def keywords_of(env: gym.Env) -> dict[str, Any]:
+def keywords_of(env: gym.Env) -> dict[str, object]:
     """The keywords that it was made with beside those of its id, as JSON values."""
     if env.spec is None:
         return {}
-    registered: Mapping[str, Any] = gym.registry[env.spec.id].kwargs if env.spec.id in gym.registry else {}
+    registered: Mapping[str, object] = gym.registry[env.spec.id].kwargs if env.spec.id in gym.registry else {}
     own = {
         name: value
         for name, value in env.spec.kwargs.items()
@@ -56,7 +56,7 @@ def wrappers_of(env: gym.Env) -> tuple[str, ...]:
     return tuple(_told(layer) for layer in layers(env) if is_own(layer))
 
 
-def _told(layer: Any) -> str:
+def _told(layer: object) -> str:
     parameters = list(inspect.signature(type(layer).__init__).parameters.values())[2:]  # after self and env
     changed = {
         one.name: getattr(layer, one.name)

@@ -64,7 +64,7 @@ class MiniGrid:
         """The environment, and who is where in its grid."""
         return GridWorld(env)
 
-    def step_values(self, entities: Sequence[tuple[Any, ...]]) -> Mapping[str, Value | str]:
+    def step_values(self, entities: Sequence[tuple[object, ...]]) -> Mapping[str, Value | str]:
         """Where the agent is and looks, what it carries, and the cells to the nearest goal."""
         return objects.step_values(entities)
 

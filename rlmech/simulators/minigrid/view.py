@@ -47,7 +47,7 @@ def layers(env: gym.Env) -> list[Any]:
     return found
 
 
-def is_own(layer: Any) -> bool:
+def is_own(layer: object) -> bool:
     """Whether a wrapper is one of MiniGrid's."""
     return type(layer).__module__ == "minigrid.wrappers"
 

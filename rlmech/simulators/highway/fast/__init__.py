@@ -25,7 +25,7 @@ def _version() -> str:
         return "of unknown version"
 
 
-def accelerate(env: Any) -> None:
+def accelerate(env: object) -> None:
     """Accelerate an environment of highway-env where that can be done bit for bit."""
     if _version() in HIGHWAY_VERSIONS:
         from rlmech.simulators.highway.fast import environments

@@ -68,11 +68,11 @@ def _simulate(self: Any, action: Any = None) -> None:
     self.enable_auto_render = False
 
 
-def _reduce(self: Any) -> tuple[Any, ...]:
+def _reduce(self: object) -> tuple[object, ...]:
     return _remake, (_STOCK[type(self)],), dict(self.__dict__)
 
 
-def _seating(name: str) -> Any:
+def _seating(name: str) -> object:
     def seat(self: Any, *args: Any) -> None:
         accelerate_road(self.road)
         with put_off(self.road):
@@ -104,7 +104,7 @@ def acceleration(env: Any) -> Acceleration:
     return Acceleration(frames=of_frames is None, observations=not others, why="; ".join(reasons))
 
 
-def _kinds(kind: Any) -> list[Any]:
+def _kinds(kind: object) -> list[object]:
     parts = getattr(kind, "agents_observation_types", None) or getattr(kind, "observation_types", None)
     return [one for part in parts for one in _kinds(part)] if parts else [kind]
 
@@ -129,7 +129,7 @@ def _accelerated(cls: type) -> type:
     return made
 
 
-def _remake(cls: type) -> Any:
+def _remake(cls: type) -> object:
     """An environment of a class, accelerated where that can be done here, to be filled from a pickle."""
     can = _why_not(cls) is None
     return object.__new__(_accelerated(cls) if can else cls)

@@ -70,7 +70,7 @@ def kernel() -> Any:
 
 def _declared(library: ctypes.PyDLL) -> ctypes.PyDLL:
     address, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    signatures: dict[str, tuple[object, tuple[object, ...]]] = {
         "source_version": (number, ()),
         "layout": (number, (ctypes.c_int,)),
         "set_loop": (None, (ctypes.c_int, address, address)),

@@ -26,7 +26,7 @@ KINDS: dict[type, int] = {IDMVehicle: IDM, MDPVehicle: MDP, Vehicle: PLAIN}
 MOST_ENTITIES = 512
 
 _LANE = ("position", "heading_at", "width_at", "local_coordinates")
-_REPEATED: dict[Any, tuple[str, ...]] = {
+_REPEATED: dict[object, tuple[str, ...]] = {
     IDMVehicle: ("act", "step", "acceleration", "desired_gap", "change_lane_policy", "mobil"),
     MDPVehicle: ("act",),
     ControlledVehicle: (
@@ -68,7 +68,7 @@ _READ = [(vars(owner), itemgetter(*names, names[0])) for owner, names in _REPEAT
 _FOUND = [get(table) for table, get in _READ]
 
 
-def unknown(road: Any) -> str | None:
+def unknown(road: object) -> str | None:
     """Why a road as it is now is left to highway-env; None where it is not."""
     library = kernel()
     if isinstance(library, str):

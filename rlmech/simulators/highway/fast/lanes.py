@@ -22,7 +22,7 @@ KINDS: dict[type, float] = {StraightLane: 0.0, CircularLane: 1.0, SineLane: 2.0}
 
 _OF_ALL = ("length", "width", "speed_limit", "forbidden", "priority")
 _OF_STRAIGHT = ("start", "direction", "direction_lateral", "heading")
-READ: dict[type, Any] = {
+READ: dict[type, attrgetter[object]] = {
     StraightLane: attrgetter(*_OF_STRAIGHT, *_OF_ALL),
     CircularLane: attrgetter("center", "radius", "start_phase", "direction", *_OF_ALL),
     SineLane: attrgetter(*_OF_STRAIGHT, "amplitude", "pulsation", "phase", *_OF_ALL),
@@ -101,7 +101,7 @@ class LaneTable:
         lanes, offsets = zip(*(entry for entries in found for entry in entries), strict=True) if found else ((), ())
         return first, np.array(lanes, dtype=np.int64), np.array(offsets, dtype=np.float64)
 
-    def _beside(self, lanes: list[Any], k: int) -> int:
+    def _beside(self, lanes: list[object], k: int) -> int:
         return self.place[id(lanes[k] if k < len(lanes) else lanes[0])]
 
 
@@ -120,7 +120,7 @@ def lane_table(network: Any) -> LaneTable | None:
     return made
 
 
-def _listed(network: Any) -> list[Any]:
+def _listed(network: Any) -> list[object]:
     """Nodes and lanes in order."""
     found: list[Any] = []
     for a, ends in network.graph.items():

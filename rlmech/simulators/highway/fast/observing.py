@@ -110,7 +110,7 @@ def _columns(seen: list[Any], features: list[str], *, absolute: bool) -> dict[st
     return {name: every[name] for name in features}
 
 
-def accelerate_observation(kind: Any) -> None:
+def accelerate_observation(kind: object) -> None:
     """Make Kinematics observations of arrays, also those of several agents."""
     if type(kind) is KinematicObservation:
         kind.__class__ = AcceleratedKinematics

@@ -91,7 +91,7 @@ def number_of(scene: Editable, vehicle: Named = None, *, row: int | None = None)
 UNITS = {"along": "m", "sideways": "m", "at": "m", "x": "m", "y": "m", "heading": "rad"}
 
 
-def worded(values: Mapping[str, Any], units: Mapping[str, str] = UNITS) -> str:
+def worded(values: Mapping[str, object], units: Mapping[str, str] = UNITS) -> str:
     """What was given, with signs and units."""
     given = {name: value for name, value in values.items() if value is not None}
     return ", ".join(

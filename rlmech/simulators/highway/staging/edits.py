@@ -8,7 +8,7 @@ from typing import Any
 
 from rlmech.simulators.highway.staging import road_edits, vehicle_edits
 
-EDITS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+EDITS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         "remove": vehicle_edits.remove,
         "add": vehicle_edits.add,

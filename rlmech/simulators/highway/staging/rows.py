@@ -94,7 +94,7 @@ def _state(kind: Any, vehicle: Any, origin: Mapping[str, float] | None) -> dict[
     return state
 
 
-def _is_exit(kind: Any) -> bool:
+def _is_exit(kind: object) -> bool:
     from highway_env.envs.common.observation import ExitObservation
 
     return isinstance(kind, ExitObservation)

@@ -31,7 +31,7 @@ class Stage(HighwayWorld):
     watched: bool
 
     @classmethod
-    def of(cls, source: gym.Env[Any, Any] | World) -> Stage:
+    def of(cls, source: gym.Env | World) -> Stage:
         """Copy an environment as it is now.
 
         Raises:

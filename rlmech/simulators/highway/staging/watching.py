@@ -45,6 +45,6 @@ def rows_of(stage: Stage, observation: Any) -> dict[int, int]:
     return rows
 
 
-def _is_rewritten(env: gym.Env[Any, Any]) -> bool:
+def _is_rewritten(env: gym.Env) -> bool:
     """Whether a wrapper gives other observations than the environment."""
     return env.observation_space != env.unwrapped.observation_space

@@ -222,7 +222,7 @@ def carry(scene: S, object: Named = None, *, at: Cell | None = None) -> S:
     return _edited(scene, "carry", what, place, lambda stage, one: stage.take(one, into_hand=True))
 
 
-EDITS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+EDITS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         "remove": remove,
         "add": add,

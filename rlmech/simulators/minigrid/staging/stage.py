@@ -177,7 +177,7 @@ class GridStage(GridWorld):
         self.look()
 
 
-def _follow(layer: Any, before: Cell, after: Cell) -> None:
+def _follow(layer: object, before: Cell, after: Cell) -> None:
     """Let the positions that a layer keeps of a moved object go along."""
     for name, value in list(vars(layer).items()):
         named = name.endswith(("_pos", "_position")) and name not in ("agent_pos", "agent_start_pos")
