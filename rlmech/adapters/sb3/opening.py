@@ -7,6 +7,7 @@ scores are compared with those of SB3's own `predict`. Statistics of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +86,13 @@ def open_zip(
         in_kwargs = (policy_kwargs or {}).get("features_extractor_class")
         named = features_extractor_class or (in_kwargs if isinstance(in_kwargs, type) else None)
         extractor = None if named is None else extractor_class(named)
+        if extractor is None and plan.features_extractor == "HighwayExtractor":
+            warnings.warn(
+                f"{path.name}: its features extractor CustomExtractor, only there as a pickle, is taken for that of "
+                "highway-env's sb3_highway_ppo_transformer.py, whose keywords and weights it has; give "
+                "features_extractor_class= to be sure",
+                stacklevel=3,
+            )
         policy = plan.build(features_extractor_class=extractor)
         fix = "give the class of the features extractor: features_extractor_class=..., with its config={...}"
         fit_weights(policy, tensors, name=path.name, fix=fix)
