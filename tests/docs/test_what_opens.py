@@ -155,8 +155,10 @@ ROWS = [
     Row(
         "rl-agents DQN",
         '`rlm.load("x.tar", config="x.json")`, `HookedPolicy.from_rl_agents(agent)`',
-        "ego attention, perceptron, dueling and convolutional networks; the run's `metadata*.json` is found beside it",
+        "ego attention (any number of vehicles at each call), perceptron, dueling and convolutional networks; the "
+        "run's `metadata*.json` is found beside it",
         {
+            "any number of vehicles": rl_agents(EGO, {"attention_layer": {"heads": 4}}),
             "ego attention": rl_agents(EGO, {"attention_layer": {"heads": 4}}, observation_space=OBS),
             "perceptron": rl_agents(
                 nets.MultiLayerPerceptron(28, (8,), d_out=3, flatten=True),
