@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from rlmech.errors import ArgumentError, nearest
 
@@ -87,7 +87,9 @@ def explain_misuse(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _misuse(name: str, signature: inspect.Signature, args: Sequence[object], kwargs: dict[str, object]) -> ArgumentError:
+def _misuse(
+    name: str, signature: inspect.Signature, args: Sequence[object], kwargs: dict[str, object]
+) -> ArgumentError:
     every = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
     own = len(args) - (len(signature.parameters) - len(every))
     by_place = [p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

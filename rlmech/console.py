@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import typer
 
+from rlmech.untyped import Settings
+
 WIDTH = 160  # of what is written to a file or a pipe
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
@@ -48,7 +50,7 @@ def print_result(
         console.print(table)
 
 
-def look_lines(found: Mapping[str, Any]) -> list[str]:
+def look_lines(found: Settings) -> list[str]:
     """The summary of a first look in sentences."""
     lines = [
         f"{found['policy']} on {found['environment']}: {found['n_episodes']} episodes, {found['n_steps']} decisions"
@@ -62,7 +64,7 @@ def look_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def look_tables(found: Mapping[str, Any]) -> list[Table]:
+def look_tables(found: Settings) -> list[Table]:
     """The summary of a first look in tables: episode means, each sweep's five largest effects, ablations that drove."""
     means = [
         (name, found[name]["mean"], found[name]["se"])
@@ -88,7 +90,7 @@ def look_tables(found: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _driven(driven: Mapping[str, Any]) -> Table:
+def _driven(driven: Settings) -> Table:
     """Differences of whole episodes under each ablation."""
     outcomes = [name for name in ("return", "crashed", "length") if f"delta_{name}" in driven["conditions"][0]]
     cells: list[Sequence[object]] = []

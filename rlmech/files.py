@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rlmech.untyped import Json
+
 SEAL = "sha256"
 _UNSEALED = "0" * 64
 _SEALED = re.compile(rb'"sha256": ?"([0-9a-f]{64})"')
@@ -84,7 +86,7 @@ def write_sealed_json(path: Path, values: Mapping[str, object]) -> None:
     _seal_and_write(path, bytearray(text.encode()), end=_JSON_HEAD)
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
+def read_sealed_json(path: Path) -> Json:
     """The values of a sealed JSON file.
 
     Raises:

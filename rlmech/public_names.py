@@ -53,6 +53,7 @@ MODULES: tuple[str, ...] = (
     "distil",
     "edges",
     "episodes",
+    "features",
     "metrics",
     "patching",
     "plot",

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
+from rlmech.untyped import Json
+
 Result = TypeVar("Result", xr.Dataset, xr.DataArray)
 
 
-def storable(result: Result, attrs: Mapping[str, Any] | None = None) -> Result:
+def storable(result: Result, attrs: Mapping[str, object] | None = None) -> Result:
     """A result as files can hold it, with more attributes.
 
     Args:
@@ -67,7 +69,7 @@ def _variable(variable: xr.Variable) -> xr.Variable:
     return variable if attrs == variable.attrs else xr.Variable(variable.dims, variable.data, attrs)
 
 
-def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def plain_attrs(attrs: Mapping[Any, Any]) -> Json:
     """Attributes as `storable` makes them, for a dataset whose variables are plain numbers and texts from the start.
 
     Example:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from rlmech.errors import ConfigError, MetricError, SiteError, nearest
+from rlmech.untyped import Json, Kwargs, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +98,8 @@ class PolicySpec:
     relative: bool = False
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     env_id: str | None = None
-    env_config: dict[str, Any] = field(default_factory=dict)
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_config: Json = field(default_factory=dict)
+    env_kwargs: Kwargs = field(default_factory=dict)
     env_wrappers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -185,7 +184,7 @@ class PolicySpec:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PolicySpec:
+    def from_json(cls, values: Settings) -> PolicySpec:
         """Read a spec from the values that `to_json` wrote."""
         return cls(
             entities=tuple(values["entities"]),
@@ -223,7 +222,7 @@ _META_ACTIONS = {
 }
 
 
-def spec_from_config(config: Mapping[str, Any], *, n_lanes: int | None = None) -> PolicySpec:
+def spec_from_config(config: Settings, *, n_lanes: int | None = None) -> PolicySpec:
     """Read a spec from a highway-env configuration, e.g. the `env.json` beside an rl-agents checkpoint.
 
     What the configuration leaves out takes highway-env's defaults for the observation or action named; where it names
@@ -257,11 +256,11 @@ def spec_from_config(config: Mapping[str, Any], *, n_lanes: int | None = None) -
     )
 
 
-def _features(observation: Mapping[str, Any], n_lanes: int | None) -> tuple[FeatureSpec, ...]:
+def _features(observation: Settings, n_lanes: int | None) -> tuple[FeatureSpec, ...]:
     names = observation.get("features") or _DEFAULT_FEATURES
     if not observation.get("normalize", True):
         return tuple(FeatureSpec(name=name, unit=_UNITS.get(name, "")) for name in names)
-    ranges: Mapping[str, Any] = observation.get("features_range") or {
+    ranges: Settings = observation.get("features_range") or {
         "x": (-5 * _MAX_SPEED, 5 * _MAX_SPEED),
         "y": None if n_lanes is None else (-_LANE_WIDTH * n_lanes, _LANE_WIDTH * n_lanes),
         "vx": (-2 * _MAX_SPEED, 2 * _MAX_SPEED),
@@ -270,7 +269,7 @@ def _features(observation: Mapping[str, Any], n_lanes: int | None) -> tuple[Feat
     return tuple(_feature(name, ranges) for name in names)
 
 
-def _feature(name: str, ranges: Mapping[str, Any]) -> FeatureSpec:
+def _feature(name: str, ranges: Settings) -> FeatureSpec:
     if name not in ranges:  # highway-env leaves it as it is
         return FeatureSpec(name=name, unit=_UNITS.get(name, ""))
     if ranges[name] is None:  # normalised by a range that the configuration does not tell
@@ -279,7 +278,7 @@ def _feature(name: str, ranges: Mapping[str, Any]) -> FeatureSpec:
     return FeatureSpec(name=name, unit=_UNITS.get(name, ""), low=float(low), high=float(high))
 
 
-def _action_names(action: Mapping[str, Any]) -> tuple[str, ...]:
+def _action_names(action: Settings) -> tuple[str, ...]:
     along, across = bool(action.get("longitudinal", True)), bool(action.get("lateral", True))
     match action.get("type"):
         case "DiscreteMetaAction":

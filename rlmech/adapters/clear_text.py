@@ -21,6 +21,7 @@ from gymnasium import spaces
 from rlmech.adapters.inert_pickle import Stub, read_inert
 from rlmech.adapters.spaces import box, multi_binary, ordered_dict
 from rlmech.errors import CheckpointError
+from rlmech.untyped import Settings
 
 _NUMBER = re.compile(r"[-+]?(?:inf|nan|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+)", re.IGNORECASE)
 _KEY = re.compile(r"""[\[(){,\s]*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*[,:]\s*""")
@@ -100,7 +101,7 @@ def _box_from_clear_text(entry: Mapping[str, object], *, exact: bool) -> spaces.
     return box(low, high, dtype)
 
 
-def _stored_bounds(entry: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[np.ndarray | None]:
+def _stored_bounds(entry: Settings, shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[np.ndarray | None]:
     """The bounds in the pickle beside the clear text, read as data; None where it has none of this shape and dtype."""
     try:
         space = read_inert(base64.b64decode(str(entry[":serialized:"]), validate=True), name="a space")

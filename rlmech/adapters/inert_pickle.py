@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlmech.errors import CheckpointError
+from rlmech.untyped import Args
 
 LARGEST = 256 * 2**20
 _DTYPE = re.compile(r"[<>|=]?[biufc?]\d*")
@@ -39,7 +40,7 @@ class Stub:
         return stub
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args: tuple[Any, ...]
+        self.args: Args
         self.state: dict[Any, Any]
 
     def __setstate__(self, state: object) -> None:

@@ -7,7 +7,7 @@ anything else is handed to torch, which takes tensors and refuses the rest. `zoo
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -26,9 +26,10 @@ from rlmech.core.output_leaves import Selector
 from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError, ConfigError, nearest
+from rlmech.untyped import Settings
 
 Kind = Literal["sb3", "weights", "safetensors", "native"]
-ConfigSource = Mapping[str, Any] | str | Path
+ConfigSource = Settings | str | Path
 
 
 class Untold(TypedDict, total=False):

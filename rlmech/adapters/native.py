@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +27,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
 from rlmech.files import DamagedError, parse_json, read_sealed, write_sealed
 from rlmech.spec import PolicySpec
+from rlmech.untyped import Json, Settings
 
 FORMAT = 1
 FILE_NAME = "policy.safetensors"
@@ -145,7 +145,7 @@ def _open(
             raise _malformed(path, f"adapter {adapter!r}, plan of type {type(plan).__name__}")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Json, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata, n_tensors = file.metadata() or {}, len(file.keys())
@@ -188,7 +188,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _spec(content: Mapping[str, Any], path: Path) -> PolicySpec:
+def _spec(content: Settings, path: Path) -> PolicySpec:
     try:
         return PolicySpec.from_json(content["spec"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:

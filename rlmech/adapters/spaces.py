@@ -16,12 +16,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlmech.errors import ConfigError
+from rlmech.untyped import Json, Settings
 
 Observation = Tensor | dict[str, Tensor]
 MODERATE = 1e4
 
 
-def space_to_json(space: spaces.Space) -> dict[str, Any]:
+def space_to_json(space: spaces.Space) -> Json:
     """A space as JSON values; `space_from_json` reads them back.
 
     Raises:
@@ -61,7 +62,7 @@ def _bound_to_json(bound: np.ndarray) -> object:
     return texts[0] if len(texts) == 1 else texts
 
 
-def space_from_json(values: Mapping[str, Any]) -> spaces.Space:
+def space_from_json(values: Settings) -> spaces.Space:
     """Read a space from the values that `space_to_json` wrote."""
     match values["type"]:
         case "Box":

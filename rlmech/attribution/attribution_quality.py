@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -29,6 +28,7 @@ from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.nets.untrained import untrained
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.untyped import Variables
 
 Attributed = Callable[[HookedPolicy, Observation], xr.DataArray]
 """A function that attributes a batch: `[batch, entity]`, `[batch, entity, feature]`..., positive raises the metric."""
@@ -90,6 +90,7 @@ def faithfulness(
         >>> round(float(found["sensitivity_mean"].sel(condition="exact")), 3)
         1.0
     """
+    policy = policy.fitting(obs)
     game = game_of(policy, obs, players=players, metric=metric, reference=reference)
     if not attributions or {RANDOM, ALONE} & set(attributions):
         raise ConfigError(
@@ -111,7 +112,7 @@ def faithfulness(
     for name, given in functions.items():
         fresh = players_of(game, given(twin, obs), name)
         data["randomisation"][list(values).index(name)] = _rank_correlations(values[name], fresh, game.playing)
-    variables: dict[str, Any] = {}
+    variables: Variables = {}
     units = dict.fromkeys(("deletion", "insertion"), game.bound.unit) | {"infidelity": f"({game.bound.unit})^2"}
     units["infidelity_scaled"] = units["infidelity"]
     for name, found in data.items():

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 import torch
 import xarray as xr
@@ -20,6 +20,7 @@ from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import MissingPackageError, ObservationError, SiteError
+from rlmech.untyped import Variables
 
 MIDPOINT_RULE = "riemann_middle"
 
@@ -71,9 +72,9 @@ def variables(policy: HookedPolicy, found: Sequence[Sequence[Tensor]], *, units:
     return data
 
 
-def coordinates(observed: Sequence[ObservedArray], rows: Readouts) -> dict[str, Any]:
+def coordinates(observed: Sequence[ObservedArray], rows: Readouts) -> Variables:
     """Names along the observation's axes and the readouts."""
-    coords: dict[str, Any] = {"action": list(rows.names)}
+    coords: Variables = {"action": list(rows.names)}
     for each in observed:
         coords |= each.coords
     return coords

@@ -54,6 +54,7 @@ from rlmech.patching.sites import Sites, choose_sites
 from rlmech.patching.sweeps.independence import check_rows, refuse_unfit
 from rlmech.results import storable
 from rlmech.statistics import Clusters
+from rlmech.untyped import Variables
 
 Repair = Literal["softmax", "dropout"]
 
@@ -135,7 +136,7 @@ def attribution_patching(
         >>> dict(result.sizes), result.attrs["certified_share"]  # nothing but a linear layer is behind a hidden unit
         ({'site': 8, 'pair': 16}, 1.0)
     """
-    policy = policy.over_time(clean)
+    policy = policy.fitting(clean)
     wanted = _checked_options(direction, n_steps=n_steps, repairs=repairs, certificate=certificate)
     chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)
@@ -172,7 +173,7 @@ def attribution_patching(
         found["remainder"] = found["patched"] - start - found["estimate"]
     units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}
     result = result.assign({name: (("site", "pair"), value, units[name]) for name, value in found.items()})
-    attrs: dict[str, Any] = {
+    attrs: Variables = {
         "sign": "estimate positive: the patch raises the metric; effect 1: it does all that exchanging the input does",
         "order": "first order at the base run" if not n_steps else "path integral of each point, midpoint rule",
         "n_steps": n_steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.core.provenance import provenance
 from rlmech.errors import EngineError, MetricError
+from rlmech.untyped import Variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class ObservedArray:
 
     key: str
     dims: tuple[str, ...]
-    coords: dict[str, Any]
+    coords: Variables
 
     def named(self, name: str) -> str:
         """A variable's name for this array."""
@@ -46,7 +46,7 @@ def observed_arrays(policy: HookedPolicy) -> tuple[ObservedArray, ...]:
             continue
         key = name.removeprefix("hook_obs_raw").removeprefix("hook_obs").lstrip(".")
         dims = tuple(f"{axis}_{key}" if key else str(axis) for axis in point.axes[1:])
-        coords: dict[str, Any] = {}
+        coords: Variables = {}
         for dim, axis in zip(dims, point.axes[1:], strict=True):
             names = policy.spec.names(axis)
             coords[dim] = list(names) if len(names) == point.size(axis) else np.arange(point.size(axis))

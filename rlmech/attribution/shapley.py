@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,7 @@ from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import unknown_choice
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.untyped import Variables
 
 Method = Literal["auto", "exact", "permutation", "kernel"]
 MOST_EXACT = 15
@@ -97,6 +98,7 @@ def shapley_values(
         >>> found["value"].sizes["entity"], bool(abs(found["value"].sum("entity") - found["total"]).max() < 1e-5)
         (14, True)
     """
+    policy = policy.fitting(obs)
     if method not in get_args(Method):
         raise unknown_choice("method", method, get_args(Method))
     if n_samples < 2:
@@ -121,7 +123,7 @@ def shapley_values(
             n_coalitions = max(n_coalitions, shares.n_coalitions)
     unit = {"units": game.bound.unit}
     effect = bootstrap_mean(data["value"].T, clusters=clusters, seed=seed)
-    variables: dict[str, Any] = {name: (("batch", game.dim), values, unit) for name, values in data.items()}
+    variables: Variables = {name: (("batch", game.dim), values, unit) for name, values in data.items()}
     variables |= {name: ("batch", values, unit) for name, values in ends.items()}
     variables |= {
         "effect": (game.dim, effect.estimate, unit | {"long_name": f"mean share of {game.bound.name}"}),
@@ -184,6 +186,7 @@ def shapley_interactions(
         >>> found.sizes["site"], bool(abs(found["interaction"]).max() < 1e-5)
         (6, True)
     """
+    policy = policy.fitting(obs)
     game = game_of(policy, obs, players=players, metric=metric, reference=reference, ablation=ablation)
     _refuse_too_many(int(game.playing.sum(1).max(initial=0)))
     n_rows, n_players = game.playing.shape
@@ -205,7 +208,7 @@ def shapley_interactions(
                 found[row, [place[pair] for pair in itertools.combinations(chosen.tolist(), 2)]] = shares
     effect = bootstrap_mean(found.T, clusters=clusters, seed=seed)
     unit = {"units": game.bound.unit}
-    variables: dict[str, Any] = {
+    variables: Variables = {
         "interaction": (("batch", "site"), found, unit),
         "effect": ("site", effect.estimate, unit | {"long_name": f"mean interaction in {game.bound.name}"}),
         "effect_low": ("site", effect.low, unit),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
@@ -20,6 +18,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ArgumentError
 from rlmech.results import storable
+from rlmech.untyped import Variables
 
 VERDICTS = {PROVED: "proved", REFUTED: "refuted", UNDECIDED: "undecided"}
 
@@ -59,6 +58,7 @@ def check(policy: HookedPolicy, obs: Observation, *, box: Box | Move, claim: Cla
         >>> rlm.certify.check(policy, states, box=0.4, claim=claim).verdict.values.tolist()
         ['proved', 'refuted']
     """
+    policy = policy.fitting(obs)
     if n_boxes < 1:
         raise ArgumentError("A proof takes a box.", given=f"n_boxes={n_boxes}", expected="1 or more", fix="n_boxes=128")
     regions, arrays = ScoreRegions(policy), policy.coerce(obs)
@@ -71,12 +71,12 @@ def check(policy: HookedPolicy, obs: Observation, *, box: Box | Move, claim: Cla
             fix="Move(..., norm='inf'), which holds the ball",
         )
     found = decide(regions, claim, states=arrays, box=ends, n_boxes=n_boxes)
-    data: dict[str, Any] = {
+    data: Variables = {
         "verdict": ("batch", np.array([VERDICTS[int(v)] for v in found.verdict], dtype="<U9")),
         "remaining": array(torch.where(found.verdict == UNDECIDED, found.remaining, 0.0), ("batch",), units="1"),
         "boxes": array(found.spent, ("batch",), units="1"),
     }
-    coords: dict[str, Any] = {}
+    coords: Variables = {}
     for one, value in zip(observed_arrays(policy), found.arrays, strict=True):
         hit = (found.verdict == REFUTED).view(-1, *(1,) * (value.ndim - 1))
         real = value if value.is_floating_point() else value.double()

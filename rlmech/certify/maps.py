@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
 from rlmech.results import storable
+from rlmech.untyped import Variables
 
 
 @explain_misuse
@@ -63,6 +63,7 @@ def certified_map(
         >>> rlm.certify.certified_map(policy, states, over=cells, entity="vehicle_1", n_boxes=4).action.shape
         (2, 1)
     """
+    policy = policy.fitting(obs)
     regions, arrays = ScoreRegions(policy), policy.coerce(obs)
     names, edges = _cells(over)
     if len(arrays) != 1 or len(arrays[0]) != 1:
@@ -93,12 +94,12 @@ def certified_map(
     found = decide(regions, claim, states=[middle], box=[Interval(low, high)], n_boxes=n_boxes)
     shape = tuple(len(each) - 1 for each in edges)
     kind = torch.where(found.verdict == PROVED, 1, torch.where(found.verdict == REFUTED, -1, 0))
-    data: dict[str, Any] = {
+    data: Variables = {
         "action": array(action.reshape(shape), names, units="1"),
         "state": array(kind.reshape(shape), names, units="1"),
         "boxes": array(found.spent.reshape(shape), names, units="1"),
     }
-    coords: dict[str, Any] = {}
+    coords: Variables = {}
     spec = policy.spec
     for name, each, place in zip(names, edges, places, strict=True):
         feature = spec.features[spec.index("feature", name)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import xarray as xr
@@ -28,6 +27,7 @@ from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ArgumentError, MetricError
 from rlmech.results import storable
+from rlmech.untyped import Variables
 
 _BISECTIONS = 5
 _SPAN, _SPANS = 2.0**6, 4
@@ -99,6 +99,7 @@ def certified_radius(
         >>> bool((found.certified <= found.attacked).all()), found.certified.attrs["units"]
         (True, 'm')
     """
+    policy = policy.fitting(obs)
     if policy.output_kind == "mean_action":
         raise MetricError(
             "The policy's scores choose no action: they are the action.",
@@ -289,14 +290,14 @@ def _result(
         return value.reshape(n, *sizes, *value.shape[1:])
 
     dims = ("batch", *axes)
-    data: dict[str, Any] = {
+    data: Variables = {
         "certified": array(shaped(torch.where(moving, certified, torch.nan)), dims, units=unit),
         "attacked": array(shaped(torch.where(moving, found.distance, torch.nan)), dims, units=unit),
         "counter_action": array(shaped(found.action), dims, units="1"),
         "action": array(shaped(search.chosen).reshape(n, -1)[:, 0], ("batch",), units="1"),
         "limit": array(shaped(torch.where(moving, search.radius, torch.nan)), dims, units=unit),
     }
-    coords: dict[str, Any] = {axis: observed[0].coords[axis] for axis in axes}
+    coords: Variables = {axis: observed[0].coords[axis] for axis in axes}
     for one, value in zip(observed, found.arrays, strict=True):
         hit = (found.action >= 0).view(-1, *(1,) * (value.ndim - 1))
         real = value if value.is_floating_point() else value.double()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from rlmech.core.attention import AttentionBlock
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.provenance import provenance
 from rlmech.errors import AttentionError, ConfigError
+from rlmech.untyped import Variables
 
 Action = int | str
 BIAS = "bias"
@@ -51,7 +51,7 @@ def choose_block(policy: HookedPolicy, path: str | None) -> AttentionBlock:
 
 def labelled(policy: HookedPolicy, values: Float[Tensor, "*axes"], dims: Sequence[str], *, units: str) -> xr.DataArray:
     """A tensor with named dimensions and the spec's names as coordinates; `feature_<side>` takes the features'."""
-    coords: dict[str, Any] = {}
+    coords: Variables = {}
     for dim, size in zip(dims, values.shape, strict=True):
         axis = dim.partition("_")[0] if dim.startswith("feature_") else dim
         names = _names(policy, axis)

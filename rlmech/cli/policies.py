@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rlmech.cli.opening import open_policy
 from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy
 from rlmech.console import print_result
+from rlmech.untyped import Json
 
 
 def train(
@@ -39,11 +40,11 @@ def inspect(
 ) -> None:
     """List a policy's hook points, axes and attention."""
     opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    points: list[dict[str, Any]] = [
+    points: list[Json] = [
         {"name": name, "kind": point.kind, "axes": list(point.axes), "shape": list(point.shape)}
         for name, point in opened.hook_dict.items()
     ]
-    found: dict[str, Any] = {
+    found: Json = {
         "policy": policy,
         "fingerprint": opened.fingerprint,
         "engine": opened.engine,

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rlmech.untyped import Args, Kwargs
+
 GATES: dict[int, tuple[str, ...]] = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
 """Names of the gates, by how many there are: of an LSTM, of a GRU."""
 LAYERS = (nn.RNNBase, nn.RNNCellBase)
@@ -45,9 +47,7 @@ class CellsAsOperations(TorchFunctionMode):
     A mark's role is `h`, `c` or `gates`, after `l0.`, `l1.`... in a layer of several.
     """
 
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
+    def __torch_function__(self, func: Any, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         name = getattr(func, "__name__", "")
         if not kwargs and name in _CELLS:
             state, weights = args[1], args[2:]
@@ -58,13 +58,13 @@ class CellsAsOperations(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_one_step(args: tuple[Any, ...]) -> bool:
+def _is_one_step(args: Args) -> bool:
     if len(args) != 9 or args[7]:  # packed sequences have one argument more, and no `batch_first`
         return False
     return args[0].ndim == 3 and args[0].shape[1 if args[8] else 0] == 1
 
 
-def _stack(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def _stack(name: str, args: Args) -> tuple[Tensor, ...]:
     """One step of a layer of several cells, one on the other: what torch returns for it."""
     value, given, flat, biased, n_layers, _, _, _, batch_first = args
     time = 1 if batch_first else 0

@@ -30,6 +30,7 @@ from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.operations.aliases import plain_name
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
+from rlmech.untyped import Args, Kwargs
 
 Key = tuple[str, str, int, int]
 """(module call, operation, which call of it there, which of its results)."""
@@ -260,8 +261,8 @@ class _FunctionMode(TorchFunctionMode):
         self,
         func: Callable[..., Any],
         types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:  # one call to torch's mode: look inside it

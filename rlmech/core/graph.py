@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlmech.untyped import Args, Kwargs
+
 Size = int
 """A size: n >= 0 is fixed; -k stands for k times the batch size."""
 
@@ -34,8 +36,8 @@ class Node:
     index: int
     op: str
     call: Callable[..., Any] | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: Args = ()
+    kwargs: Kwargs = field(default_factory=dict)
     scope: str = ""
     shape: tuple[Size, ...] | None = None
     dtype: torch.dtype | None = None

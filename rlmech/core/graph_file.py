@@ -31,6 +31,7 @@ from rlmech.core.graph import Graph, Mark, Node
 from rlmech.core.module_record import held_by_modules
 from rlmech.core.tracing import trace
 from rlmech.files import moved_into_place
+from rlmech.untyped import Json, Settings
 
 FORMAT = 1
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "rlmech")
@@ -257,7 +258,7 @@ def _told(value: Any) -> object:
 
 
 def _node_to_json(node: Node, module: nn.Module) -> dict[str, object]:
-    entry: dict[str, Any] = {
+    entry: Json = {
         "op": node.op,
         "scope": node.scope,
         "shape": None if node.shape is None else list(node.shape),
@@ -276,7 +277,7 @@ def _node_to_json(node: Node, module: nn.Module) -> dict[str, object]:
             return {**entry, "call": _call_to_json(node.call), **arguments}
 
 
-def _node_from_json(entry: Mapping[str, Any], nodes: list[Node], module: nn.Module) -> Node:
+def _node_from_json(entry: Settings, nodes: list[Node], module: nn.Module) -> Node:
     shape = None if entry["shape"] is None else tuple(int(size) for size in entry["shape"])
     node = Node(len(nodes), entry["op"], scope=entry["scope"], shape=shape, dtype=_named(entry["dtype"], torch.dtype))
     match node.op:
@@ -387,7 +388,7 @@ def _tensor_to_json(value: Tensor) -> dict[str, object]:
     }
 
 
-def _tensor_from_json(entry: Mapping[str, Any]) -> Tensor:
+def _tensor_from_json(entry: Settings) -> Tensor:
     dtype = _named(entry["dtype"], torch.dtype)
     bits = bytearray(base64.b64decode(entry["bytes"], validate=True))
     value = torch.frombuffer(bits, dtype=dtype) if bits else torch.empty(0, dtype=dtype)

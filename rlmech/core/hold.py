@@ -21,6 +21,7 @@ from rlmech.core.operations.aliases import plain_name
 from rlmech.core.operations.reading import Behaviour, behaviour
 from rlmech.core.operations.table import known
 from rlmech.core.policy import HookedPolicy
+from rlmech.untyped import Args, Kwargs
 
 Gates = Literal["own", "open"]
 Curves = Literal["own", "tangent"]
@@ -137,7 +138,7 @@ class _Operations(TorchFunctionMode):
         self.norms, self.open, self.tangents = norms, gates == "open", curves == "tangent"
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
         name = getattr(func, "_opname", getattr(func, "__name__", ""))
         record = known(plain_name(name.removesuffix("_")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rlmech.core.hook_point import HookPoint
 from rlmech.errors import SiteError, nearest

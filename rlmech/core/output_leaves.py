@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from rlmech.core.choices import Choices, Shape
 from rlmech.core.points import OutputKind
 from rlmech.errors import ConfigError
+from rlmech.untyped import Json
 
 Selector = str | int | Callable[[Any], Any]
 """A key, an index, or a path of both (`"1.logits"`) into what the module returns; the path of a part or method of the
@@ -144,7 +145,7 @@ DISTRIBUTIONS = {
 """A distribution's class -> its attribute that scores the actions, or is the mean one."""
 
 
-def _flat(output: Any, path: str = "") -> dict[str, Any]:
+def _flat(output: Any, path: str = "") -> Json:
     """Everything in what a module returns, by path; None and empty containers are nothing."""
     if output is None:
         return {}
@@ -160,7 +161,7 @@ def _flat(output: Any, path: str = "") -> dict[str, Any]:
         items = [(entry.name, getattr(output, entry.name)) for entry in fields(output)]
     else:
         return {path: output}
-    found: dict[str, Any] = {}
+    found: Json = {}
     for key, value in items:
         found |= _flat(value, f"{path}.{key}" if path else key)
     return found

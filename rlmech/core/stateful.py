@@ -21,6 +21,7 @@ from rlmech.core.outputs import Scored
 from rlmech.core.points import STEPPED, OutputKind
 from rlmech.core.state import OBSERVATION, State, StateForm
 from rlmech.errors import ConfigError, ObservationError, StateError
+from rlmech.untyped import Json, Settings
 
 
 class Step(nn.Module):
@@ -94,7 +95,7 @@ class StatefulFormat(ObservationFormat):
             ObservationError: It is not what the policy takes.
             StateError: Nor is the state.
         """
-        state: Mapping[str, Any] | None = None
+        state: Settings | None = None
         if isinstance(obs, Mapping) and any(name in obs for name in self.initial):
             state = {key: value for key, value in obs.items() if key in self.initial}
             rest = {key: value for key, value in obs.items() if key not in self.initial}
@@ -124,7 +125,7 @@ class StatefulFormat(ObservationFormat):
         except ObservationError as error:
             raise self._no_state(error.given) from error
 
-    def with_state(self, obs: Observation, state: Mapping[str, Any] | None, module: nn.Module) -> dict[str, Any]:
+    def with_state(self, obs: Observation, state: Settings | None, module: nn.Module) -> Json:
         """Observations and a state as one observation.
 
         Raises:
@@ -176,6 +177,12 @@ class StatefulFormat(ObservationFormat):
         }
         return StatefulFormat(_bare(example), self.initial, n_steps=n_steps)
 
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> StatefulFormat:
+        """The same format with observations of other shapes."""
+        other = StatefulFormat(_bare(self._resized(shapes)), self.initial, n_steps=self.n_steps)
+        other.retype(next((dtype for dtype in self.dtypes.values() if dtype.is_floating_point), torch.float32))
+        return other
+
     def of_one_step(self) -> StatefulFormat:
         """The format of one of a sequence's steps."""
         return StatefulFormat(_bare({key: value[:, 0] for key, value in self._example().items()}), self.initial)
@@ -220,7 +227,9 @@ def _bare(example: dict[str, Tensor]) -> Observation:
     return example[OBSERVATION] if set(example) == {OBSERVATION} else example
 
 
-def state_form(module: nn.Module, example: Observation, state: object, *, root: str) -> tuple[StateForm, StatefulFormat]:
+def state_form(
+    module: nn.Module, example: Observation, state: object, *, root: str
+) -> tuple[StateForm, StatefulFormat]:
     """How a module keeps its state, and what one step of it takes.
 
     Args:

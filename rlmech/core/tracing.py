@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from rlmech.core.cells import CellsAsOperations, is_mark
 from rlmech.core.graph import Graph, Mark, Node, Size
 from rlmech.core.operations.aliases import plain_name
+from rlmech.untyped import Args, Kwargs
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -148,9 +149,7 @@ def _len_as_shape() -> Generator[None]:
 class _EinsumAsMatmul(TorchFunctionMode):
     """Traces a product of two tensors over one axis as the matrix product that it is: attention is then seen in it."""
 
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
+    def __torch_function__(self, func: Any, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         if func is torch.einsum and isinstance(args[0], str):
             operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
             product = _as_matmul(args[0], list(operands))
@@ -322,11 +321,11 @@ def _scope(source: torch.fx.Node) -> str:
     return key.removeprefix("L__self__") if key.startswith("L__self__") else ""
 
 
-def _whole_slice(name: str, args: tuple[Any, ...]) -> bool:
+def _whole_slice(name: str, args: Args) -> bool:
     return name == "slice" and len(args) == 4 and args[2] in (0, None) and args[3] == 2**63 - 1
 
 
-def _same_dtype(name: str, source: torch.fx.Node, args: tuple[Any, ...]) -> bool:
+def _same_dtype(name: str, source: torch.fx.Node, args: Args) -> bool:
     if name not in {"to", "_to_copy"} or not isinstance(args[0], Node):
         return False
     return source.meta["val"].dtype == args[0].dtype and "memory_format" not in source.kwargs

@@ -23,6 +23,7 @@ from rlmech.metrics.measure import BoundMetric
 from rlmech.patching.results import ratio_of_means
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.untyped import Json, Variables
 
 _ROWS_AT_ONCE = 4096
 _TRIES = 50
@@ -78,9 +79,9 @@ def evaluate_edges(
     whole = measure_jobs(runs, np.zeros((1, len(inside)), dtype=bool), metric=metric, pair=pair)[0]
     nothing, circuit, complement = measured[:3]
     dropped, drawn = measured[3 : 3 + len(kept)], measured[3 + len(kept) :]
-    data: dict[str, Any] = {}
+    data: Variables = {}
     span = whole - nothing
-    drawing: dict[str, Any] = {"clusters": clusters, "seed": seed}
+    drawing: Json = {"clusters": clusters, "seed": seed}
     _put(data, "faithfulness", (circuit - nothing)[None], span, **drawing)
     _put(data, "completeness", (whole - complement)[None], span, **drawing)
     _put(data, "error", np.abs(circuit - whole)[None], np.abs(span), **drawing)
@@ -110,7 +111,7 @@ def measure_jobs(
 
 
 def _put(
-    data: dict[str, Any],
+    data: Variables,
     name: str,
     numerator: Float[np.ndarray, "site pair"],
     span: Any,

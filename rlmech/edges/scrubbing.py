@@ -10,7 +10,6 @@ equivalence classes of their values, the other half of causal scrubbing, are not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -31,6 +30,7 @@ from rlmech.patching.results import ratio_of_means, sweep_attrs
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.untyped import Variables
 
 
 @explain_misuse
@@ -88,6 +88,7 @@ def causal_scrubbing(
         >>> bool(result["error"] < 2)
         True
     """
+    policy = policy.fitting(obs)
     if n_draws < 1:
         raise ConfigError("Nothing is drawn.", given=f"n_draws={n_draws}", expected="at least 1", fix="n_draws=8")
     if isinstance(hypothesis, Circuit):
@@ -125,7 +126,7 @@ def _result(
     scrubbed, resampled = measured.mean(0)
     far, all_the_way = np.abs(measured - whole).mean(0)
     unit = {"units": bound.unit}
-    data: dict[str, Any] = {
+    data: Variables = {
         "policy": ("pair", whole, unit),
         "scrubbed": ("pair", scrubbed, unit),
         "resampled": ("pair", resampled, unit),

@@ -8,7 +8,7 @@ the baseline does it costs no simulation (`rlmech.episodes.simulation`). What is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
 from rlmech.results import storable
-from rlmech.simulators.env import environment
+from rlmech.simulators.env import acting_in, environment
+from rlmech.untyped import Settings
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -42,7 +43,7 @@ def compare_rollouts(
     policy: HookedPolicy,
     env: gym.Env | str,
     *,
-    conditions: Mapping[str, Any],
+    conditions: Settings,
     seeds: Iterable[int],
     when: When | Callable[[Moment], bool] | int | Iterable[int] | None = None,
     controls: Sequence[Control] = (),
@@ -106,8 +107,11 @@ def compare_rollouts(
         (('condition', 'seed'), True)
     """
     env = environment(env, policy=policy)
+    policy = acting_in(policy, env)
     when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
+    own = {name: one.policy for name, one in chosen.items() if one.policy is not None}
+    chosen |= {name: replace(chosen[name], policy=acting_in(other, env)) for name, other in own.items()}
     if not chosen or BASELINE in chosen:
         raise ConfigError(
             "A comparison needs conditions other than the baseline.",

@@ -34,6 +34,7 @@ from rlmech.statistics import (
     largest_spread,
     n_for_half_width,
 )
+from rlmech.untyped import Json, Settings, Variables
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -119,12 +120,12 @@ def compare_recordings(
         for name, attrs in _outcomes(recordings).items()
         if all(name in table and not table[name].isna().any() for table in tables.values())
     }
-    data: dict[str, Any] = {}
+    data: Variables = {}
     controls = np.array([name in control_of for name in names])
     for outcome, attrs in told.items():
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
         data[outcome] = (("condition", "seed"), values, attrs)
-        options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+        options: Json = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
         options["share"] = attrs["kind"] == "share"
         found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
@@ -410,11 +411,11 @@ def _in_order(episode: Recording, policy: HookedPolicy) -> Shaped[np.ndarray, "s
 
 def _attrs(
     recordings: Mapping[str, Recording],
-    data: Mapping[str, Any],
+    data: Settings,
     confidence: float,
     n_resamples: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Json:
     baseline = recordings[BASELINE].manifest
     return {
         "sign": "positive: more than the baseline on the same seed",

@@ -22,6 +22,7 @@ from rlmech.core.hook_point import at_step
 from rlmech.episodes.when import Moment, When, when_of
 from rlmech.errors import ConfigError
 from rlmech.simulators.protocol import Value
+from rlmech.untyped import Row
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -241,7 +242,7 @@ class Drive:
         with at_step(self._step):
             return self.driver.look(observation, names, state=self._state, uniform=self._uniform)
 
-    def decide(self, observation: Any, entities: list[tuple[Any, ...]], unedited: Look) -> Decision:
+    def decide(self, observation: Any, entities: list[Row], unedited: Look) -> Decision:
         """Decide in a state.
 
         Args:

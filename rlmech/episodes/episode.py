@@ -15,6 +15,7 @@ import numpy as np
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.protocol import Outcome, Value
 from rlmech.simulators.world import World
+from rlmech.untyped import Stepped
 
 Decide = Callable[[Any], Any]
 """From an observation to an action."""
@@ -56,9 +57,7 @@ def run_episode(env: gym.Env | World, decide: Decide, *, seed: int) -> Iterator[
         observation, done = step.next_observation, step.terminated or step.truncated
 
 
-def step_of(
-    observation: Any, action: Any, result: tuple[Any, Any, bool, bool, dict[str, Any]], outcomes: Sequence[Outcome]
-) -> Step:
+def step_of(observation: Any, action: Any, result: Stepped, outcomes: Sequence[Outcome]) -> Step:
     """A decision and what `env.step` returned."""
     after, reward, terminated, truncated, info = result
     return Step(

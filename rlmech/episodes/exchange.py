@@ -33,6 +33,7 @@ from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed
 from rlmech.spec import PolicySpec
+from rlmech.untyped import Json, Settings
 
 Observations = Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 DECIDED = ("step", "action", "reward", "terminated", "truncated")
@@ -273,7 +274,7 @@ def _numbers(infos: Mapping[str, object], n_steps: int) -> Iterator[tuple[str, S
             yield name, array[len(array) - n_steps :]
 
 
-def _episodes(number: int, episode: _Episode, outcomes: Sequence[Mapping[str, Any]]) -> Episodes:
+def _episodes(number: int, episode: _Episode, outcomes: Sequence[Settings]) -> Episodes:
     n_steps, head = len(episode.rewards), {"episode": number, "seed": episode.seed}
     observed = episode.observations if isinstance(episode.observations, dict) else {"": episode.observations}
     arrays: dict[str, np.ndarray] = {store.ACTION: episode.actions}
@@ -286,7 +287,7 @@ def _episodes(number: int, episode: _Episode, outcomes: Sequence[Mapping[str, An
         columns["action"] = episode.actions
     columns |= {"reward": episode.rewards, "terminated": episode.terminations, "truncated": episode.truncations}
     columns |= {name: values for name, values in episode.infos.items() if name not in columns}
-    summary: dict[str, Any] = {"return": float(episode.rewards.sum()), "length": n_steps}
+    summary: Json = {"return": float(episode.rewards.sum()), "length": n_steps}
     for outcome in outcomes:
         if outcome["name"] in columns:
             own = columns[outcome["name"]]
@@ -307,9 +308,9 @@ def _seeds(dataset: Any) -> tuple[list[int], bool]:
     return [int(seed) for seed in found], False
 
 
-def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> dict[str, Any]:
+def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> Json:
     metadata = dataset.storage.metadata
-    ours: dict[str, Any] = metadata.get("rlmech") or {}
+    ours: Json = metadata.get("rlmech") or {}
     env = None if dataset.spec.env_spec is None else dataset.spec.env_spec
     env_id = ours.get("env", {}).get("id") or (env.id if env else None)
     config = ours.get("env", {}).get("config") or (env.kwargs.get("config", {}) if env else {})

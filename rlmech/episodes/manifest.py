@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rlmech.episodes.shards import SHARDS, damaged, unwritable
 from rlmech.errors import RecordingError

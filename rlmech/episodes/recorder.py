@@ -33,8 +33,9 @@ from rlmech.episodes.workers import Backend, Result, Work, one_thread, simulate_
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar, remark
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit, environment, spec_of
+from rlmech.simulators.env import acting_in, environment, spec_of
 from rlmech.simulators.identity import differences, listed
+from rlmech.untyped import Json, Settings
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -142,7 +143,7 @@ def record_conditions(
     backend: Backend,
     paths: Mapping[str, Path] | None,
     progress: bool,
-) -> tuple[dict[str, Recording], dict[str, Any]]:
+) -> tuple[dict[str, Recording], Json]:
     """Record one episode for each seed and condition; conditions share simulation for as long as they do the same.
 
     Args:
@@ -166,10 +167,14 @@ def record_conditions(
     outcomes = checked_outcomes(simulator_of(env), outcomes)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
-        given: dict[str, Any] = {"names": names, "deterministic": deterministic}
-        drivers = {name: Driver.of(policy, condition, **given) for name, condition in conditions.items()}
+        given: Json = {"names": names, "deterministic": deterministic}
+        policies = [one.policy or policy for one in conditions.values()]
+        acting = {id(own): acting_in(own, env) for own in policies}
+        drivers = {
+            name: Driver.of(acting[id(one.policy or policy)], replace(one, policy=None), **given)
+            for name, one in conditions.items()
+        }
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
-            check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
             driver.policy.check_unchanged()
         work = Work(drivers=drivers, frames=frames, outcomes=outcomes, identity=simulator_of(env).identity(env))
@@ -194,8 +199,8 @@ def _simulate(
     workers: int,
     backend: Backend,
     progress: bool,
-) -> dict[str, Any]:
-    cost: dict[str, Any] = {"sharing": "nothing was left to simulate", "n_simulated": 0}
+) -> Json:
+    cost: Json = {"sharing": "nothing was left to simulate", "n_simulated": 0}
     lacking = _lacking(logs, seeds)
     try:
         with progress_bar("recording", sum(map(len, lacking.values())), enabled=progress) as advance:
@@ -241,7 +246,7 @@ class _Log:
         while_writing: Keeps other processes out until it closes.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], while_writing: ExitStack) -> None:
+    def __init__(self, path: Path, manifest: Settings, while_writing: ExitStack) -> None:
         self.path = path
         seeds = list(manifest["seeds"])
         if (path / MANIFEST).exists():
@@ -274,7 +279,7 @@ def _remove_unbegun(path: Path) -> None:
             folder.rmdir()
 
 
-def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _check_same(path: Path, there: Settings, ours: Settings) -> None:
     """Check that a recording can be gone on with."""
     if different := differences(there["identity"], ours["identity"]):
         raise RecordingError(
@@ -368,7 +373,7 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _made(env: gym.Env) -> dict[str, Any]:
+def _made(env: gym.Env) -> Json:
     """How Gymnasium makes the environment: keywords, length of an episode, wrappers."""
     if env.spec is None:
         return {"keywords": {}, "max_episode_steps": None, "wrappers": []}

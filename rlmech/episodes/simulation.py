@@ -25,6 +25,7 @@ from rlmech.errors import ConfigError, EnvironmentFitError, RlmechError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.protocol import Outcome, Simulator, Value
 from rlmech.simulators.world import World
+from rlmech.untyped import Json, Row
 
 _COLUMNS = (
     *("episode", "seed", "step", "action", "edited", "action_changed", "reward", "terminated", "truncated"),
@@ -264,7 +265,7 @@ def _check_finite(value: object, what: str) -> None:
             )
 
 
-def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]], simulator: Simulator) -> dict[str, Any]:
+def _row(t: int, step: Step, decision: Decision, scene: list[Row], simulator: Simulator) -> Json:
     action = {"action": int(step.action)} if np.ndim(step.action) == 0 else {}
     return {
         "step": t,

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from rlmech.errors import ConfigError
 from rlmech.simulators.env import action_number
 from rlmech.simulators.protocol import Value
+from rlmech.untyped import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Moment:
     scores: Float[np.ndarray, " action"]
     action: Any
     previous_action: Any
-    entities: list[tuple[Any, ...]]
+    entities: list[Row]
     action_names: tuple[str, ...] = ()
     measured: Mapping[str, Value | str] = field(default_factory=dict[str, Value | str])
 

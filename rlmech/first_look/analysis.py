@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from rlmech.metrics.score_metrics import action_flip, action_gap
 from rlmech.patching.ablation import ablation_sweep
 from rlmech.patching.activations import activation_patching
 from rlmech.plot import recorded_pattern
+from rlmech.untyped import Json
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -134,7 +135,7 @@ def first_look(
     driven = None
     if n_driven:
         say("driving with parts ablated")
-        shared: dict[str, Any] = {"workers": workers, "progress": progress}
+        shared: Json = {"workers": workers, "progress": progress}
         driven = drive(policy, env, recording, block=block, n_seeds=n_driven, names=names, **shared)
     return FirstLook(
         policy=policy,

@@ -125,7 +125,9 @@ class Metric:
         """
 
         def prepare(context: MetricContext) -> RowFunction:
-            def measure(outputs: Outputs, pair: Tensor) -> object:  # what a user's function gives is checked by the caller
+            def measure(
+                outputs: Outputs, pair: Tensor
+            ) -> object:  # what a user's function gives is checked by the caller
                 corrupt = None if context.corrupt is None else context.corrupt.rows(pair)
                 clean = context.clean.rows(pair)
                 return function(outputs.scores, replace(context, clean=clean, corrupt=corrupt, value=outputs.value))

@@ -8,7 +8,7 @@ Source: Li and Janson 2024, *Optimal ablation for interpretability*, arXiv 2409.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from rlmech.patching.sites import Groups, choose_groups
 from rlmech.patching.sweeps.sweep import Source, Swept, outputs_of
 from rlmech.results import storable
 from rlmech.statistics import Clusters
+from rlmech.untyped import Variables
 
 Ablation = Literal["zero", "mean", "resample", "optimal"]
 
@@ -88,7 +89,8 @@ def ablation_sweep(
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
-    policy = policy.over_time(obs)
+    policy = policy.fitting(obs)
+    policy.coerce(obs)  # compares the live module, once
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -202,8 +204,10 @@ def steering_sweep(
         >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
         {'site': 3, 'pair': 16}
     """
+    policy = policy.fitting(obs)
     site = as_site(site)
     groups = [(site,)] * len(coefficients)
+    policy.coerce(obs)  # compares the live module, once
     edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -250,7 +254,7 @@ def _ablation_result(
 ) -> xr.Dataset:
     patched, baseline = swept.measured.numpy(), bound.clean.double().cpu().numpy()
     effect = mean_change(bound, patched, baseline, clusters=clusters, seed=seed)
-    data: dict[str, Any] = {
+    data: Variables = {
         "patched": (("site", "pair"), patched, {"units": bound.unit}),
         "baseline": ("pair", baseline, {"units": bound.unit}),
         "effect": ("site", effect.estimate, {"units": bound.unit, "long_name": f"change of {bound.name}"}),

@@ -10,7 +10,6 @@ Source: the second-order term of the Shapley-Taylor expansion, Dhamdhere et al. 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -26,6 +25,7 @@ from rlmech.patching.results import Direction
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
+from rlmech.untyped import Variables
 
 
 @explain_misuse
@@ -100,7 +100,7 @@ def pairwise_interactions(
     synergy = together - first - second + base
     effect = bootstrap_mean(synergy, clusters=clusters, seed=seed)
     unit = {"units": result["patched"].attrs["units"]}
-    data: dict[str, Any] = {
+    data: Variables = {
         "synergy": (("site", "pair"), synergy, unit | {"long_name": f"synergy in {result.attrs['metric']}"}),
         "patched": (("site", "pair"), together, unit),
         "first_alone": (("site", "pair"), first, unit),

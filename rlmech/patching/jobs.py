@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from rlmech.core.edit import Edit
 from rlmech.core.observation import Observation
@@ -14,6 +13,7 @@ from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
+from rlmech.untyped import Json
 
 Place = str | os.PathLike[str]
 
@@ -65,9 +65,9 @@ def run_groups(
     """
     kept = None
     if journal is not None:
-        identity: dict[str, Any] = {
+        identity: Json = {
             "policy": policy.fingerprint,
-            "observations": digest(policy.coerce(obs)),
+            "observations": digest(policy.coerce(obs, compare=False)),
             "sources": digest([value for source in sources for value in source.values()]),
             "metric": (
                 metric.name,

@@ -28,6 +28,7 @@ from rlmech.statistics import (
     bootstrap_ratio,
     normalised_recovery,
 )
+from rlmech.untyped import Json, Variables
 
 SHARE = "fraction"
 """The unit of a metric that says yes or no in each pair, so that its mean is a share."""
@@ -71,8 +72,8 @@ def patching_result(
     direction: Direction,
     clusters: Clusters | None = None,
     seed: int,
-    more: Mapping[str, Any] | None = None,
-    more_attrs: Mapping[str, Any] | None = None,
+    more: Mapping[str, object] | None = None,
+    more_attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
     """The result of a method that puts one run's values into the other: effects as normalised recovery, and changes.
 
@@ -96,7 +97,7 @@ def patching_result(
     )
     change = recovery.change
     unit = {"units": bound.unit}
-    data: dict[str, Any] = {
+    data: Variables = {
         "patched": (("site", "pair"), patched, unit),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
@@ -205,9 +206,7 @@ def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed:
     }
 
 
-def sweep_coords(
-    policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int
-) -> dict[str, Any]:
+def sweep_coords(policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int) -> Json:
     """The coordinates of `site` and `pair`, for single sites or for groups of them."""
     single = bool(sites) and isinstance(sites[0], Site)
     groups: tuple[Any, ...] = tuple((site,) for site in sites) if single else tuple(sites)

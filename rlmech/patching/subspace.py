@@ -9,7 +9,6 @@ can carry the variable, not that nothing else does; the placebo says what any di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from rlmech.patching.sites import choose_sites
 from rlmech.patching.sweeps.independence import refuse_train_mode
 from rlmech.results import storable
 from rlmech.statistics import Clusters, Interval, bootstrap_mean
+from rlmech.untyped import Variables
 
 
 @explain_misuse
@@ -83,6 +83,7 @@ def interchange_intervention(
         >>> interchange_intervention(policy, base=base, source=source, site="hook_obs")["accuracy"].item()
         1.0
     """
+    policy = policy.fitting(base)
     (chosen,) = choose_sites(policy, [site])
     names = [chosen.name]
     _refuse(policy, chosen, n_controls=n_controls)
@@ -101,7 +102,7 @@ def interchange_intervention(
         "placebo": _rate((placebo == wanted).double().mean(0)[None], clusters=clusters, seed=seed),
         "unchanged": _rate((base_scores.argmax(-1) == wanted)[None], clusters=clusters, seed=seed),
     }
-    data: dict[str, Any] = {
+    data: Variables = {
         "action": (("site", "pair"), found[None].cpu().numpy()),
         "expected": ("pair", wanted.cpu().numpy()),
         "base_action": ("pair", base_scores.argmax(-1).cpu().numpy()),

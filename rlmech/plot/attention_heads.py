@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -22,6 +22,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 from rlmech.results import storable
+from rlmech.untyped import Json
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
@@ -35,7 +36,7 @@ class Element:
 
     label: str
     name: str
-    props: dict[str, Any]
+    props: Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ vehicles stand where they are. Nothing is computed here.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go

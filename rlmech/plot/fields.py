@@ -7,7 +7,6 @@ not come to, a ring marks where the vehicle is. Nothing is computed here.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,6 +16,7 @@ from plotly.subplots import make_subplots
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.style import CELLS, INK, MUTED, PAPER, TEMPLATE, action_colour, colour_axis
+from rlmech.untyped import Json
 
 _PANEL = 330  # pixels across
 _HEIGHT = 300
@@ -70,7 +70,7 @@ def field(result: xr.Dataset, *, title: str | None = None, limit: float | None =
         bar = _scale(result["difference"].values, None, ("difference", ""), top=False)
         figure.update_layout(coloraxis2=bar)
     if result.attrs["kind"] == "action":
-        figure.update_layout(coloraxis_showscale=False, coloraxis2_showscale=False)
+        figure.update_coloraxes(showscale=False)
     return figure
 
 
@@ -156,7 +156,7 @@ def _colours(*, discrete: bool, panel: str, n: int) -> dict[str, object]:
     return {"colorscale": steps, "zmin": -0.5, "zmax": n - 0.5, "showscale": False}
 
 
-def _scale(values: np.ndarray, limit: float | None, words: tuple[str, str], *, top: bool) -> dict[str, Any]:
+def _scale(values: np.ndarray, limit: float | None, words: tuple[str, str], *, top: bool) -> Json:
     """A colour axis; the upper half of the bars' place where another stands below."""
     axis = colour_axis(values, limit=limit)
     part = {"len": 0.46, "y": 1.0, "yanchor": "top"} if top else {"len": 0.46, "y": 0.0, "yanchor": "bottom"}

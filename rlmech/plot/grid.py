@@ -6,7 +6,6 @@ the observation does not show has a dashed outline. Nothing is computed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from rlmech.errors import RecordingError
 from rlmech.plot.style import FONT, INK, MUTED, ROAD, RULE
 from rlmech.plot.svg import SvgFigure, tag, text
+from rlmech.untyped import Settings
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
@@ -109,7 +109,7 @@ def _walls(rows: list[str]) -> str:
     )
 
 
-def _view(agent: Mapping[str, Any], n_across: int, n_down: int) -> str:
+def _view(agent: Settings, n_across: int, n_down: int) -> str:
     """The cells that the agent's own view reaches over; nothing where the whole grid is seen."""
     if bool(agent["seen"]):  # a full view shows the agent itself
         return ""
@@ -127,7 +127,7 @@ def _view(agent: Mapping[str, Any], n_across: int, n_down: int) -> str:
     return tag("rect", x=float(low[0]), y=float(low[1]), width=across, height=down, fill=_VIEW, class_="view")
 
 
-def _object(one: Mapping[str, Any]) -> str:
+def _object(one: Settings) -> str:
     colour = COLOURS.get(str(one["color"]), INK)
     state = f"{one['state']} " if one["state"] else ""
     said = f"{state}{one['color']} {one['type']} ({one['object']})" + ("" if one["seen"] else ", not seen")
@@ -180,7 +180,7 @@ def _door(state: str, colour: str) -> str:
     return leaf + tag("circle", cx=0.76, cy=0.5, r=0.07, fill=colour)
 
 
-def _agent(agent: Mapping[str, Any], carried: list[Mapping[str, Any]]) -> str:
+def _agent(agent: Settings, carried: list[Settings]) -> str:
     x, y = int(agent["x"]), int(agent["y"])
     said = f"the agent, looking {agent['direction']}" + "".join(
         f", carrying the {one['color']} {one['type']}" for one in carried

@@ -7,10 +7,11 @@ those of Okabe and Ito, which people with a colour vision deficiency tell apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+
+from rlmech.untyped import Json
 
 FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "'JetBrains Mono', ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -67,7 +68,7 @@ def action_colour(action: int) -> str:
     return _ACTIONS[action % len(_ACTIONS)]
 
 
-def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = None) -> dict[str, Any]:
+def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = None) -> Json:
     """A plotly colour axis on the diverging scale, white at zero and as strong on both sides.
 
     Args:

@@ -30,6 +30,7 @@ from rlmech.patching.sites import choose_sites, site_coordinates
 from rlmech.patching.sweeps.sweep import outputs_of
 from rlmech.probes.states import activations
 from rlmech.results import storable
+from rlmech.untyped import Variables
 
 Way = Literal["mean_difference", "lda"]
 SHRINKAGE = 1e-3
@@ -124,6 +125,7 @@ def concept_direction(
         >>> concept.direction()
         tensor([1., 0., 0.])
     """
+    policy = policy.fitting(positive)
     if method not in get_args(Way):
         raise ConfigError(
             f"There is no method {method!r}.",
@@ -217,6 +219,7 @@ def concept_sensitivity(
         >>> float(found["score"].item())
         1.0
     """
+    policy = policy.fitting(obs)
     if n_controls < 2:
         raise ConfigError(
             "Chance is told by random concepts.",
@@ -244,7 +247,7 @@ def concept_sensitivity(
     score = float((along > 0).mean())
     above, below = int((scores >= score).sum()), int((scores <= score).sum())
     p = min(1.0, 2 * (1 + min(above, below)) / (1 + n_controls))
-    data: dict[str, Any] = {
+    data: Variables = {
         "derivative": (("site", "batch"), along[None], {"units": bound.unit}),
         "score": ("site", [score], {"units": "1"}),
         "control_score": (("site", "control"), scores[None], {"units": "1"}),

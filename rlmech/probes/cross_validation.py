@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from rlmech.probes.logistic import cross_validated_logistic
 from rlmech.probes.probe import CONTROLS
 from rlmech.probes.targets import Labels
 from rlmech.statistics import bootstrap_ratio
+from rlmech.untyped import Json
 
 Method = Literal["linear", "logistic"]
 
@@ -164,7 +165,7 @@ class CrossValidation:
 
     def compare(
         self, one: Labels, trained: Scored, observed: Scored, fresh: Sequence[Scored], episode_mean: np.ndarray
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Scores, advantages and words for one target at one site."""
         nothing = np.full_like(trained.gained, np.nan)
         gained = {

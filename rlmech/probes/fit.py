@@ -11,7 +11,7 @@ cost the same again for each untrained network. A probe says that something can 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,7 @@ from rlmech.probes.probe import CONTROLS, Probe, Probes
 from rlmech.probes.states import activations, entity_axis, states_of
 from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
+from rlmech.untyped import Json, Settings, Variables
 
 
 @explain_misuse
@@ -102,7 +103,7 @@ def fit_probe(
     for one in labels:
         fit.check(one)
     twins = [untrained(policy, seed + 1 + number) for number in range(n_untrained)]
-    data: dict[tuple[str, int], dict[str, Any]] = {}
+    data: dict[tuple[str, int], Json] = {}
     probes: dict[tuple[str, int], Probe] = {}
     watched = [Site(name) for name in policy.hook_dict if policy.points[name].kind == "observation"]
     seen: dict[bool, dict[str, Scored]] = {}
@@ -143,9 +144,7 @@ def _observed(policy: HookedPolicy, obs: object, watched: Sequence[Site], values
     return by_entity[0][:, -values.shape[1] :]
 
 
-def _probe(
-    one: Labels, site: Site, scored: Scored, x: np.ndarray, shape: tuple[int, ...], told: Mapping[str, Any]
-) -> Probe:
+def _probe(one: Labels, site: Site, scored: Scored, x: np.ndarray, shape: tuple[int, ...], told: Settings) -> Probe:
     return Probe(
         site=site,
         target=one.name,
@@ -174,7 +173,7 @@ def _dataset(
         return np.array([[data[one.name, number][what] for number in range(len(sites))] for one in labels])
 
     dims = ("target", "site", "control")
-    variables: dict[str, Any] = {}
+    variables: Variables = {}
     for name in ("score", "advantage"):
         values = np.moveaxis(laid(name), 2, 0)
         for suffix, part in zip(("", "_low", "_high"), values, strict=True):
@@ -191,7 +190,7 @@ def _dataset(
         "n_left_out": ("target", [int((~there).sum()) for there in rows]),
         "commonest": ("target", common, {"units": "1", "long_name": "share of the commonest class"}),
     }
-    coords: dict[str, Any] = {
+    coords: Variables = {
         "target": [one.name for one in labels],
         "kind": ("target", [one.kind for one in labels]),
         "target_units": ("target", [one.unit for one in labels]),

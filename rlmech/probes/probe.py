@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from rlmech.errors import ConfigError
 from rlmech.probes.linear import LinearMap
 from rlmech.probes.states import activations
 from rlmech.probes.targets import Kind
+from rlmech.untyped import Json
 
 CONTROLS = ("trained", "observation", "untrained", "shuffled", "episode_mean")
 """The policy, and what its score must be held against."""
@@ -157,7 +157,7 @@ class Probes:
 
     def table(self) -> pd.DataFrame:
         """One row a target and site: the score with its interval, each control's, and what that says in words."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         for target in self.scores["target"].values:
             for site in self.scores["site"].values:
                 one = self.scores.sel(target=target, site=site)

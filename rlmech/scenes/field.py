@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ from rlmech.scenes.probe import (
     scores_of,
 )
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit
+from rlmech.simulators.env import acting_in
+from rlmech.untyped import Variables
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -117,7 +118,7 @@ def scene_field(
         >>> field.value.dims
         ('condition', 'speed', 'along')
     """
-    check_fit(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env)
     entity = simulator_of(scene.stage.env).entity
     whom = _whom(scene, entity, {"vehicle": vehicle, "object": object})
     known = scene.staging.quantities
@@ -137,7 +138,7 @@ def scene_field(
             values[place], actions[place] = _measured(policy, looks, plan)
             reachable[place] = [not look.reasons for look in looks]
     dims = ("condition", *axes)
-    data: dict[str, Any] = {
+    data: Variables = {
         "value": (dims, values.reshape(shape), {"long_name": plan.title}),
         "action": (dims, actions.reshape(shape).astype(int), {"names": plan.names}),
         "reachable": (dims, reachable.reshape(shape)),

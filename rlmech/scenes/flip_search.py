@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -28,9 +28,10 @@ from rlmech.scenes.probe import (
     named_entities,
 )
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit
+from rlmech.simulators.env import acting_in
 from rlmech.simulators.highway.staging.changes import check_numbers
 from rlmech.simulators.staging import Staging
+from rlmech.untyped import Variables
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -106,7 +107,7 @@ def smallest_change(
         >>> dict(flips.sizes)
         {'vehicle': 2, 'quantity': 1, 'direction': 2}
     """
-    check_fit(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env)
     entity = simulator_of(scene.stage.env).entity
     known = scene.staging.quantities
     searched = list(scene.staging.searched if quantities is None else quantities)
@@ -235,7 +236,9 @@ def _bisect(
                 one.flips, one.action = middle, int(action)
 
 
-def _dataset(probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[object]], names: list[str]) -> xr.Dataset:
+def _dataset(
+    probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[object]], names: list[str]
+) -> xr.Dataset:
     shape = (*(len(one) for one in over.values()), len(SIGNS))
     found = [bool(np.isfinite(one.flips)) for one in searches]
     reasons = [
@@ -251,7 +254,7 @@ def _dataset(probe: Probe, searches: list[_Search], over: Mapping[str, Sequence[
     dims = (*over, "direction")
     less, more = np.moveaxis(np.where(np.isnan(change), np.inf, np.abs(change)), -1, 0)
     smallest = np.where(less < more, change[..., 0], change[..., 1])
-    data: dict[str, Any] = {
+    data: Variables = {
         "change": (dims, change, {"long_name": "smallest change that flips the action"}),
         "keeps": (dims, keeps.reshape(shape), {"long_name": "largest change tried below it that does not"}),
         "action": (dims, np.array([names[one.action] if one.action >= 0 else "" for one in searches]).reshape(shape)),

@@ -15,6 +15,7 @@ from rlmech.errors import SceneError
 from rlmech.scenes.decision import Decision
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.staging import Staging
+from rlmech.untyped import Json, Settings
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -79,10 +80,10 @@ class Roll(Generic[S]):
 
     steps: pd.DataFrame
     total_reward: float
-    outcomes: Mapping[str, Any]
+    outcomes: Settings
     ended: bool
     last: S = field(repr=False)
-    state: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    state: Settings = field(default_factory=Json, repr=False)
 
     @property
     def crashed(self) -> bool | None:
@@ -108,7 +109,7 @@ def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str,
             expected="Scene.replay(env, seed=..., actions=...), which observes the episode from its beginning",
             fix="or give its state: scene.decide(policy, state=...), at the beginning policy.initial_state()",
         )
-    state: Mapping[str, Any] = policy.initial_state()
+    state: Settings = policy.initial_state()
     with torch.no_grad():
         for seen in past:
             one = {key: np.asarray(value)[None] for key, value in seen.items()} if isinstance(seen, Mapping) else seen
@@ -132,8 +133,8 @@ def roll(
             expected="a scene before the end, and steps of 1 or more",
             fix="go on from an earlier scene" if scene.ended else "leave n_steps out to drive to the end",
         )
-    lines: list[dict[str, Any]] = []
-    info: Mapping[str, Any] = {}
+    lines: list[Json] = []
+    info: Settings = {}
     here = scene
     carried = remembered(policy, scene.past) if policy.is_recurrent and state is None else state
     while not here.ended and (n_steps is None or len(lines) < n_steps):

@@ -23,11 +23,12 @@ from rlmech.scenes.decision import Decision
 from rlmech.scenes.pair import aligned_rows, scene_pair
 from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import action_number, check_fit, environment, spec_of
+from rlmech.simulators.env import acting_in, action_number, environment, spec_of
 from rlmech.simulators.highway.staging.road import ROAD
 from rlmech.simulators.staging import Features, SceneEdit, Staging, check_capturable
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
+from rlmech.untyped import Settings
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -201,9 +202,7 @@ class Scene:
 
     # ---- deciding and driving on
 
-    def decide(
-        self, policy: HookedPolicy, *, edits: Sequence[Edit] = (), state: Mapping[str, Any] | None = None
-    ) -> Decision:
+    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit] = (), state: Settings | None = None) -> Decision:
         """What a policy would do here.
 
         Args:
@@ -216,7 +215,7 @@ class Scene:
             EnvironmentFitError: The environment's spaces do not fit it.
             SceneError: A recurrent policy, and what was observed before is not known.
         """
-        check_fit(policy, self.stage.env)
+        policy = acting_in(policy, self.stage.env)
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
             observation = self.observation
@@ -342,7 +341,7 @@ class Scene:
         """
         return self.staging.number(self, entity, row)
 
-    def edited_by(self, edit: Mapping[str, Any]) -> Scene:
+    def edited_by(self, edit: Settings) -> Scene:
         """The scene with one edit made by its method's name.
 
         Raises:

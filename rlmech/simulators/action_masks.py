@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import EnvironmentFitError
+from rlmech.untyped import Stepped
 
 OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
 
@@ -46,12 +47,14 @@ class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         mask = spaces.Box(0, 1, (spaces.flatdim(env.action_space),), dtype)
         self.observation_space = spaces.Dict([*parts.items(), (MASK_KEY, mask)])
 
-    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[object, dict[str, object]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._with_mask(observation, info), info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Act."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info

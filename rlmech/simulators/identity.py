@@ -19,6 +19,7 @@ from rlmech.core.recent import Recent
 from rlmech.errors import EnvironmentFitError
 from rlmech.simulators.fingerprint import fingerprint_of
 from rlmech.simulators.values import told
+from rlmech.untyped import Stepped
 
 N_STEPS = 3
 FIRST_STEPS = "first steps"
@@ -53,7 +54,7 @@ class Episodes(Protocol):
         """Begin an episode."""
         ...
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Take an action."""
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 
@@ -14,6 +13,7 @@ from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
+from rlmech.untyped import Json
 
 
 class Plain:
@@ -46,7 +46,7 @@ class Plain:
         """Nothing."""
         return {}
 
-    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+    def map(self, env: gym.Env) -> list[Json]:
         """Nothing."""
         return []
 

@@ -19,6 +19,7 @@ from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
+from rlmech.untyped import Json, Settings
 
 Value = bool | float | int
 
@@ -60,7 +61,7 @@ class Outcome:
     kind: Literal["share", "mean"]
     unit: str = ""
     meaning: str = ""
-    read: Callable[[Mapping[str, Any]], Any] | None = None
+    read: Callable[[Settings], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("share", "mean"):
@@ -71,7 +72,7 @@ class Outcome:
                 fix="kind='share' for what is true or false at the end of an episode",
             )
 
-    def of(self, info: Mapping[str, Any]) -> Value | None:
+    def of(self, info: Settings) -> Value | None:
         """Its value at a step; None where the environment does not tell it.
 
         Raises:
@@ -150,7 +151,7 @@ class Simulator(Protocol):
         """Columns of the episode table that are read off an episode's beginning."""
         ...
 
-    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+    def map(self, env: gym.Env) -> list[Json]:
         """What stands still, for pictures, as JSON; empty where there is nothing to draw."""
         ...
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from rlmech.errors import CopyError, SceneError
 from rlmech.simulators.world import World
+from rlmech.untyped import Json
 
 OBSERVED_ONLY = "only the observation is edited: no state shows it"
 Rows = Mapping[int, int]
@@ -144,7 +145,7 @@ class Staging(Protocol):
         """
         ...
 
-    def situation(self, stage: Any) -> dict[str, Any]:
+    def situation(self, stage: Any) -> Json:
         """Columns of a roll: where the agent is."""
         ...
 

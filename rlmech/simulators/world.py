@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 import gymnasium as gym
 
 from rlmech.simulators.copying import copied, prove
+from rlmech.untyped import Row, Stepped
 
 _PROVED: WeakValueDictionary[int, gym.Env] = WeakValueDictionary()
 """By `id`, environments of which a copy was found to go on alike."""
@@ -28,7 +29,7 @@ class World:
 
     def __init__(self, env: gym.Env) -> None:
         self.env = env
-        self.entities: list[tuple[Any, ...]] = []
+        self.entities: list[Row] = []
         self.over = False
 
     def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
@@ -36,7 +37,7 @@ class World:
         self.over = False
         return self.env.reset(seed=seed)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Take an action."""
         result: Any = self.env.step(action)
         self.over = bool(result[2] or result[3])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from rlmech.untyped import Variables
 
 FEWEST = 4
 """Pairs, clusters or seeds below which no interval is given: three say nothing that an interval could promise."""
@@ -50,7 +52,7 @@ class Interval:
         return self.low * self.high > 0
 
     @property
-    def attrs(self) -> dict[str, Any]:
+    def attrs(self) -> Variables:
         """How the interval was made, for the attributes of a result."""
         unit = "clusters of pairs" if self.clustered else "pairs"
         few = f"none: {self.n_pairs} {unit} are fewer than the {FEWEST} that an interval takes"

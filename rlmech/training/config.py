@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from rlmech.errors import ConfigError, nearest
 from rlmech.files import DamagedError, parse_json
+from rlmech.untyped import Json, Kwargs, Settings
 
 ALGORITHMS = ("DQN", "PPO", "A2C")
 _EVALUATION = ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "crash_limit", "config")
@@ -68,17 +68,17 @@ class TrainConfig:
     total_steps: int
     n_checkpoints: int
     env_id: str
-    env_config: dict[str, Any] = field(default_factory=dict)
+    env_config: Json = field(default_factory=dict)
     algorithm: str
-    algorithm_kwargs: dict[str, Any]
-    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    algorithm_kwargs: Kwargs
+    policy_kwargs: Kwargs = field(default_factory=dict)
     evaluation_first_seed: int
     evaluation_episodes: int
     validation_first_seed: int = 50_000
     validation_episodes: int = 100
     crash_limit: float | None = None
-    evaluation_config: dict[str, Any] | None = None
-    also_on: list[dict[str, Any]] = field(default_factory=list)
+    evaluation_config: Json | None = None
+    also_on: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         counts = ("total_steps", "n_checkpoints", "evaluation_episodes", "validation_episodes")
@@ -167,7 +167,7 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_json(cls, values: Settings) -> TrainConfig:
         """Read a configuration from the values that `to_json` wrote.
 
         Raises:
@@ -177,7 +177,7 @@ class TrainConfig:
         return cls(**values)
 
 
-def _from_toml(raw: dict[str, Any]) -> TrainConfig:
+def _from_toml(raw: Json) -> TrainConfig:
     _check_table(raw, "")
     for table in ("env", "algorithm", "evaluation"):
         if not isinstance(raw[table], dict):
@@ -211,7 +211,7 @@ def _from_toml(raw: dict[str, Any]) -> TrainConfig:
     )
 
 
-def _check_table(table: Mapping[str, Any], name: str) -> None:
+def _check_table(table: Settings, name: str) -> None:
     known, where = _TABLES[name], f"[{name}]" if name else "the file's top level"
     _check_keys(table, known=known, where=where)
     for key in known:

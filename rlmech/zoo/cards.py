@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from rlmech.errors import CheckpointError
 from rlmech.files import DamagedError, parse_json
+from rlmech.untyped import Json, Settings
 
 POLICY = "policy"
 
@@ -37,9 +36,9 @@ class Evaluation:
     """
 
     env_id: str
-    env_config: dict[str, Any]
+    env_config: Json
     first_seed: int
-    drivers: dict[str, dict[str, Any]]
+    drivers: dict[str, Json]
     best_constant: str
     difference: dict[str, dict[str, float]]
 
@@ -80,13 +79,13 @@ class Card:
     about: str
     step: int
     chosen_by: str
-    config: dict[str, Any]
-    continued: list[dict[str, Any]]
+    config: Json
+    continued: list[Json]
     versions: dict[str, str]
     n_parameters: int
     curve: list[dict[str, float]]
     evaluations: list[Evaluation]
-    ladder: list[dict[str, Any]]
+    ladder: list[Json]
 
     def save(self, path: Path) -> None:
         """Write the card as JSON."""
@@ -100,8 +99,8 @@ class Card:
             CheckpointError: It is missing or damaged.
         """
         try:
-            values: Mapping[str, Any] = parse_json(path.read_bytes())
-            known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+            values: Settings = parse_json(path.read_bytes())
+            known: Json = {field.name: values[field.name] for field in fields(cls)}
             known["evaluations"] = [Evaluation(**evaluation) for evaluation in known["evaluations"]]
         except (OSError, DamagedError, KeyError, TypeError) as error:
             raise CheckpointError(

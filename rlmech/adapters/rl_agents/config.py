@@ -11,14 +11,14 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from rlmech.errors import CheckpointError, ConfigError, nearest
 from rlmech.files import DamagedError, parse_json
+from rlmech.untyped import Json, Settings
 
-Config = dict[str, Any]
+Config = Json
 
 _PERCEPTRON: Config = {"type": "MultiLayerPerceptron"}
 _EMBEDDING: Config = {"type": "MultiLayerPerceptron", "layers": [128, 128, 128], "reshape": False}
@@ -145,7 +145,7 @@ def merged(base: Mapping[str, object], over: Mapping[str, object]) -> Config:
     return result
 
 
-def completed(model: Mapping[str, Any]) -> Config:
+def completed(model: Settings) -> Config:
     """A model's configuration with the defaults that rl-agents would fill in.
 
     Raises:
@@ -294,7 +294,7 @@ def model_config(config: Mapping[str, object] | None, tensors: Mapping[str, Tens
     return completed(partial)
 
 
-def split_run(config: Mapping[str, Any]) -> tuple[Config, Config | None]:
+def split_run(config: Settings) -> tuple[Config, Config | None]:
     """The agent's and the environment's configuration out of a run's metadata, `{"agent", "env"}`.
 
     Any other configuration is the agent's, and there is none of the environment.

@@ -18,6 +18,7 @@ from rlmech.adapters.rl_agents.config import Config, completed
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.nets import ConvolutionalNetwork, DuelingNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from rlmech.nets.mlp import Activation
+from rlmech.untyped import Json, Settings
 
 EMBEDDINGS = {"embedding_layer": "ego_embedding.", "others_embedding_layer": "others_embedding."}
 
@@ -84,12 +85,12 @@ class RlAgentsPlan:
                 fix="give the configuration of the environment that the network was trained in",
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The plan as plain JSON values; `from_json` reads them back."""
         return asdict(self) | {"observation_shape": list(self.observation_shape)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RlAgentsPlan:
+    def from_json(cls, values: Settings) -> RlAgentsPlan:
         """Read a plan from the values that `to_json` wrote.
 
         Raises:

@@ -7,7 +7,6 @@ and the arithmetic are SB3's. Only architectures that this package knows by name
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -29,13 +28,16 @@ from rlmech.adapters.sb3.options import options_of_scores
 from rlmech.adapters.sb3.scores import SharedLayers
 from rlmech.adapters.spaces import space_from_json, space_to_json
 from rlmech.errors import CheckpointError, nearest
+from rlmech.nets.highway_extractor import HighwayExtractor
 from rlmech.nets.sb3_extractor import EgoAttentionExtractor
+from rlmech.untyped import Json, Kwargs, Settings
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "FlattenExtractor": FlattenExtractor,
     "NatureCNN": NatureCNN,
     "CombinedExtractor": CombinedExtractor,
     "EgoAttentionExtractor": EgoAttentionExtractor,
+    "HighwayExtractor": HighwayExtractor,
 }
 ACTIVATIONS = [
     "CELU",
@@ -79,15 +81,15 @@ class SB3Plan:
     """
 
     policy_class: str
-    observation_space: dict[str, Any]
-    action_space: dict[str, Any]
+    observation_space: Json
+    action_space: Json
     net_arch: NetArch
     activation_fn: str
     features_extractor: str = "FlattenExtractor"
-    features_extractor_kwargs: dict[str, Any] = field(default_factory=dict)
+    features_extractor_kwargs: Kwargs = field(default_factory=dict)
     normalize_images: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    normalization: dict[str, Any] = field(default_factory=dict)
+    options: Json = field(default_factory=dict)
+    normalization: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.policy_class not in BY_NAME:
@@ -177,7 +179,7 @@ class SB3Plan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SB3Plan:
+    def from_json(cls, values: Settings) -> SB3Plan:
         """Read a plan from the values that `to_json` wrote.
 
         Raises:
@@ -259,7 +261,7 @@ def _extractor_name(extractor: nn.Module) -> str:
     return name
 
 
-def _extractor_kwargs(extractor: nn.Module) -> dict[str, Any]:
+def _extractor_kwargs(extractor: nn.Module) -> Json:
     """The keyword arguments of a features extractor, read off its layers."""
     match extractor:
         case NatureCNN():
@@ -267,6 +269,8 @@ def _extractor_kwargs(extractor: nn.Module) -> dict[str, Any]:
         case CombinedExtractor():
             widths = [child.features_dim for child in extractor.extractors.values() if isinstance(child, NatureCNN)]
             return {"cnn_output_dim": widths[0]} if widths else {}
+        case HighwayExtractor():
+            return dict(extractor.keywords)
         case EgoAttentionExtractor():
             return {
                 "d_model": extractor.attention_layer.d_model,

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rlmech.adapters.sb3.statistics import read_run_config, read_yaml
 from rlmech.spec import PolicySpec

@@ -16,6 +16,7 @@ import yaml
 from rlmech.adapters.inert_pickle import Stub, read_inert
 from rlmech.adapters.sb3.normalized import SKIP, Statistics
 from rlmech.errors import CheckpointError, ConfigError
+from rlmech.untyped import Settings
 
 PICKLES = ("vecnormalize.pkl", "vec_normalize.pkl")
 
@@ -104,7 +105,7 @@ def _from_pickle(file: Path) -> Statistics | None:
         ) from error
 
 
-def _from_state(state: Mapping[str, Any], attributes: Any) -> Statistics | None:
+def _from_state(state: Settings, attributes: Any) -> Statistics | None:
     if not state["norm_obs"]:
         return None
     running = state["obs_rms"]

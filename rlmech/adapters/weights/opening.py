@@ -19,6 +19,7 @@ from rlmech.core.output_leaves import Selector
 from rlmech.core.points import OutputKind
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
+from rlmech.untyped import Settings
 
 EXAMPLES = 8
 
@@ -35,7 +36,7 @@ def open_weights(
     observation_space: spaces.Space | None = None,
     action_space: spaces.Space | None = None,
     env: Any = None,
-    env_config: Mapping[str, Any] | None = None,
+    env_config: Settings | None = None,
     device: str = "cpu",
 ) -> HookedPolicy:
     """Open what a file of weights holds.

@@ -12,9 +12,10 @@ from torch import Tensor
 from rlmech.core.bounds.intervals import Interval
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
+from rlmech.untyped import Settings
 
 Extent = float | np.ndarray | Tensor | Sequence[float]
-Box = Extent | tuple[Extent, Extent] | Mapping[str, Any]
+Box = Extent | tuple[Extent, Extent] | Settings
 """A radius, radii that broadcast to the observation, `(low, high)`, radii by feature name, or boxes by a dict's key."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.operations.reading import record_of
+from rlmech.untyped import Settings
 
 Values = Mapping[Node, Any]
 _SIZED = {"view", "_unsafe_view", "reshape"}
@@ -35,7 +36,7 @@ def call(node: Node, values: Values, *, n_rows: int) -> Any:
     return apply(node, [filled(arg, values) for arg in node.args], filled(node.kwargs, values), n_rows=n_rows)
 
 
-def apply(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], *, n_rows: int) -> Any:
+def apply(node: Node, args: Sequence[Any], kwargs: Settings, *, n_rows: int) -> Any:
     """A node's operation on arguments of any origin."""
     if node.op in _SIZED and node.shape is not None:  # the sizes known, for the arguments hold no batch size
         return args[0].reshape([-size * n_rows if size < 0 else size for size in node.sizes])
@@ -124,9 +125,7 @@ def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[
     return apply(node, args, kwargs, n_rows=n_rows)
 
 
-def _sizes_of_batch_norm(
-    node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], *, n_rows: int, constants: bool
-) -> Any:
+def _sizes_of_batch_norm(node: Node, args: Sequence[Any], kwargs: Settings, *, n_rows: int, constants: bool) -> Any:
     x, weight, bias, mean, *rest = args
     no_bias = None if bias is None else torch.zeros_like(bias)
     scaled = apply(node, [x, weight, no_bias, torch.zeros_like(mean), *rest], kwargs, n_rows=n_rows)

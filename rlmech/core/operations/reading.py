@@ -7,7 +7,7 @@ forms of a call that it does not describe make the operation unknown.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 

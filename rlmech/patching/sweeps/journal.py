@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlmech.errors import ConfigError
 from rlmech.files import DamagedError, moved_into_place, parse_json, read_sealed, write_sealed
+from rlmech.untyped import Settings
 
 
 class Journal:
@@ -34,7 +35,7 @@ class Journal:
         ConfigError: The directory holds the journal of another sweep, or something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, identity: Settings) -> None:
         self.path = Path(path)
         header = self.path / "sweep.json"
         text = json.dumps({key: str(value) for key, value in identity.items()}, indent=1, sort_keys=True)

@@ -17,11 +17,12 @@ from typing import Any
 
 from rlmech.simulators.identity import class_constants
 from rlmech.simulators.values import told
+from rlmech.untyped import Settings
 
 NAMES = ("DISTANCE_WANTED", "COMFORT_ACC_MAX", "COMFORT_ACC_MIN")
 SET_BY_INTERSECTIONS = {"DISTANCE_WANTED": 7, "COMFORT_ACC_MAX": 6, "COMFORT_ACC_MIN": -3}
 
-Constants = Mapping[type, Mapping[str, Any]]
+Constants = Mapping[type, Settings]
 """By vehicle class, the constants that stand in the class itself; one that is inherited does not."""
 
 

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from rlmech.simulators.protocol import Column
+from rlmech.untyped import Row
 
 RELATIVE_REST = 1e-9  # m/s; slower than that, two vehicles stand still towards each other but for rounding
 
@@ -150,7 +151,7 @@ class Encounter:
         )
 
 
-def scene_summary(vehicles: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+def scene_summary(vehicles: Sequence[Row]) -> dict[str, float]:
     """The ego's most urgent and its nearest other vehicle, of one scene.
 
     Args:

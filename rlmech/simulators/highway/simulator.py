@@ -20,11 +20,12 @@ from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
+from rlmech.untyped import Json, Settings
 
 RATE = "share of episodes"
 
 
-def _arrived(info: Mapping[str, Any]) -> object:
+def _arrived(info: Settings) -> object:
     return info.get("rewards", {}).get("arrived_reward")
 
 
@@ -66,7 +67,7 @@ class Highway:
         """Nothing."""
         return {}
 
-    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+    def map(self, env: gym.Env) -> list[Json]:
         """The road's lanes."""
         return lanes_of(env)
 
@@ -99,7 +100,7 @@ class Highway:
         return partial(_made, env.spec, dict(base.config), accelerated=bool(self.acceleration(env)))
 
 
-def _made(spec: Any, config: Mapping[str, Any], *, accelerated: bool) -> gym.Env:
+def _made(spec: Any, config: Settings, *, accelerated: bool) -> gym.Env:
     env = gym.make(spec)
     base: Any = env.unwrapped
     base.configure(dict(config))  # `env.unwrapped.configure(...)` may have been called since it was made

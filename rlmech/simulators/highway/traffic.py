@@ -20,6 +20,7 @@ from rlmech.simulators.copying import copied
 from rlmech.simulators.highway import vehicles as reading
 from rlmech.simulators.highway.constants import EpisodeConstants
 from rlmech.simulators.world import World
+from rlmech.untyped import Json, Stepped
 
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 
@@ -52,7 +53,7 @@ class HighwayWorld(World):
         with self._constants.of_a_new_episode(), self._watched_reset():
             return self.env.reset(seed=seed)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Take an action."""
         with self._constants.in_force(), self._watched(getattr(self.env.unwrapped, "observation_type", None)):
             result: Any = self.env.step(action)
@@ -143,7 +144,7 @@ def _shared(env: gym.Env) -> dict[int, Any]:
     return {id(part): part for part in (network, *network.lanes_list())}
 
 
-def lanes_of(env: gym.Env) -> list[dict[str, Any]]:
+def lanes_of(env: gym.Env) -> list[Json]:
     """The road's lanes: centre line `points` in m, `width` in m, and the nodes that it leads from and to.
 
     Returns:
@@ -152,7 +153,7 @@ def lanes_of(env: gym.Env) -> list[dict[str, Any]]:
     road: Any = getattr(env.unwrapped, "road", None)
     if road is None or not hasattr(road, "network"):
         return []
-    lanes: list[dict[str, Any]] = []
+    lanes: list[Json] = []
     for (start, end, index), lane in road.network.lanes_dict().items():
         straight = type(lane).__name__ == "StraightLane"
         along = np.linspace(0, lane.length, 2 if straight else max(2, round(lane.length / LANE_POINT_EVERY) + 1))

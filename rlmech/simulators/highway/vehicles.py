@@ -13,6 +13,7 @@ from typing import Any
 
 from rlmech.simulators.highway import fast
 from rlmech.simulators.highway.measures import Encounter, Rectangle
+from rlmech.untyped import Row
 
 STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
 TO_ITSELF = (math.nan, math.nan, math.nan, math.nan)
@@ -62,7 +63,7 @@ def table(
     rows: Sequence[int],
     clipped: Sequence[bool],
     plans: Plans,
-) -> list[tuple[Any, ...]]:
+) -> list[Row]:
     """Rows of `VEHICLE_COLUMNS`, in the order of the vehicles.
 
     Args:
@@ -79,7 +80,7 @@ def table(
     measured = _measured(vehicles, rectangles, cosines, road)
     rule = hasattr(road, "respect_priorities")
     ego_priority = vehicles[0].lane.priority if vehicles[0].lane else -1
-    table_rows: list[tuple[Any, ...]] = []
+    table_rows: list[Row] = []
     for i, (v, body, rectangle, to_ego, place, in_front) in enumerate(
         zip(vehicles, bodies, rectangles, *measured, strict=True)
     ):

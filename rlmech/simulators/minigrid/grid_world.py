@@ -16,6 +16,7 @@ from rlmech.simulators.copying import copied
 from rlmech.simulators.minigrid.objects import objects_of, table
 from rlmech.simulators.minigrid.view import Seen, view_of
 from rlmech.simulators.world import World
+from rlmech.untyped import Stepped
 
 SUCCESS = "success"
 
@@ -48,7 +49,7 @@ class GridWorld(World):
         self.look()
         return result
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Take an action; `info` tells `success` too."""
         with _noting(self.base) as noted:
             observation, reward, terminated, truncated, info = super().step(action)

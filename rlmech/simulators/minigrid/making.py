@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
 import gymnasium as gym
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlmech.simulators.minigrid.view import Seen
 from rlmech.simulators.protocol import Column, Value
+from rlmech.untyped import Row
 
 AGENT = 0
 DIRECTIONS = ("right", "down", "left", "up")
@@ -49,7 +50,7 @@ def places_of(base: Any) -> dict[int, tuple[int, int]]:
     return {id(one): (i % width, i // width) for i, one in enumerate(base.grid.grid) if one is not None}
 
 
-def table(base: Any, numbers: Mapping[int, int], seen: Seen) -> list[tuple[Any, ...]]:
+def table(base: Any, numbers: Mapping[int, int], seen: Seen) -> list[Row]:
     """Rows of `OBJECT_COLUMNS`: the agent, then the objects by their numbers.
 
     Args:
@@ -69,7 +70,7 @@ def table(base: Any, numbers: Mapping[int, int], seen: Seen) -> list[tuple[Any, 
     return rows
 
 
-def step_values(rows: Sequence[tuple[Any, ...]]) -> dict[str, Value | str]:
+def step_values(rows: Sequence[Row]) -> dict[str, Value | str]:
     """What the step table tells of a scene: where the agent is, what it carries, how far the nearest goal is."""
     if not rows:
         return {"x": -1, "y": -1, "direction": "", "carrying": "", "goal_distance": np.nan}

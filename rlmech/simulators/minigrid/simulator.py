@@ -21,6 +21,7 @@ from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import FeatureSpec, PolicySpec
+from rlmech.untyped import Json
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,"
 """Of a mission, as MiniGrid's FlatObsWrapper encodes it."""
@@ -72,7 +73,7 @@ class MiniGrid:
         """`layout`: the walls of this episode."""
         return {"layout": objects.layout(world.env.unwrapped)}
 
-    def map(self, env: gym.Env) -> list[dict[str, Any]]:
+    def map(self, env: gym.Env) -> list[Json]:
         """Nothing: each episode has walls of its own."""
         return []
 

@@ -6,7 +6,7 @@ A vehicle is named by its number (0, or "ego", is the ego) or by its row in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from rlmech.errors import SceneError
 from rlmech.simulators.highway.staging.stage import EGO, Stage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from rlmech.simulators.highway.staging import road_edits, vehicle_edits
 

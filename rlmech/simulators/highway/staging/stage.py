@@ -15,6 +15,7 @@ from rlmech.errors import SceneError
 from rlmech.simulators.highway.traffic import HighwayWorld
 from rlmech.simulators.staging import check_capturable, forked
 from rlmech.simulators.world import World
+from rlmech.untyped import Stepped
 
 EGO = 0
 
@@ -55,7 +56,7 @@ class Stage(HighwayWorld):
         twin.in_sight, twin.watched = dict(self.in_sight), self.watched
         return twin
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Stepped:
         """Take an action."""
         result = super().step(action)
         self.watched = True
