@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 SEAL = "sha256"
 _UNSEALED = "0" * 64
@@ -86,7 +86,7 @@ def write_sealed_json(path: Path, values: Mapping[str, object]) -> None:
     _seal_and_write(path, bytearray(text.encode()), end=_JSON_HEAD)
 
 
-def read_sealed_json(path: Path) -> Json:
+def read_sealed_json(path: Path) -> JsonObject:
     """The values of a sealed JSON file.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 Result = TypeVar("Result", xr.Dataset, xr.DataArray)
 
@@ -69,7 +69,7 @@ def _variable(variable: xr.Variable) -> xr.Variable:
     return variable if attrs == variable.attrs else xr.Variable(variable.dims, variable.data, attrs)
 
 
-def plain_attrs(attrs: Mapping[Any, Any]) -> Json:
+def plain_attrs(attrs: Mapping[Any, Any]) -> JsonObject:
     """Attributes as `storable` makes them, for a dataset whose variables are plain numbers and texts from the start.
 
     Example:

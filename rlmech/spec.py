@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rlmech.errors import ConfigError, MetricError, SiteError, nearest
-from rlmech.untyped import Json, Kwargs, Settings
+from rlmech.untyped import JsonObject, Kwargs, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class PolicySpec:
     relative: bool = False
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     env_id: str | None = None
-    env_config: Json = field(default_factory=dict)
+    env_config: JsonObject = field(default_factory=dict)
     env_kwargs: Kwargs = field(default_factory=dict)
     env_wrappers: tuple[str, ...] = ()
 

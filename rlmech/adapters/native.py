@@ -27,7 +27,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import CheckpointError
 from rlmech.files import DamagedError, parse_json, read_sealed, write_sealed
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 FORMAT = 1
 FILE_NAME = "policy.safetensors"
@@ -145,7 +145,7 @@ def _open(
             raise _malformed(path, f"adapter {adapter!r}, plan of type {type(plan).__name__}")
 
 
-def _read(path: Path) -> tuple[Json, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[JsonObject, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata, n_tensors = file.metadata() or {}, len(file.keys())

@@ -16,13 +16,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlmech.errors import ConfigError
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 Observation = Tensor | dict[str, Tensor]
 MODERATE = 1e4
 
 
-def space_to_json(space: spaces.Space) -> Json:
+def space_to_json(space: spaces.Space) -> JsonObject:
     """A space as JSON values; `space_from_json` reads them back.
 
     Raises:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.results import storable
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 _STATES_AT_ONCE = 128
 _SIGNATURE_SEED = 0
@@ -36,7 +36,7 @@ def averaged(states: Float[Tensor, "batch entity feature"], forms: Forms) -> xr.
         `circuit`, `spread` and `sign_share` of the form's dimensions, `n_states[entity]`, and `form_share` and
         `n_forms` for each query and entity; NaN, or 0 for numbers, where an entity is never there.
     """
-    sums: Json = dict.fromkeys(("total", "squares", "positive", "negative", "n_states"), 0.0)
+    sums: JsonObject = dict.fromkeys(("total", "squares", "positive", "negative", "n_states"), 0.0)
     signatures: list[xr.DataArray] = []
     seen: list[xr.DataArray] = []
     form = xr.DataArray()

@@ -12,7 +12,7 @@ from rlmech.cli.figure import write_figure
 from rlmech.cli.opening import make_env, open_policy
 from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy, Reference, Seed, WhichBackend, Workers
 from rlmech.console import plain, print_result
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -90,7 +90,7 @@ def _show(
 
     attrs = result.attrs
     table = rlm.episodes.comparison_table(result)
-    found: Json = {"n_seeds": result.sizes["seed"], "conditions": rows(result), **plain(dict(attrs))}
+    found: JsonObject = {"n_seeds": result.sizes["seed"], "conditions": rows(result), **plain(dict(attrs))}
     lines = [
         f"{result.sizes['seed']} seeds of {attrs['env']}: the baseline's means, and mean differences from it on the "
         f"same seeds, {100 * attrs['confidence']:g} % interval; *: p < 0.05 after Holm's correction. {said}"

@@ -24,7 +24,7 @@ from rlmech.cli.options import (
     Workers,
 )
 from rlmech.console import print_result, status
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 def record(
@@ -75,7 +75,7 @@ def record(
         progress=not as_json,
     )
     table: Any = recording.episodes
-    found: Json = {"recording": str(out), "episodes": json.loads(table.to_json(orient="records"))}
+    found: JsonObject = {"recording": str(out), "episodes": json.loads(table.to_json(orient="records"))}
     columns = [str(name) for name in table.columns if name != "episode"]
     lines = [f"{len(recording)} episodes, {len(recording.steps)} decisions, at {out}."]
     if acting:
@@ -85,7 +85,7 @@ def record(
     print_result(found, as_json=as_json, lines=lines, tables=[(columns, cells)])
 
 
-def _one_condition(chosen: Json, ablate: str) -> list[Any]:
+def _one_condition(chosen: JsonObject, ablate: str) -> list[Any]:
     from rlmech.errors import ConfigError
 
     if len(chosen) > 1:

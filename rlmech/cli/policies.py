@@ -11,7 +11,7 @@ import typer
 from rlmech.cli.opening import open_policy
 from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy
 from rlmech.console import print_result
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 def train(
@@ -40,11 +40,11 @@ def inspect(
 ) -> None:
     """List a policy's hook points, axes and attention."""
     opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    points: list[Json] = [
+    points: list[JsonObject] = [
         {"name": name, "kind": point.kind, "axes": list(point.axes), "shape": list(point.shape)}
         for name, point in opened.hook_dict.items()
     ]
-    found: Json = {
+    found: JsonObject = {
         "policy": policy,
         "fingerprint": opened.fingerprint,
         "engine": opened.engine,

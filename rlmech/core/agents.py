@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 AGENT = "agent"
 """Name of the user's agent inside its step."""
@@ -59,7 +59,7 @@ class PufferStep(nn.Module):
         if not hasattr(agent, "forward_eval"):
             scores, value, after = agent(obs, state)
             return _single(scores), value, after
-        carried: Json = {"lstm_h": state[0], "lstm_c": state[1], "hidden": None}
+        carried: JsonObject = {"lstm_h": state[0], "lstm_c": state[1], "hidden": None}
         scores, value = agent.forward_eval(obs, carried)
         return _single(scores), value, (carried["lstm_h"], carried["lstm_c"])
 

@@ -72,11 +72,11 @@ class _Pusher:
     def __init__(self, known: Mapping[Node, Any], n_rows: int, head_layouts: Mapping[Node, Layout]) -> None:
         self.known, self.n_rows, self.head_layouts = known, n_rows, head_layouts
 
-    def push(self, node: Node) -> object:
+    def push(self, node: Node) -> Any:
         rule = self._rule(node)
         return self._whole_rows(node) if rule is None else rule(node)
 
-    def _rule(self, node: Node) -> Callable[[Node], object] | None:
+    def _rule(self, node: Node) -> Callable[[Node], Any] | None:
         """The rule of an operation, by name; None where there is none, or its arguments are unusual."""
         moves = record_of(node).moves
         if moves == "product" and not self._has_matrices(node):
@@ -85,7 +85,7 @@ class _Pusher:
             return None
         if node.shape is None and moves not in ("layout", "pool"):
             return None
-        rules: dict[Movement, Callable[[Node], object]] = {
+        rules: dict[Movement, Callable[[Node], Any]] = {
             "reshape": self._reshaped,
             "layout": self._moved,
             "join": self._joined,
@@ -215,7 +215,7 @@ class _Pusher:
             mask = mask.any(axis, keepdim=True)
         return mask.reshape(self._sizes(node))
 
-    def _whole_rows(self, node: Node) -> object:
+    def _whole_rows(self, node: Node) -> Any:
         """What is not known depends on everything in its row."""
         rows = torch.zeros(self.n_rows, dtype=torch.bool)
         for source in node.inputs():

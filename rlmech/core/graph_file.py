@@ -31,7 +31,7 @@ from rlmech.core.graph import Graph, Mark, Node
 from rlmech.core.module_record import held_by_modules
 from rlmech.core.tracing import trace
 from rlmech.files import moved_into_place
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 FORMAT = 1
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "rlmech")
@@ -258,7 +258,7 @@ def _told(value: Any) -> object:
 
 
 def _node_to_json(node: Node, module: nn.Module) -> dict[str, object]:
-    entry: Json = {
+    entry: JsonObject = {
         "op": node.op,
         "scope": node.scope,
         "shape": None if node.shape is None else list(node.shape),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmech.errors import EngineError
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 SIZES = frozenset(
@@ -30,7 +30,7 @@ MISSING = object()
 _READY = frozenset(vars(nn.Module()))
 """What every module has of its own."""
 
-Contents = Json
+Contents = JsonObject
 
 
 class ModuleRecord:
@@ -63,7 +63,7 @@ class ModuleRecord:
             for name, value in self._contents[path].items()
             if isinstance(value, np.ndarray) and value.size <= SMALL**2 and _named(path, name) not in ignored
         ]
-        self._watched: list[tuple[Json, int | None, Callable[[Any], Any], Any]] = []
+        self._watched: list[tuple[JsonObject, int | None, Callable[[Any], Any], Any]] = []
         for path, owner in _owners(module):
             self._watch(path, owner)
         for child in module.modules():

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from rlmech.core.choices import Choices, Shape
 from rlmech.core.points import OutputKind
 from rlmech.errors import ConfigError
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 Selector = str | int | Callable[[Any], Any]
 """A key, an index, or a path of both (`"1.logits"`) into what the module returns; the path of a part or method of the
@@ -145,7 +145,7 @@ DISTRIBUTIONS = {
 """A distribution's class -> its attribute that scores the actions, or is the mean one."""
 
 
-def _flat(output: Any, path: str = "") -> Json:
+def _flat(output: Any, path: str = "") -> JsonObject:
     """Everything in what a module returns, by path; None and empty containers are nothing."""
     if output is None:
         return {}
@@ -161,7 +161,7 @@ def _flat(output: Any, path: str = "") -> Json:
         items = [(entry.name, getattr(output, entry.name)) for entry in fields(output)]
     else:
         return {path: output}
-    found: Json = {}
+    found: JsonObject = {}
     for key, value in items:
         found |= _flat(value, f"{path}.{key}" if path else key)
     return found

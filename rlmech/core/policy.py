@@ -58,7 +58,7 @@ from rlmech.core.wrapped_module import WrappedModule
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.habits import OF_POLICY, unknown_name
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space
@@ -730,7 +730,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
     # ---- nn.Module
 
-    def state_dict(self, *args: object, **kwargs: object) -> Json:
+    def state_dict(self, *args: object, **kwargs: object) -> JsonObject:
         """The wrapped module's own state dict."""
         return self.module.state_dict(*args, **kwargs)
 
@@ -755,7 +755,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         state = {name: value for name, value in self.__dict__.items() if name in keep}
         return {**state, "module": self.module, "training": self.training, "graph": self.stored_graph}
 
-    def __setstate__(self, state: Json) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         nn.Module.__init__(self)
         graph, registry = state.pop("graph"), state.pop("registry", None)
         for name, value in state.items():

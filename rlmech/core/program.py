@@ -17,7 +17,7 @@ from torch import Tensor
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.table import known
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def compile_program(
 class _Writer:
     def __init__(self, graph: Graph, *, given: Sequence[Node], hooked: Sequence[Node]) -> None:
         self.graph, self.given, self.hooked = graph, list(given), list(hooked)
-        self.bound: Json = {}
+        self.bound: JsonObject = {}
         self.owners: dict[int, str] = {}
         replaced = {*given, *hooked}
         self.definition = {

@@ -22,7 +22,7 @@ from rlmech.core.hook_point import HookFunction, HookPoint, at_step
 from rlmech.core.names import Names
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.errors import ObservationError, SiteError, StateError
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 
 class SteppingPolicy(Protocol):
@@ -100,9 +100,9 @@ def run_sequence(
     return torch.stack(scores, dim=1), ActivationCache(values, axes=axes)
 
 
-def _arrays(form: ObservationFormat, obs: Observation) -> Json:
+def _arrays(form: ObservationFormat, obs: Observation) -> JsonObject:
     """The observation's arrays, all of as many rows and steps."""
-    given: Json = {key: obs[key] for key in obs} if isinstance(obs, Mapping) else {"": obs}
+    given: JsonObject = {key: obs[key] for key in obs} if isinstance(obs, Mapping) else {"": obs}
     arrays = {
         key: value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value)) for key, value in given.items()
     }

@@ -122,7 +122,7 @@ class StateForm:
         """The state as the module keeps it."""
         return _filled(self._nesting, leaves)
 
-    def _split(self, module: nn.Module, output: object) -> tuple[object, ...]:
+    def _split(self, module: nn.Module, output: object) -> tuple[Any, ...]:
         """Scores, the value where there is one, and the state, as the module gave them."""
         parts = tuple(output) if isinstance(output, tuple | list) else ()
         if len(parts) not in (2, 3) or not self._is_state(parts[len(parts) - 1]):

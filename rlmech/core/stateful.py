@@ -21,7 +21,7 @@ from rlmech.core.outputs import Scored
 from rlmech.core.points import STEPPED, OutputKind
 from rlmech.core.state import OBSERVATION, State, StateForm
 from rlmech.errors import ConfigError, ObservationError, StateError
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 
 class Step(nn.Module):
@@ -125,7 +125,7 @@ class StatefulFormat(ObservationFormat):
         except ObservationError as error:
             raise self._no_state(error.given) from error
 
-    def with_state(self, obs: Observation, state: Settings | None, module: nn.Module) -> Json:
+    def with_state(self, obs: Observation, state: Settings | None, module: nn.Module) -> JsonObject:
         """Observations and a state as one observation.
 
         Raises:

@@ -23,7 +23,7 @@ from rlmech.metrics.measure import BoundMetric
 from rlmech.patching.results import ratio_of_means
 from rlmech.results import storable
 from rlmech.statistics import Clusters, bootstrap_mean
-from rlmech.untyped import Json, Variables
+from rlmech.untyped import JsonObject, Variables
 
 _ROWS_AT_ONCE = 4096
 _TRIES = 50
@@ -81,7 +81,7 @@ def evaluate_edges(
     dropped, drawn = measured[3 : 3 + len(kept)], measured[3 + len(kept) :]
     data: Variables = {}
     span = whole - nothing
-    drawing: Json = {"clusters": clusters, "seed": seed}
+    drawing: JsonObject = {"clusters": clusters, "seed": seed}
     _put(data, "faithfulness", (circuit - nothing)[None], span, **drawing)
     _put(data, "completeness", (whole - complement)[None], span, **drawing)
     _put(data, "error", np.abs(circuit - whole)[None], np.abs(span), **drawing)

@@ -34,7 +34,7 @@ from rlmech.statistics import (
     largest_spread,
     n_for_half_width,
 )
-from rlmech.untyped import Json, Settings, Variables
+from rlmech.untyped import JsonObject, Settings, Variables
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -125,7 +125,7 @@ def compare_recordings(
     for outcome, attrs in told.items():
         values = np.stack([tables[name][outcome].to_numpy(dtype=float) for name in names])
         data[outcome] = (("condition", "seed"), values, attrs)
-        options: Json = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+        options: JsonObject = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
         options["share"] = attrs["kind"] == "share"
         found = _means(outcome, values, **options) | _differences(outcome, values, controls, **options)
         data |= {name: ("condition", value, attrs) for name, value in found.items()}
@@ -415,7 +415,7 @@ def _attrs(
     confidence: float,
     n_resamples: int,
     seed: int,
-) -> Json:
+) -> JsonObject:
     baseline = recordings[BASELINE].manifest
     return {
         "sign": "positive: more than the baseline on the same seed",

@@ -26,7 +26,7 @@ from rlmech.episodes.driving import Condition
 from rlmech.episodes.recorded_moments import moments
 from rlmech.episodes.recorder import record_conditions
 from rlmech.errors import ConfigError
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -92,7 +92,7 @@ def _own(name: str, edit: object) -> Edit:
 def _elsewhere(policy: HookedPolicy, edit: Edit, generator: torch.Generator) -> Edit:
     """The same edit at as many other positions along each axis that the site selects, where there are others."""
     point = policy.point(edit.site.name)
-    own, other = edit.site.in_time(point)[1].positions(point), Json()
+    own, other = edit.site.in_time(point)[1].positions(point), JsonObject()
     for axis, chosen in own.items():
         free = [place for place in range(point.size(axis)) if place not in chosen]
         if len(free) >= len(chosen):

@@ -33,7 +33,7 @@ from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 Observations = Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 DECIDED = ("step", "action", "reward", "terminated", "truncated")
@@ -287,7 +287,7 @@ def _episodes(number: int, episode: _Episode, outcomes: Sequence[Settings]) -> E
         columns["action"] = episode.actions
     columns |= {"reward": episode.rewards, "terminated": episode.terminations, "truncated": episode.truncations}
     columns |= {name: values for name, values in episode.infos.items() if name not in columns}
-    summary: Json = {"return": float(episode.rewards.sum()), "length": n_steps}
+    summary: JsonObject = {"return": float(episode.rewards.sum()), "length": n_steps}
     for outcome in outcomes:
         if outcome["name"] in columns:
             own = columns[outcome["name"]]
@@ -308,9 +308,9 @@ def _seeds(dataset: Any) -> tuple[list[int], bool]:
     return [int(seed) for seed in found], False
 
 
-def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> Json:
+def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> JsonObject:
     metadata = dataset.storage.metadata
-    ours: Json = metadata.get("rlmech") or {}
+    ours: JsonObject = metadata.get("rlmech") or {}
     env = None if dataset.spec.env_spec is None else dataset.spec.env_spec
     env_id = ours.get("env", {}).get("id") or (env.id if env else None)
     config = ours.get("env", {}).get("config") or (env.kwargs.get("config", {}) if env else {})

@@ -45,7 +45,7 @@ def write_manifest(path: Path, manifest: Mapping[str, object]) -> None:
     write_sealed_json(path / MANIFEST, manifest)
 
 
-def read_manifest(path: Path) -> dict[str, object]:
+def read_manifest(path: Path) -> JsonObject:
     """A recording's manifest.
 
     Raises:

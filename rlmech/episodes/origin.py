@@ -15,12 +15,12 @@ from jaxtyping import Shaped
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
 from rlmech.simulators.env import make_env
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 def environment_of(recording: Recording) -> gym.Env | None:
     """Make the environment that a recording is of; None where its name is unknown or a package of it is missing."""
-    told: Json = recording.manifest["env"]
+    told: JsonObject = recording.manifest["env"]
     if not told["id"]:
         return None
     keywords = {**told.get("keywords", {})}

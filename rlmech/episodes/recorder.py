@@ -35,7 +35,7 @@ from rlmech.progress import progress_bar, remark
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import acting_in, environment, spec_of
 from rlmech.simulators.identity import differences, listed
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -143,7 +143,7 @@ def record_conditions(
     backend: Backend,
     paths: Mapping[str, Path] | None,
     progress: bool,
-) -> tuple[dict[str, Recording], Json]:
+) -> tuple[dict[str, Recording], JsonObject]:
     """Record one episode for each seed and condition; conditions share simulation for as long as they do the same.
 
     Args:
@@ -167,7 +167,7 @@ def record_conditions(
     outcomes = checked_outcomes(simulator_of(env), outcomes)
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
-        given: Json = {"names": names, "deterministic": deterministic}
+        given: JsonObject = {"names": names, "deterministic": deterministic}
         policies = [one.policy or policy for one in conditions.values()]
         acting = {id(own): acting_in(own, env) for own in policies}
         drivers = {
@@ -199,8 +199,8 @@ def _simulate(
     workers: int,
     backend: Backend,
     progress: bool,
-) -> Json:
-    cost: Json = {"sharing": "nothing was left to simulate", "n_simulated": 0}
+) -> JsonObject:
+    cost: JsonObject = {"sharing": "nothing was left to simulate", "n_simulated": 0}
     lacking = _lacking(logs, seeds)
     try:
         with progress_bar("recording", sum(map(len, lacking.values())), enabled=progress) as advance:
@@ -373,7 +373,7 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _made(env: gym.Env) -> Json:
+def _made(env: gym.Env) -> JsonObject:
     """How Gymnasium makes the environment: keywords, length of an episode, wrappers."""
     if env.spec is None:
         return {"keywords": {}, "max_episode_steps": None, "wrappers": []}

@@ -29,7 +29,7 @@ from rlmech.episodes.manifest import read_manifest
 from rlmech.episodes.shards import FINAL, Shard, shards_in
 from rlmech.errors import RecordingError, nearest
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -64,7 +64,7 @@ class Recording:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest: Json = read_manifest(self.path)
+        self.manifest: JsonObject = read_manifest(self.path)
         self._shards = shards_in(self.path)
         self._index = _index(self._shards)
         self._filter: Filter | None = None

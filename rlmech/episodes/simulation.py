@@ -25,7 +25,7 @@ from rlmech.errors import ConfigError, EnvironmentFitError, RlmechError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.protocol import Outcome, Simulator, Value
 from rlmech.simulators.world import World
-from rlmech.untyped import Json, Row
+from rlmech.untyped import JsonObject, Row
 
 _COLUMNS = (
     *("episode", "seed", "step", "action", "edited", "action_changed", "reward", "terminated", "truncated"),
@@ -265,7 +265,7 @@ def _check_finite(value: object, what: str) -> None:
             )
 
 
-def _row(t: int, step: Step, decision: Decision, scene: list[Row], simulator: Simulator) -> Json:
+def _row(t: int, step: Step, decision: Decision, scene: list[Row], simulator: Simulator) -> JsonObject:
     action = {"action": int(step.action)} if np.ndim(step.action) == 0 else {}
     return {
         "step": t,

@@ -26,7 +26,7 @@ from rlmech.episodes.simulation import Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     from rlmech.episodes.driving import Driver
@@ -210,7 +210,7 @@ def _through_joblib(
         _import_backend("distributed", "dask")
     with parallel_config(name, n_jobs=workers):
         calls = [delayed(_work)(job, task, seeds) for task, seeds in tasks.items()]
-        options: Json = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
+        options: JsonObject = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
         done: Any = Parallel(**options)(calls)
         yield from done
 

@@ -28,7 +28,7 @@ from rlmech.metrics.score_metrics import action_flip, action_gap
 from rlmech.patching.ablation import ablation_sweep
 from rlmech.patching.activations import activation_patching
 from rlmech.plot import recorded_pattern
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -135,7 +135,7 @@ def first_look(
     driven = None
     if n_driven:
         say("driving with parts ablated")
-        shared: Json = {"workers": workers, "progress": progress}
+        shared: JsonObject = {"workers": workers, "progress": progress}
         driven = drive(policy, env, recording, block=block, n_seeds=n_driven, names=names, **shared)
     return FirstLook(
         policy=policy,

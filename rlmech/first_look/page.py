@@ -20,7 +20,7 @@ from rlmech.plot import (
     report,
     sweep,
 )
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
@@ -69,7 +69,7 @@ recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}
 """
 
 
-def _facts(look: FirstLook, found: Json, source: str) -> list[tuple[str, str]]:
+def _facts(look: FirstLook, found: JsonObject, source: str) -> list[tuple[str, str]]:
     facts = [("policy", _name(source)), ("environment", str(look.recording.manifest["env"]["id"]))]
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
     for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):

@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 
 from rlmech.first_look.analysis import FirstLook
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
-def summary(look: FirstLook) -> Json:
+def summary(look: FirstLook) -> JsonObject:
     """The numbers of a first look.
 
     Returns:
@@ -19,7 +19,7 @@ def summary(look: FirstLook) -> Json:
         interval; of ablations that drove, the differences from the baseline; plain Python values.
     """
     table: Any = look.recording.episodes
-    found: Json = {
+    found: JsonObject = {
         "environment": look.recording.manifest["env"]["id"],
         "policy_fingerprint": look.policy.fingerprint,
         "n_episodes": len(table),
@@ -48,7 +48,7 @@ def summary(look: FirstLook) -> Json:
     return found
 
 
-def conditions(result: xr.Dataset) -> list[Json]:
+def conditions(result: xr.Dataset) -> list[JsonObject]:
     """A comparison's conditions as plain values: means, differences from the baseline, intervals, p-values.
 
     Args:
@@ -56,10 +56,10 @@ def conditions(result: xr.Dataset) -> list[Json]:
     """
     columns = [str(name) for name, values in result.data_vars.items() if values.dims == ("condition",)]
     along = [name for name in ("edited", "agreement") if name in result]
-    table: list[Json] = []
+    table: list[JsonObject] = []
     for name in result["condition"].values.tolist():
         one = result.sel(condition=name)
-        row: Json = {"condition": name, "edits": str(one["edits"].item())}
+        row: JsonObject = {"condition": name, "edits": str(one["edits"].item())}
         row |= {"control_of": str(one["control_of"].item())} if "control_of" in one.coords else {}
         row |= {column: _plain(one[column].values[()]) for column in columns}
         row |= {column: _plain(one[column].mean().values[()]) for column in along}
@@ -68,15 +68,15 @@ def conditions(result: xr.Dataset) -> list[Json]:
     return table
 
 
-def rows(result: xr.Dataset) -> list[Json]:
+def rows(result: xr.Dataset) -> list[JsonObject]:
     """A sweep's sites with their effects and intervals, as plain values."""
     axes = [
         str(name) for name, coordinate in result.coords.items() if coordinate.dims == ("site",) and str(name) != "site"
     ]
-    table: list[Json] = []
+    table: list[JsonObject] = []
     for site in range(result.sizes["site"]):
         named = {axis: _plain(result.coords[axis].values[site]) for axis in axes}
-        row: Json = {axis: name for axis, name in named.items() if name not in (None, "", -1)}
+        row: JsonObject = {axis: name for axis, name in named.items() if name not in (None, "", -1)}
         for name in ("effect", "effect_low", "effect_high"):
             if name in result:
                 row[name] = _plain(result[name].values[site])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlmech.nets.ego_attention import EgoAttention
 from rlmech.nets.mlp import Activation, MultiLayerPerceptron
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 ACTIVATIONS: dict[str, Activation] = {"RELU": "relu", "TANH": "tanh"}
 PUBLISHED = {
@@ -75,7 +75,7 @@ def is_published(kwargs: Any, names: set[str]) -> bool:
     """
     if not isinstance(kwargs, Mapping) or not {"embedding_layer_kwargs", "attention_layer_kwargs"} <= set(kwargs):
         return False
-    parts: Json = {part: kwargs[part] if part else kwargs for part in PUBLISHED}
+    parts: JsonObject = {part: kwargs[part] if part else kwargs for part in PUBLISHED}
     if not all(isinstance(own, Mapping) and set(own) <= PUBLISHED[part] for part, own in parts.items()):
         return False
     embedding, attention = parts["embedding_layer_kwargs"], parts["attention_layer_kwargs"]

@@ -13,7 +13,7 @@ from rlmech.patching.sweeps.distinct import run_distinct
 from rlmech.patching.sweeps.journal import Journal, digest, function_digest
 from rlmech.patching.sweeps.sweep import Job, Source, Swept, run_sweep
 from rlmech.progress import progress_bar
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 Place = str | os.PathLike[str]
 
@@ -65,7 +65,7 @@ def run_groups(
     """
     kept = None
     if journal is not None:
-        identity: Json = {
+        identity: JsonObject = {
             "policy": policy.fingerprint,
             "observations": digest(policy.coerce(obs, compare=False)),
             "sources": digest([value for source in sources for value in source.values()]),

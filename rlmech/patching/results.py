@@ -28,7 +28,7 @@ from rlmech.statistics import (
     bootstrap_ratio,
     normalised_recovery,
 )
-from rlmech.untyped import Json, Variables
+from rlmech.untyped import JsonObject, Variables
 
 SHARE = "fraction"
 """The unit of a metric that says yes or no in each pair, so that its mean is a share."""
@@ -206,7 +206,7 @@ def sweep_attrs(policy: HookedPolicy, bound: BoundMetric, *, n_pairs: int, seed:
     }
 
 
-def sweep_coords(policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int) -> Json:
+def sweep_coords(policy: HookedPolicy, sites: Sequence[Site] | Sequence[tuple[Site, ...]], n_pairs: int) -> JsonObject:
     """The coordinates of `site` and `pair`, for single sites or for groups of them."""
     single = bool(sites) and isinstance(sites[0], Site)
     groups: tuple[Any, ...] = tuple((site,) for site in sites) if single else tuple(sites)

@@ -22,7 +22,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 from rlmech.results import storable
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
@@ -36,7 +36,7 @@ class Element:
 
     label: str
     name: str
-    props: Json
+    props: JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

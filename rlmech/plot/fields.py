@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.style import CELLS, INK, MUTED, PAPER, TEMPLATE, action_colour, colour_axis
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 _PANEL = 330  # pixels across
 _HEIGHT = 300
@@ -156,7 +156,7 @@ def _colours(*, discrete: bool, panel: str, n: int) -> dict[str, object]:
     return {"colorscale": steps, "zmin": -0.5, "zmax": n - 0.5, "showscale": False}
 
 
-def _scale(values: np.ndarray, limit: float | None, words: tuple[str, str], *, top: bool) -> Json:
+def _scale(values: np.ndarray, limit: float | None, words: tuple[str, str], *, top: bool) -> JsonObject:
     """A colour axis; the upper half of the bars' place where another stands below."""
     axis = colour_axis(values, limit=limit)
     part = {"len": 0.46, "y": 1.0, "yanchor": "top"} if top else {"len": 0.46, "y": 0.0, "yanchor": "bottom"}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "'JetBrains Mono', ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -68,7 +68,7 @@ def action_colour(action: int) -> str:
     return _ACTIONS[action % len(_ACTIONS)]
 
 
-def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = None) -> Json:
+def colour_axis(values: Sequence[float] | np.ndarray, *, limit: float | None = None) -> JsonObject:
     """A plotly colour axis on the diverging scale, white at zero and as strong on both sides.
 
     Args:

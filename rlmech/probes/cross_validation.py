@@ -15,7 +15,7 @@ from rlmech.probes.logistic import cross_validated_logistic
 from rlmech.probes.probe import CONTROLS
 from rlmech.probes.targets import Labels
 from rlmech.statistics import bootstrap_ratio
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 Method = Literal["linear", "logistic"]
 
@@ -165,7 +165,7 @@ class CrossValidation:
 
     def compare(
         self, one: Labels, trained: Scored, observed: Scored, fresh: Sequence[Scored], episode_mean: np.ndarray
-    ) -> Json:
+    ) -> JsonObject:
         """Scores, advantages and words for one target at one site."""
         nothing = np.full_like(trained.gained, np.nan)
         gained = {

@@ -29,7 +29,7 @@ from rlmech.probes.probe import CONTROLS, Probe, Probes
 from rlmech.probes.states import activations, entity_axis, states_of
 from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
-from rlmech.untyped import Json, Settings, Variables
+from rlmech.untyped import JsonObject, Settings, Variables
 
 
 @explain_misuse
@@ -103,7 +103,7 @@ def fit_probe(
     for one in labels:
         fit.check(one)
     twins = [untrained(policy, seed + 1 + number) for number in range(n_untrained)]
-    data: dict[tuple[str, int], Json] = {}
+    data: dict[tuple[str, int], JsonObject] = {}
     probes: dict[tuple[str, int], Probe] = {}
     watched = [Site(name) for name in policy.hook_dict if policy.points[name].kind == "observation"]
     seen: dict[bool, dict[str, Scored]] = {}

@@ -18,7 +18,7 @@ from rlmech.errors import ConfigError
 from rlmech.probes.linear import LinearMap
 from rlmech.probes.states import activations
 from rlmech.probes.targets import Kind
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 CONTROLS = ("trained", "observation", "untrained", "shuffled", "episode_mean")
 """The policy, and what its score must be held against."""
@@ -157,7 +157,7 @@ class Probes:
 
     def table(self) -> pd.DataFrame:
         """One row a target and site: the score with its interval, each control's, and what that says in words."""
-        rows: list[Json] = []
+        rows: list[JsonObject] = []
         for target in self.scores["target"].values:
             for site in self.scores["site"].values:
                 one = self.scores.sel(target=target, site=site)

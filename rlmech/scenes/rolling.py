@@ -15,7 +15,7 @@ from rlmech.errors import SceneError
 from rlmech.scenes.decision import Decision
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.staging import Staging
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -83,7 +83,7 @@ class Roll(Generic[S]):
     outcomes: Settings
     ended: bool
     last: S = field(repr=False)
-    state: Settings = field(default_factory=Json, repr=False)
+    state: Settings = field(default_factory=JsonObject, repr=False)
 
     @property
     def crashed(self) -> bool | None:
@@ -133,7 +133,7 @@ def roll(
             expected="a scene before the end, and steps of 1 or more",
             fix="go on from an earlier scene" if scene.ended else "leave n_steps out to drive to the end",
         )
-    lines: list[Json] = []
+    lines: list[JsonObject] = []
     info: Settings = {}
     here = scene
     carried = remembered(policy, scene.past) if policy.is_recurrent and state is None else state

@@ -22,7 +22,7 @@ from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.simulators.minigrid import making
 from rlmech.simulators.training_env import current_id, later_ids, wrapped
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -66,7 +66,7 @@ def make_env(
         >>> env.observation_space.shape
         (5, 5)
     """
-    kwargs, wrappers = Json(), tuple[str, ...]()
+    kwargs, wrappers = JsonObject(), tuple[str, ...]()
     if isinstance(env_id, PolicySpec):
         kwargs, wrappers = dict(env_id.env_kwargs), env_id.env_wrappers
         config = env_id.env_config | dict(config or {})

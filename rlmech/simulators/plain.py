@@ -13,7 +13,7 @@ from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 class Plain:
@@ -46,7 +46,7 @@ class Plain:
         """Nothing."""
         return {}
 
-    def map(self, env: gym.Env) -> list[Json]:
+    def map(self, env: gym.Env) -> list[JsonObject]:
         """Nothing."""
         return []
 

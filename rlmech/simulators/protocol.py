@@ -19,7 +19,7 @@ from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 Value = bool | float | int
 
@@ -151,7 +151,7 @@ class Simulator(Protocol):
         """Columns of the episode table that are read off an episode's beginning."""
         ...
 
-    def map(self, env: gym.Env) -> list[Json]:
+    def map(self, env: gym.Env) -> list[JsonObject]:
         """What stands still, for pictures, as JSON; empty where there is nothing to draw."""
         ...
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rlmech.errors import CopyError, SceneError
 from rlmech.simulators.world import World
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 OBSERVED_ONLY = "only the observation is edited: no state shows it"
 Rows = Mapping[int, int]
@@ -145,7 +145,7 @@ class Staging(Protocol):
         """
         ...
 
-    def situation(self, stage: Any) -> Json:
+    def situation(self, stage: Any) -> JsonObject:
         """Columns of a roll: where the agent is."""
         ...
 

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import ConfigError
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
@@ -108,13 +108,13 @@ class StackedFrames(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)  # type: ignore[union-attr]
         self._stack = np.zeros_like(low, dtype=space.dtype)
 
-    def reset(self, *, seed: int | None = None, options: Json | None = None) -> tuple[np.ndarray, Any]:
+    def reset(self, *, seed: int | None = None, options: JsonObject | None = None) -> tuple[np.ndarray, Any]:
         """Begin an episode with an empty stack."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._stack = np.zeros_like(self._stack)
         return self._pushed(observation), info
 
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, Json]:
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, JsonObject]:
         """Act, and push what is observed."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._pushed(observation), reward, terminated, truncated, info

@@ -21,7 +21,7 @@ from rlmech.errors import MetricError
 from rlmech.statistics.draws import Clusters, Draws, membership_of, quotient
 from rlmech.statistics.interval import FEWEST, Interval
 from rlmech.statistics.rates import share_difference_interval, share_difference_p, share_interval
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ def bootstrap_mean(
     largest = float(np.abs(values).max(initial=0.0))
     shares = _shares_in(values, shares)
     if shares is not None:
-        given: Json = {"clusters": clusters, "confidence": confidence, "seed": seed}
+        given: JsonObject = {"clusters": clusters, "confidence": confidence, "seed": seed}
         return _score_interval(values.astype(np.float64), shares, **given)
     draws = Draws(values, ones, clusters=clusters, n_resamples=n_resamples, seed=seed)
     return draws.interval(confidence=confidence, scale=largest if scale is None else scale)
@@ -188,11 +188,11 @@ def normalised_recovery(
     """
     numerator, denominator = patched.astype(np.float64, copy=False) - base, source.astype(np.float64) - base
     _check(numerator, denominator, confidence=confidence)
-    given: Json = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
+    given: JsonObject = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
     draws = Draws(numerator, denominator, **given)
     largest = float(max(np.abs(denominator).max(), np.abs(numerator).max(initial=0.0)))
     kind: Shares = "differences" if base.any() else "shares"
-    mean: Json = {"confidence": confidence, "scale": largest, "shares": kind if shares else None}
+    mean: JsonObject = {"confidence": confidence, "scale": largest, "shares": kind if shares else None}
     if _shares_in(numerator, mean["shares"]) is not None:
         change = bootstrap_mean(numerator, **given, **mean)
     else:  # the same draws serve both
@@ -230,7 +230,7 @@ def _score_interval(
     """The interval of shares or of their differences."""
     together = None if clusters is None else membership_of(clusters, values.shape[1])
     n = values.shape[1] if together is None else together.shape[1]
-    given: Json = {"membership": together}
+    given: JsonObject = {"membership": together}
     low, high, p = (np.full(len(values), np.nan) for _ in range(3))
     if n >= FEWEST:
         ends = share_difference_interval if shares == "differences" else share_interval

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from rlmech.errors import ConfigError
 from rlmech.spec import FeatureSpec, PolicySpec
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 ENV_ID = "CueRecall-v0"
 SPEC = PolicySpec(
@@ -46,7 +46,7 @@ class CueRecall(gym.Env[Float32[np.ndarray, " feature"], np.int64]):
         [0.0, 0.0, 1.0]
     """
 
-    metadata: Json = {"render_modes": []}  # noqa: RUF012  # Gymnasium's own form
+    metadata: JsonObject = {"render_modes": []}  # noqa: RUF012  # Gymnasium's own form
 
     def __init__(self, *, min_delay: int = 3, max_delay: int = 8) -> None:
         if not 1 <= min_delay <= max_delay:
@@ -63,14 +63,14 @@ class CueRecall(gym.Env[Float32[np.ndarray, " feature"], np.int64]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None
-    ) -> tuple[Float32[np.ndarray, " feature"], Json]:
+    ) -> tuple[Float32[np.ndarray, " feature"], JsonObject]:
         """Draw a cue and a delay."""
         super().reset(seed=seed)
         self._cue = int(self.np_random.choice([-1, 1]))
         self._left = int(self.np_random.integers(self.min_delay, self.max_delay + 1))
         return self._seen(self._cue), {"cue": self._cue}
 
-    def step(self, action: int | np.int64) -> tuple[Float32[np.ndarray, " feature"], float, bool, bool, Json]:
+    def step(self, action: int | np.int64) -> tuple[Float32[np.ndarray, " feature"], float, bool, bool, JsonObject]:
         """Act; the last action ends the episode."""
         if self._left:
             self._left -= 1

@@ -24,7 +24,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rlmech.simulators.env import make_env, spec_of
 from rlmech.training.config import TrainConfig
 from rlmech.training.evaluate import Actor, Predicts, baseline_actors, evaluate, paired_difference, summarise
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 from rlmech.zoo.cards import POLICY, Card, Evaluation
 
 PACKAGES = ("rlmech", "torch", "stable-baselines3", "gymnasium", "highway-env", "numpy")
@@ -122,7 +122,7 @@ def _validated(rung: Checkpoint, config: TrainConfig, env: gym.Env, *, progress:
     return {"step": rung.step, **summarise(table)}
 
 
-def _choose(ladder: list[Json], config: TrainConfig) -> tuple[int, str]:
+def _choose(ladder: list[JsonObject], config: TrainConfig) -> tuple[int, str]:
     """Step of the best checkpoint, and how it was found."""
     limit, allowed, among = config.crash_limit, ladder, f"{len(ladder)} checkpoints"
     careful = [rung for rung in ladder if limit is None or rung["crashed"]["mean"] <= limit]
@@ -161,7 +161,7 @@ def _evaluate_everywhere(
     return evaluations
 
 
-def _evaluation(env_id: str, env_config: Json, first: int, tables: dict[str, pd.DataFrame]) -> Evaluation:
+def _evaluation(env_id: str, env_config: JsonObject, first: int, tables: dict[str, pd.DataFrame]) -> Evaluation:
     constants = [name for name in tables if name.startswith("always ")]
     best = max(constants, key=lambda name: tables[name]["return"].mean())
     columns = [c for c in ("return", "crashed") if bool(tables[POLICY][c].notna().all())]

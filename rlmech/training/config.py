@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rlmech.errors import ConfigError, nearest
 from rlmech.files import DamagedError, parse_json
-from rlmech.untyped import Json, Kwargs, Settings
+from rlmech.untyped import JsonObject, Kwargs, Settings
 
 ALGORITHMS = ("DQN", "PPO", "A2C")
 _EVALUATION = ("first_seed", "n_episodes", "validation_first_seed", "validation_episodes", "crash_limit", "config")
@@ -68,7 +68,7 @@ class TrainConfig:
     total_steps: int
     n_checkpoints: int
     env_id: str
-    env_config: Json = field(default_factory=dict)
+    env_config: JsonObject = field(default_factory=dict)
     algorithm: str
     algorithm_kwargs: Kwargs
     policy_kwargs: Kwargs = field(default_factory=dict)
@@ -77,8 +77,8 @@ class TrainConfig:
     validation_first_seed: int = 50_000
     validation_episodes: int = 100
     crash_limit: float | None = None
-    evaluation_config: Json | None = None
-    also_on: list[Json] = field(default_factory=list)
+    evaluation_config: JsonObject | None = None
+    also_on: list[JsonObject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         counts = ("total_steps", "n_checkpoints", "evaluation_episodes", "validation_episodes")
@@ -177,7 +177,7 @@ class TrainConfig:
         return cls(**values)
 
 
-def _from_toml(raw: Json) -> TrainConfig:
+def _from_toml(raw: JsonObject) -> TrainConfig:
     _check_table(raw, "")
     for table in ("env", "algorithm", "evaluation"):
         if not isinstance(raw[table], dict):

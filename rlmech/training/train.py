@@ -27,7 +27,7 @@ from rlmech.errors import ConfigError, nearest
 from rlmech.simulators.env import make_env
 from rlmech.training.assess import assess
 from rlmech.training.config import TrainConfig
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 RESUME_EVERY = 5000
 CURVE_COLUMNS = ("step", "return", "length", "crashed", "arrived")
@@ -142,7 +142,7 @@ def _opened(algorithm: type[BaseAlgorithm], saved: Path, env: gym.Env, **changes
     return model
 
 
-def _algorithm_kwargs(config: TrainConfig, algorithm: type[BaseAlgorithm]) -> Json:
+def _algorithm_kwargs(config: TrainConfig, algorithm: type[BaseAlgorithm]) -> JsonObject:
     kwargs = dict(config.algorithm_kwargs)
     known = [name for name in inspect.signature(algorithm).parameters if name not in ("env", "seed", "policy_kwargs")]
     for key in kwargs:
@@ -161,7 +161,7 @@ def _algorithm_kwargs(config: TrainConfig, algorithm: type[BaseAlgorithm]) -> Js
     return kwargs
 
 
-def _policy_kwargs(config: TrainConfig) -> Json:
+def _policy_kwargs(config: TrainConfig) -> JsonObject:
     kwargs = dict(config.policy_kwargs)
     extractor = kwargs.get("features_extractor_class")
     if extractor is None:
@@ -219,7 +219,7 @@ class _RunRecorder(BaseCallback):
             self.bar.update(self.bar.task_ids[0], completed=self.num_timesteps)
         return True
 
-    def _end_episode(self, info: Json) -> None:
+    def _end_episode(self, info: JsonObject) -> None:
         episode = info["episode"]
         arrived = info.get("rewards", {}).get("arrived_reward")
         row = [self.num_timesteps, episode["r"], episode["l"], int(info.get("crashed", False))]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rlmech.errors import CheckpointError
 from rlmech.files import DamagedError, parse_json
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 POLICY = "policy"
 
@@ -36,9 +36,9 @@ class Evaluation:
     """
 
     env_id: str
-    env_config: Json
+    env_config: JsonObject
     first_seed: int
-    drivers: dict[str, Json]
+    drivers: dict[str, JsonObject]
     best_constant: str
     difference: dict[str, dict[str, float]]
 
@@ -79,13 +79,13 @@ class Card:
     about: str
     step: int
     chosen_by: str
-    config: Json
-    continued: list[Json]
+    config: JsonObject
+    continued: list[JsonObject]
     versions: dict[str, str]
     n_parameters: int
     curve: list[dict[str, float]]
     evaluations: list[Evaluation]
-    ladder: list[Json]
+    ladder: list[JsonObject]
 
     def save(self, path: Path) -> None:
         """Write the card as JSON."""
@@ -100,7 +100,7 @@ class Card:
         """
         try:
             values: Settings = parse_json(path.read_bytes())
-            known: Json = {field.name: values[field.name] for field in fields(cls)}
+            known: JsonObject = {field.name: values[field.name] for field in fields(cls)}
             known["evaluations"] = [Evaluation(**evaluation) for evaluation in known["evaluations"]]
         except (OSError, DamagedError, KeyError, TypeError) as error:
             raise CheckpointError(

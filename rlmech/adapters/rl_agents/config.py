@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rlmech.errors import CheckpointError, ConfigError, nearest
 from rlmech.files import DamagedError, parse_json
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
-Config = Json
+Config = JsonObject
 
 _PERCEPTRON: Config = {"type": "MultiLayerPerceptron"}
 _EMBEDDING: Config = {"type": "MultiLayerPerceptron", "layers": [128, 128, 128], "reshape": False}

@@ -18,7 +18,7 @@ from rlmech.adapters.rl_agents.config import Config, completed
 from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.nets import ConvolutionalNetwork, DuelingNetwork, EgoAttentionNetwork, MultiLayerPerceptron
 from rlmech.nets.mlp import Activation
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 EMBEDDINGS = {"embedding_layer": "ego_embedding.", "others_embedding_layer": "others_embedding."}
 
@@ -85,7 +85,7 @@ class RlAgentsPlan:
                 fix="give the configuration of the environment that the network was trained in",
             )
 
-    def to_json(self) -> Json:
+    def to_json(self) -> JsonObject:
         """The plan as plain JSON values; `from_json` reads them back."""
         return asdict(self) | {"observation_shape": list(self.observation_shape)}
 

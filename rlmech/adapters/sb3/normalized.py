@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlmech.core.points import NORMALIZATION
 from rlmech.errors import EnvironmentFitError
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 SKIP = "or vecnormalize=False, for observations that are normalised already"
 
@@ -134,7 +134,7 @@ class NormalizedScores(nn.Module):
     def statistics(self) -> Statistics:
         """The statistics, read off the layers."""
         layers: Any = self.get_submodule(NORMALIZATION)
-        parts: Json = dict(layers.items()) if isinstance(layers, nn.ModuleDict) else {"": layers}
+        parts: JsonObject = dict(layers.items()) if isinstance(layers, nn.ModuleDict) else {"": layers}
         first = next(iter(parts.values()))
         return Statistics(
             mean={key: layer.mean.cpu().numpy() for key, layer in parts.items()},

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlmech.adapters.sb3.algorithms import Algorithm, sizes
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 ONLY_WITH_SDE = ("full_std", "squash_output", "use_expln", "clip_mean")
 
@@ -71,7 +71,7 @@ def _lstm_options(tensors: Mapping[str, Tensor], kwargs: object) -> dict[str, ob
     }
 
 
-def options_of_scores(algorithm: Algorithm, module: nn.Module) -> Json:
+def options_of_scores(algorithm: Algorithm, module: nn.Module) -> JsonObject:
     """The options of a live policy, read off the module of its scores."""
     network = algorithm.family.owner(module)
     critic = getattr(module, "critic", None)

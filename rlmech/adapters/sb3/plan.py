@@ -30,7 +30,7 @@ from rlmech.adapters.spaces import space_from_json, space_to_json
 from rlmech.errors import CheckpointError, nearest
 from rlmech.nets.highway_extractor import HighwayExtractor
 from rlmech.nets.sb3_extractor import EgoAttentionExtractor
-from rlmech.untyped import Json, Kwargs, Settings
+from rlmech.untyped import JsonObject, Kwargs, Settings
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "FlattenExtractor": FlattenExtractor,
@@ -81,15 +81,15 @@ class SB3Plan:
     """
 
     policy_class: str
-    observation_space: Json
-    action_space: Json
+    observation_space: JsonObject
+    action_space: JsonObject
     net_arch: NetArch
     activation_fn: str
     features_extractor: str = "FlattenExtractor"
     features_extractor_kwargs: Kwargs = field(default_factory=dict)
     normalize_images: bool = True
-    options: Json = field(default_factory=dict)
-    normalization: Json = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
+    normalization: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.policy_class not in BY_NAME:
@@ -261,7 +261,7 @@ def _extractor_name(extractor: nn.Module) -> str:
     return name
 
 
-def _extractor_kwargs(extractor: nn.Module) -> Json:
+def _extractor_kwargs(extractor: nn.Module) -> JsonObject:
     """The keyword arguments of a features extractor, read off its layers."""
     match extractor:
         case NatureCNN():

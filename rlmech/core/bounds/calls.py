@@ -92,7 +92,7 @@ def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[
     record = record_of(node)
     added = set(range(len(node.args))) if record.affine is None else {*record.affine, *record.added}
 
-    def sized(place: int, arg: object) -> object:
+    def sized(place: int, arg: Any) -> Any:
         if isinstance(arg, list | tuple):
             return [sized(place, item) for item in arg]
         if isinstance(arg, Node):

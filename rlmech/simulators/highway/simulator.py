@@ -20,7 +20,7 @@ from rlmech.simulators.protocol import Column, Outcome, Value
 from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
-from rlmech.untyped import Json, Settings
+from rlmech.untyped import JsonObject, Settings
 
 RATE = "share of episodes"
 
@@ -67,7 +67,7 @@ class Highway:
         """Nothing."""
         return {}
 
-    def map(self, env: gym.Env) -> list[Json]:
+    def map(self, env: gym.Env) -> list[JsonObject]:
         """The road's lanes."""
         return lanes_of(env)
 

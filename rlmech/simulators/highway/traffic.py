@@ -20,7 +20,7 @@ from rlmech.simulators.copying import copied
 from rlmech.simulators.highway import vehicles as reading
 from rlmech.simulators.highway.constants import EpisodeConstants
 from rlmech.simulators.world import World
-from rlmech.untyped import Json, Stepped
+from rlmech.untyped import JsonObject, Stepped
 
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 
@@ -144,7 +144,7 @@ def _shared(env: gym.Env) -> dict[int, Any]:
     return {id(part): part for part in (network, *network.lanes_list())}
 
 
-def lanes_of(env: gym.Env) -> list[Json]:
+def lanes_of(env: gym.Env) -> list[JsonObject]:
     """The road's lanes: centre line `points` in m, `width` in m, and the nodes that it leads from and to.
 
     Returns:
@@ -153,7 +153,7 @@ def lanes_of(env: gym.Env) -> list[Json]:
     road: Any = getattr(env.unwrapped, "road", None)
     if road is None or not hasattr(road, "network"):
         return []
-    lanes: list[Json] = []
+    lanes: list[JsonObject] = []
     for (start, end, index), lane in road.network.lanes_dict().items():
         straight = type(lane).__name__ == "StraightLane"
         along = np.linspace(0, lane.length, 2 if straight else max(2, round(lane.length / LANE_POINT_EVERY) + 1))

@@ -21,7 +21,7 @@ from rlmech.simulators.staging import Staging
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import FeatureSpec, PolicySpec
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,"
 """Of a mission, as MiniGrid's FlatObsWrapper encodes it."""
@@ -73,7 +73,7 @@ class MiniGrid:
         """`layout`: the walls of this episode."""
         return {"layout": objects.layout(world.env.unwrapped)}
 
-    def map(self, env: gym.Env) -> list[Json]:
+    def map(self, env: gym.Env) -> list[JsonObject]:
         """Nothing: each episode has walls of its own."""
         return []
 

@@ -19,7 +19,7 @@ from rlmech.simulators.highway.staging.table import vehicle_table
 from rlmech.simulators.highway.staging.watching import rows_of
 from rlmech.simulators.staging import Features, Quantity, Rows, through_wrappers
 from rlmech.simulators.world import World
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 class RoadStaging:
@@ -84,7 +84,7 @@ class RoadStaging:
         """The number of a vehicle."""
         return number_of(scene, entity, row=row)
 
-    def situation(self, stage: Stage) -> Json:
+    def situation(self, stage: Stage) -> JsonObject:
         """The ego's position in m, heading in rad and speed in m/s."""
         if not stage.has_road:
             return {}

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from rlmech.simulators.highway.staging.stage import Stage
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 def vehicle_table(stage: Stage) -> pd.DataFrame:
     """A line for each vehicle in sight or on the road; see `Scene.vehicles` for the columns."""
     ego = stage.ego if stage.has_road else None
-    lines: list[Json] = []
+    lines: list[JsonObject] = []
     for number in stage.numbers:
         vehicle = stage.vehicle(number)
         along, lateral = vehicle.lane.local_coordinates(vehicle.position)

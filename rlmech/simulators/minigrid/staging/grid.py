@@ -17,7 +17,7 @@ from rlmech.simulators.minigrid.staging.stage import GridStage
 from rlmech.simulators.staging import Features, Quantity, Rows, through_wrappers
 from rlmech.simulators.values import told
 from rlmech.simulators.world import World
-from rlmech.untyped import Json
+from rlmech.untyped import JsonObject
 
 
 class GridStaging:
@@ -86,7 +86,7 @@ class GridStaging:
         scene.stage.thing(entity)  # raises where there is none
         return int(entity)
 
-    def situation(self, stage: GridStage) -> Json:
+    def situation(self, stage: GridStage) -> JsonObject:
         """The agent's cell and direction, what it is carrying, and the cells to the nearest goal."""
         return dict(step_values(stage.entities))
 
