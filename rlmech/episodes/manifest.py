@@ -10,6 +10,7 @@ from pathlib import Path
 from rlmech.episodes.shards import SHARDS, damaged, unwritable
 from rlmech.errors import RecordingError
 from rlmech.files import SEAL, DamagedError, read_sealed_json, write_sealed_json
+from rlmech.untyped import JsonObject
 
 FORMAT = "rlmech.recording/4"
 MANIFEST = "manifest.json"

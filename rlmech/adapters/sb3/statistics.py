@@ -156,7 +156,7 @@ def _content(loader: Any, _tag: str, node: Any) -> Any:
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/", _content)
 
 
-def read_run_config(file: Path) -> dict[str, object] | None:
+def read_run_config(file: Path) -> JsonObject | None:
     """RL Zoo's `config.yml`; None where there is none, or it is another's.
 
     Raises:
@@ -166,7 +166,7 @@ def read_run_config(file: Path) -> dict[str, object] | None:
     return read if {"policy", "n_timesteps"} <= set(read) else None
 
 
-def read_yaml(file: Path) -> dict[str, object]:
+def read_yaml(file: Path) -> JsonObject:
     """A mapping that RL Zoo wrote as YAML, an OrderedDict's pairs too; empty where there is none.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,9 @@ from rlmech.simulators.staging import Staging
 from rlmech.simulators.world import World
 from rlmech.spec import PolicySpec, spec_from_config
 from rlmech.untyped import JsonObject, Settings
+
+if TYPE_CHECKING:
+    pass
 
 RATE = "share of episodes"
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,9 @@ from rlmech.simulators.highway import vehicles as reading
 from rlmech.simulators.highway.constants import EpisodeConstants
 from rlmech.simulators.world import World
 from rlmech.untyped import JsonObject, Stepped
+
+if TYPE_CHECKING:
+    pass
 
 LANE_POINT_EVERY = 2.0  # metres along a curved lane
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlmech.simulators.highway import fast
 from rlmech.simulators.highway.measures import Encounter, Rectangle
 from rlmech.untyped import Row
+
+if TYPE_CHECKING:
+    from highway_env.road.road import Road, RoadNetwork
+    from highway_env.vehicle.controller import ControlledVehicle
 
 STRAIGHT = math.radians(30)  # a junction's lane that turns by less goes straight on
 TO_ITSELF = (math.nan, math.nan, math.nan, math.nan)
@@ -33,7 +37,7 @@ class Plans:
         twin._known, twin._turns = dict(self._known), dict(self._turns)
         return twin
 
-    def of(self, number: int, vehicle: Any, network: Any) -> tuple[str, str]:
+    def of(self, number: int, vehicle: ControlledVehicle, network: RoadNetwork) -> tuple[str, str]:
         """Destination and turn of a vehicle, as they are or, when nothing is left of its route, as they last were."""
         route = getattr(vehicle, "route", None)
         known = self._known.get(number, ("", ""))
@@ -48,7 +52,7 @@ class Plans:
         plan = self._known[number] = (str(route[-1][1]), turn)
         return plan
 
-    def _turn(self, network: object, road: tuple[object, object, object]) -> str:
+    def _turn(self, network: RoadNetwork, road: Row) -> str:
         ends = road[:2]
         if ends not in self._turns:
             self._turns[ends] = _turn(network, *ends)
@@ -115,7 +119,10 @@ Measured = tuple[Sequence[tuple[float, float, float, float]], Sequence[tuple[flo
 
 
 def _measured(
-    vehicles: Sequence[Any], rectangles: Sequence[Rectangle], cosines: Sequence[tuple[float, float]], road: Any
+    vehicles: Sequence[ControlledVehicle],
+    rectangles: Sequence[Rectangle],
+    cosines: Sequence[tuple[float, float]],
+    road: Road,
 ) -> Measured:
     """Of each: distance, gap, closing speed and time to collision; coordinates on its lane; goes first among equals."""
     rule = hasattr(road, "respect_priorities")
@@ -158,7 +165,7 @@ def _lane(vehicle: Any, place: tuple[float, float]) -> tuple[str, str, int, floa
     return str(start), str(end), int(index), *place
 
 
-def _controls(vehicle: Any) -> tuple[int, float]:
+def _controls(vehicle: ControlledVehicle) -> tuple[int, float]:
     """Lanes to the right that it steers for, and the speed that it tracks."""
     target: Any = getattr(vehicle, "target_lane_index", None)
     here = vehicle.lane_index
@@ -166,12 +173,12 @@ def _controls(vehicle: Any) -> tuple[int, float]:
     return change, float(getattr(vehicle, "target_speed", math.nan))
 
 
-def _in_front(vehicle: Any, ego: Any) -> bool:
+def _in_front(vehicle: ControlledVehicle, ego: ControlledVehicle) -> bool:
     """What `RegulatedRoad.respect_priorities` says of equals: the one in front goes first."""
     return bool(vehicle.front_distance_to(ego) <= ego.front_distance_to(vehicle))
 
 
-def _turn(network: Any, start: Any, end: Any) -> str:
+def _turn(network: RoadNetwork, start: Any, end: Any) -> str:
     """Which way a road turns where others could have been taken; empty where none could."""
     if len(network.graph.get(start, {})) < 2:
         return ""

@@ -5,7 +5,7 @@ Where the kernel asks (see `kernel.c`), highway-env's own code answers, with the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from highway_env.road.regulation import RegulatedRoad
 
@@ -13,6 +13,9 @@ from rlmech.simulators.highway.fast.kernel import kernel
 from rlmech.simulators.highway.fast.known import known_lanes
 from rlmech.simulators.highway.fast.lanes import LaneTable
 from rlmech.simulators.highway.fast.packing import CONTROL, desk, pack, pack_hit, pack_plans, pack_settings, write_back
+
+if TYPE_CHECKING:
+    pass
 
 MOMENTS = 11  # of a predicted trajectory, as in the kernel
 DONE, FOLLOW_ROAD, IS_CONFLICT_POSSIBLE, HANDLE_COLLISIONS = range(4)

@@ -68,7 +68,7 @@ _READ = [(vars(owner), itemgetter(*names, names[0])) for owner, names in _REPEAT
 _FOUND = [get(table) for table, get in _READ]
 
 
-def unknown(road: object) -> str | None:
+def unknown(road: Road) -> str | None:
     """Why a road as it is now is left to highway-env; None where it is not."""
     library = kernel()
     if isinstance(library, str):
@@ -77,7 +77,7 @@ def unknown(road: object) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def known_lanes(road: Any) -> LaneTable | str:
+def known_lanes(road: Road) -> LaneTable | str:
     """The table of a road's lanes, or why the road is not for the kernel."""
     if not _ORIGINAL or [get(table) for table, get in _READ] != _FOUND:
         return "a function of highway-env has been replaced in this process"
@@ -95,7 +95,7 @@ def known_lanes(road: Any) -> LaneTable | str:
     return lanes
 
 
-def _stranger(road: Any, *, regulated: bool) -> str | None:
+def _stranger(road: Road, *, regulated: bool) -> str | None:
     if len(road.vehicles) + len(road.objects) > MOST_ENTITIES:
         return f"there are more than {MOST_ENTITIES} vehicles"
     for one in road.vehicles:

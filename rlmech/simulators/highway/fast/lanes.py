@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +16,9 @@ from highway_env.road.lane import CircularLane, SineLane, StraightLane
 from highway_env.road.road import RoadNetwork
 
 from rlmech.simulators.highway.fast.kernel import SIZES
+
+if TYPE_CHECKING:
+    pass
 
 KINDS: dict[type, float] = {StraightLane: 0.0, CircularLane: 1.0, SineLane: 2.0}
 
@@ -108,7 +111,7 @@ class LaneTable:
 _tables: WeakKeyDictionary[RoadNetwork, LaneTable | None] = WeakKeyDictionary()
 
 
-def lane_table(network: Any) -> LaneTable | None:
+def lane_table(network: RoadNetwork) -> LaneTable | None:
     """The table of a network as it is now; None where it has lanes that the kernel does not know."""
     known = _tables.get(network)
     if known is not None and known.describes(network):
@@ -120,7 +123,7 @@ def lane_table(network: Any) -> LaneTable | None:
     return made
 
 
-def _listed(network: Any) -> list[object]:
+def _listed(network: RoadNetwork) -> list[object]:
     """Nodes and lanes in order."""
     found: list[Any] = []
     for a, ends in network.graph.items():

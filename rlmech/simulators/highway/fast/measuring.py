@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlmech.simulators.highway.fast.kernel import kernel
 from rlmech.simulators.highway.fast.lanes import lane_table
 from rlmech.simulators.highway.measures import Rectangle
+
+if TYPE_CHECKING:
+    from highway_env.road.road import RoadNetwork
+    from highway_env.vehicle.controller import ControlledVehicle
 
 Towards = list[tuple[float, float, float, float]]
 
@@ -39,7 +43,7 @@ def towards(rectangles: Sequence[Rectangle], cosines: Sequence[tuple[float, floa
     return found
 
 
-def along_and_across(vehicles: Sequence[Any], network: Any) -> list[tuple[float, float]] | None:
+def along_and_across(vehicles: Sequence[ControlledVehicle], network: RoadNetwork) -> list[tuple[float, float]] | None:
     """Each vehicle's coordinates on its own lane; None where the kernel does not know one of the lanes."""
     lanes = lane_table(network)
     places = [-1 if lanes is None else lanes.place.get(id(one.lane), -1) for one in vehicles]
@@ -53,7 +57,7 @@ def along_and_across(vehicles: Sequence[Any], network: Any) -> list[tuple[float,
     return [(along, across) for along, across in found.tolist()]
 
 
-def in_front(vehicles: Sequence[Any]) -> list[bool]:
+def in_front(vehicles: Sequence[ControlledVehicle]) -> list[bool]:
     """Whether each is at least as far in front of the first as the first is of it, as `respect_priorities` has it."""
     positions = np.array([one.position for one in vehicles], dtype=np.float64)
     headings = np.array([one.heading for one in vehicles], dtype=np.float64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from highway_env.road.regulation import RegulatedRoad
@@ -17,6 +17,9 @@ from rlmech.simulators.highway.fast.frames import run_frames
 from rlmech.simulators.highway.fast.kernel import kernel
 from rlmech.simulators.highway.fast.known import unknown
 from rlmech.simulators.highway.fast.lanes import lane_table
+
+if TYPE_CHECKING:
+    pass
 
 
 class AcceleratedNetwork(RoadNetwork):

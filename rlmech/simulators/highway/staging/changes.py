@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from rlmech.errors import SceneError
 from rlmech.simulators.highway.staging.stage import Stage
 from rlmech.simulators.highway.staging.ways import Lane, further, goals, lane_index, plan
 
+if TYPE_CHECKING:
+    from highway_env.vehicle.controller import ControlledVehicle
 
-def place(stage: Stage, vehicle: Any, *, x: float, y: float, heading: float) -> None:
+
+def place(stage: Stage, vehicle: ControlledVehicle, *, x: float, y: float, heading: float) -> None:
     """Put a vehicle somewhere, in m and rad; its lane, and its way from there, follow."""
     before = vehicle.lane_index
     vehicle.position, vehicle.heading = np.array([x, y], dtype=np.float64), float(heading)
@@ -32,7 +35,7 @@ def place(stage: Stage, vehicle: Any, *, x: float, y: float, heading: float) -> 
         plan(stage, vehicle, goal if goal in goals(stage, vehicle.lane_index) else vehicle.lane_index[1])
 
 
-def drive(stage: Stage, vehicle: Any, *, along: float = 0.0, sideways: float = 0.0) -> None:
+def drive(stage: Stage, vehicle: ControlledVehicle, *, along: float = 0.0, sideways: float = 0.0) -> None:
     """Move a vehicle some metres along its way and to the right of where it is, as seen in driving direction."""
     position, lateral = vehicle.lane.local_coordinates(vehicle.position)
     turned = float(vehicle.lane.local_angle(vehicle.heading, position))
@@ -42,7 +45,7 @@ def drive(stage: Stage, vehicle: Any, *, along: float = 0.0, sideways: float = 0
     place(stage, vehicle, x=x, y=y, heading=float(lane.heading_at(position)) + turned)
 
 
-def put_on_lane(stage: Stage, vehicle: Any, lane: Lane, *, at: float | None) -> None:
+def put_on_lane(stage: Stage, vehicle: ControlledVehicle, lane: Lane, *, at: float | None) -> None:
     """Put a vehicle in the middle of a lane, `at` m from its start, or beside where it is now."""
     way = stage.road.network.get_lane(lane_index(stage, lane, beside=vehicle))
     position = float(way.local_coordinates(vehicle.position)[0]) if at is None else at
@@ -50,7 +53,7 @@ def put_on_lane(stage: Stage, vehicle: Any, lane: Lane, *, at: float | None) -> 
     place(stage, vehicle, x=x, y=y, heading=float(way.heading_at(position)))
 
 
-def accelerate(stage: Stage, vehicle: Any, *, acceleration: float, seconds: float) -> None:
+def accelerate(stage: Stage, vehicle: ControlledVehicle, *, acceleration: float, seconds: float) -> None:
     """Set a vehicle where, and as fast as, it would be had it accelerated for the last seconds.
 
     v' = v + a t and s' = s + a t² / 2, from its present state; who brakes does not roll back.

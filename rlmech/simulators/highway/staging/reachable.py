@@ -7,9 +7,12 @@ its limits of acceleration do not allow since the last decision. Not checked: wh
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlmech.simulators.highway.staging.stage import Stage
+
+if TYPE_CHECKING:
+    from highway_env.vehicle.controller import ControlledVehicle
 
 SLACK = 1e-6
 MOST_ACROSS = math.pi / 4
@@ -31,7 +34,7 @@ def obstructions(
     return (*_overlaps(stage, vehicle), *_misplaced(vehicle), *_speed(stage, vehicle, speed_before, seconds))
 
 
-def _overlaps(stage: Stage, vehicle: Any) -> list[str]:
+def _overlaps(stage: Stage, vehicle: ControlledVehicle) -> list[str]:
     from highway_env.utils import are_polygons_intersecting
 
     found: list[str] = []
@@ -48,7 +51,7 @@ def _overlaps(stage: Stage, vehicle: Any) -> list[str]:
     return found
 
 
-def _misplaced(vehicle: Any) -> list[str]:
+def _misplaced(vehicle: ControlledVehicle) -> list[str]:
     along, across = vehicle.lane.local_coordinates(vehicle.position)
     if not vehicle.on_road:
         beside = abs(across) - vehicle.lane.width_at(along) / 2

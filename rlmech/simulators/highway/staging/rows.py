@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,6 +17,9 @@ from jaxtyping import Float32
 from rlmech.simulators.highway import traffic
 from rlmech.simulators.highway.staging.stage import EGO, Stage
 from rlmech.simulators.staging import Rows, through_wrappers
+
+if TYPE_CHECKING:
+    pass
 
 
 def has_rows(stage: Stage) -> bool:

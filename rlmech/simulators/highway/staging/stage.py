@@ -6,7 +6,7 @@ the road's own list: some environments let vehicles come and go right after they
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +16,9 @@ from rlmech.simulators.highway.traffic import HighwayWorld
 from rlmech.simulators.staging import check_capturable, forked
 from rlmech.simulators.world import World
 from rlmech.untyped import Stepped
+
+if TYPE_CHECKING:
+    from highway_env.vehicle.controller import ControlledVehicle
 
 EGO = 0
 
@@ -153,7 +156,7 @@ class Stage(HighwayWorld):
         road.objects = [one for one in road.objects if one is not gone]
         self.in_sight.pop(number, None)
 
-    def add(self, vehicle: Any) -> int:
+    def add(self, vehicle: ControlledVehicle) -> int:
         """Put a vehicle on the road and in sight; its number."""
         self.road.vehicles = [*self.road.vehicles, vehicle]
         number = self._number(vehicle)

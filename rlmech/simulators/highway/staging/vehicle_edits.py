@@ -5,7 +5,7 @@ Units: m, m/s, rad, s.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rlmech.errors import SceneError
 from rlmech.simulators.highway.staging import changes
@@ -13,6 +13,9 @@ from rlmech.simulators.highway.staging.editable import Changed, Editable, Named,
 from rlmech.simulators.highway.staging.reachable import largest_change_of_speed, obstructions
 from rlmech.simulators.highway.staging.stage import Stage
 from rlmech.simulators.highway.staging.ways import Lane, goals, plan
+
+if TYPE_CHECKING:
+    from highway_env.vehicle.controller import ControlledVehicle
 
 S = TypeVar("S", bound=Editable)
 
@@ -274,7 +277,7 @@ def reroute(scene: S, vehicle: Named = None, *, row: int | None = None, to: str)
     return scene.changed("reroute", f"vehicle {number} drives to {to}", change)
 
 
-def _give_route(stage: Stage, vehicle: Any, to: str | None) -> None:
+def _give_route(stage: Stage, vehicle: ControlledVehicle, to: str | None) -> None:
     routed = any(getattr(one, "route", None) for one in stage.road.vehicles)
     if to is not None:
         plan(stage, vehicle, to)

@@ -6,10 +6,15 @@ A lane is `(from, to, number)`, as highway-env names it. Exact: lanes are follow
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlmech.errors import SceneError, nearest
 from rlmech.simulators.highway.staging.stage import Stage
+
+if TYPE_CHECKING:
+    from highway_env.road.lane import AbstractLane
+    from highway_env.road.road import RoadNetwork
+    from highway_env.vehicle.controller import ControlledVehicle
 
 LaneIndex = tuple[str, str, int]
 Lane = int | tuple[str, str] | tuple[str, str, int]
@@ -46,7 +51,7 @@ def lane_index(stage: Stage, lane: Lane, *, beside: Any = None) -> LaneIndex:
     )
 
 
-def further(stage: Stage, vehicle: Any, metres: float) -> tuple[LaneIndex, float]:
+def further(stage: Stage, vehicle: ControlledVehicle, metres: float) -> tuple[LaneIndex, float]:
     """The lane, and the position along it in m, that lie some metres further on a vehicle's way.
 
     Forwards along its route, or straight on where it has none; backwards to the lane that leads here, where only one
@@ -71,7 +76,7 @@ def further(stage: Stage, vehicle: Any, metres: float) -> tuple[LaneIndex, float
     return index, position
 
 
-def _next(network: Any, index: LaneIndex, route: list[Any]) -> LaneIndex | None:
+def _next(network: RoadNetwork, index: LaneIndex, route: list[Any]) -> LaneIndex | None:
     lane = network.get_lane(index)
     roads = {to: lanes for to, lanes in network.graph.get(index[1], {}).items() if _leads_on(lane, lanes[0])}
     planned = [step[1] for step in route if step[0] == index[1] and step[1] in roads]
@@ -83,7 +88,7 @@ def _next(network: Any, index: LaneIndex, route: list[Any]) -> LaneIndex | None:
     return index[1], planned[0], min(index[2], len(roads[planned[0]]) - 1)
 
 
-def _before(network: Any, index: LaneIndex) -> LaneIndex | None:
+def _before(network: RoadNetwork, index: LaneIndex) -> LaneIndex | None:
     lane = network.get_lane(index)
     ways = [(start, roads[index[0]]) for start, roads in network.graph.items() if index[0] in roads]
     before = [(start, lanes) for start, lanes in ways if _leads_on(lanes[0], lane)]
@@ -93,7 +98,7 @@ def _before(network: Any, index: LaneIndex) -> LaneIndex | None:
     return start, index[0], min(index[2], len(lanes) - 1)
 
 
-def _leads_on(lane: Any, onward: Any) -> bool:
+def _leads_on(lane: AbstractLane, onward: AbstractLane) -> bool:
     """Whether who leaves one lane can go on along another without turning back.
 
     The outer nodes of an intersection join the road that leads out to the one that leads in, side by side.
@@ -118,7 +123,7 @@ def goals(stage: Stage, index: LaneIndex) -> list[str]:
     return reached
 
 
-def plan(stage: Stage, vehicle: Any, to: str) -> None:
+def plan(stage: Stage, vehicle: ControlledVehicle, to: str) -> None:
     """Give a vehicle a route from where it is.
 
     Raises:
