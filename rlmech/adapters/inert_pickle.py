@@ -33,13 +33,13 @@ class Stub:
 
     name = ""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:
+    def __new__(cls, *args: object, **kwargs: object) -> Stub:
         """An object with its arguments, whichever way a pickle makes it."""
         stub = super().__new__(cls)
         stub.args, stub.state = (*args, *kwargs.values()), {}
         return stub
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         self.args: Args
         self.state: dict[Any, Any]
 
@@ -49,24 +49,24 @@ class Stub:
             if isinstance(part, dict):
                 self.state.update(part)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         if isinstance(key, str):
             self.state[key] = value
 
-    def append(self, value: Any) -> None:
+    def append(self, value: object) -> None:
         """What a list's subclass is filled with is not kept."""
 
     def extend(self, values: object) -> None:
         """What a list's subclass is filled with is not kept."""
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         """What a set's subclass is filled with is not kept."""
 
 
 class _Dtype:
     """A dtype of plain numbers, by its code; its byte order comes as state."""
 
-    def __init__(self, code: Any = "", *_: Any) -> None:
+    def __init__(self, code: object = "", *_: object) -> None:
         self.code = str(code)
 
     def __setstate__(self, state: object) -> None:
@@ -88,7 +88,7 @@ class _Dtype:
 class _Array:
     """An array before its state: shape, dtype and raw bytes."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         self.value: np.ndarray | None = None
 
     def __setstate__(self, state: Any) -> None:
@@ -96,12 +96,12 @@ class _Array:
         self.value = _array(raw, dtype, shape, "F" if fortran else "C") if isinstance(raw, bytes) else None
 
 
-def _array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+def _array(raw: Any, dtype: Any, shape: Any, order: object = "C") -> np.ndarray:
     values = np.frombuffer(bytes(raw), dtype=dtype.known())
     return values.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
 
 
-def _scalar(dtype: Any, raw: Any = b"") -> object:
+def _scalar(dtype: Any, raw: object = b"") -> object:
     return np.frombuffer(bytes(raw), dtype=dtype.known())[0] if isinstance(raw, bytes) else Stub(raw)
 
 
@@ -201,7 +201,7 @@ def _plain(value: object, seen: dict[int, object]) -> object:
         value.args = tuple(_plain(part, seen) for part in value.args)
         return value
     if isinstance(value, dict):
-        made: dict[Any, Any] = type(value)() if isinstance(value, collections.OrderedDict) else {}
+        made: dict[object, object] = type(value)() if isinstance(value, collections.OrderedDict) else {}
         seen[id(value)] = made
         made.update({key: _plain(part, seen) for key, part in value.items()})
         return made

@@ -21,6 +21,9 @@ from rlmech.core.operations.reading import axes_of, nodes_in, numbers_read, reco
 from rlmech.core.operations.record import Movement
 from rlmech.core.operations.table import known as known_operation
 
+Pushed = Any
+"""What is known to depend, as the operation itself gives it: a tensor of yes and no, a tuple of them, or None."""
+
 Block = Callable[[Node, Tensor | None], Tensor | None]
 """(node, which of its elements depend on the sources, in the node's own shape) -> what goes on to its readers."""
 
@@ -45,7 +48,7 @@ def push_dependence(
             answers, starts sources and stops what must not go on.
         head_layouts: For each node of per-head results, the layout of the heads' outputs that it is computed from.
     """
-    known: dict[Node, Any] = {}
+    known: dict[Node, Pushed] = {}
     for node in graph.computed_order(ends, replaced=replaced):
         if known_operation(node.op).role == "leaf" and node.op != "input":
             continue
@@ -69,14 +72,14 @@ _BY_FIRST_ARGUMENT: tuple[Movement, ...] = ("channelwise", "convolution", "norm"
 class _Pusher:
     """The rules: what an operation makes of the masks of its inputs."""
 
-    def __init__(self, known: Mapping[Node, Any], n_rows: int, head_layouts: Mapping[Node, Layout]) -> None:
+    def __init__(self, known: Mapping[Node, Pushed], n_rows: int, head_layouts: Mapping[Node, Layout]) -> None:
         self.known, self.n_rows, self.head_layouts = known, n_rows, head_layouts
 
-    def push(self, node: Node) -> Any:
+    def push(self, node: Node) -> Pushed:
         rule = self._rule(node)
         return self._whole_rows(node) if rule is None else rule(node)
 
-    def _rule(self, node: Node) -> Callable[[Node], Any] | None:
+    def _rule(self, node: Node) -> Callable[[Node], Pushed] | None:
         """The rule of an operation, by name; None where there is none, or its arguments are unusual."""
         moves = record_of(node).moves
         if moves == "product" and not self._has_matrices(node):
@@ -85,7 +88,7 @@ class _Pusher:
             return None
         if node.shape is None and moves not in ("layout", "pool"):
             return None
-        rules: dict[Movement, Callable[[Node], Any]] = {
+        rules: dict[Movement, Callable[[Node], Pushed]] = {
             "reshape": self._reshaped,
             "layout": self._moved,
             "join": self._joined,
@@ -109,7 +112,7 @@ class _Pusher:
         weight = torch.ones(node.args[1].sizes)
         return self._call(node, self._mask(node.args[0]).float(), weight, None, *node.args[3:]) > 0
 
-    def _pooled(self, node: Node) -> Any:
+    def _pooled(self, node: Node) -> Pushed:
         pooled = self._call(node, self._mask(node.args[0]).float(), *node.args[1:])
         return tuple(part > 0 for part in (pooled[0], pooled[0])) if isinstance(pooled, tuple | list) else pooled > 0
 
@@ -149,11 +152,11 @@ class _Pusher:
             total = total | mask
         return total
 
-    def _call(self, node: Node, *args: Any) -> Any:
+    def _call(self, node: Node, *args: Any) -> Pushed:
         assert node.call is not None  # noqa: S101  # only leaves have no call
         return node.call(*self._filled(args), **self._filled(node.kwargs))
 
-    def _filled(self, value: Any) -> Any:
+    def _filled(self, value: Any) -> Pushed:
         if isinstance(value, Node):
             if value.op == "sym_size":
                 return self.n_rows
@@ -162,7 +165,7 @@ class _Pusher:
             return [self._filled(item) for item in value]
         return {key: self._filled(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-    def _moved(self, node: Node) -> Any:
+    def _moved(self, node: Node) -> Pushed:
         if node.op == "getitem":
             source = self.known[node.args[0]]
             return source[node.args[1]] if isinstance(source, tuple | list) else self._spread(source, node)
@@ -215,7 +218,7 @@ class _Pusher:
             mask = mask.any(axis, keepdim=True)
         return mask.reshape(self._sizes(node))
 
-    def _whole_rows(self, node: Node) -> Any:
+    def _whole_rows(self, node: Node) -> Pushed:
         """What is not known depends on everything in its row."""
         rows = torch.zeros(self.n_rows, dtype=torch.bool)
         for source in node.inputs():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +34,9 @@ from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed
 from rlmech.spec import PolicySpec
 from rlmech.untyped import JsonObject, Settings
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
 
 Observations = Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 DECIDED = ("step", "action", "reward", "terminated", "truncated")
@@ -114,7 +117,7 @@ def to_minari(
 
 
 @explain_misuse
-def from_minari(dataset: Any, *, path: str | Path | None = None) -> Recording:
+def from_minari(dataset: MinariDataset | str | Path, *, path: str | Path | None = None) -> Recording:
     """Make a recording of a Minari dataset, by whomever.
 
     Args:
@@ -189,7 +192,7 @@ def _with_final(observations: Observations, finals: Any, rows: slice, number: in
     return np.concatenate([observations[rows], finals[number, None]])
 
 
-def _buffer(minari: Any, episode: _Episode) -> object:
+def _buffer(minari: ModuleType, episode: _Episode) -> object:
     return minari.data_collector.EpisodeBuffer(
         seed=episode.seed,
         observations=episode.observations,
@@ -226,7 +229,7 @@ def _check_same(recording: Recording, env: gym.Env | None) -> None:
         )
 
 
-def _folder(minari: Any, dataset_id: str, root: str | Path | None) -> Path:
+def _folder(minari: ModuleType, dataset_id: str, root: str | Path | None) -> Path:
     try:
         namespace = minari.dataset.minari_dataset.parse_dataset_id(dataset_id)[0]
     except ValueError as error:
@@ -252,7 +255,7 @@ def _folder(minari: Any, dataset_id: str, root: str | Path | None) -> Path:
 # ---- in
 
 
-def _collected(dataset: Any, seeds: list[int]) -> Iterator[_Episode]:
+def _collected(dataset: MinariDataset, seeds: list[int]) -> Iterator[_Episode]:
     for seed, found in zip(seeds, dataset.iterate_episodes(), strict=True):
         n_steps = len(found.rewards)
         yield _Episode(
@@ -300,7 +303,7 @@ def _episodes(number: int, episode: _Episode, outcomes: Sequence[Settings]) -> E
     )
 
 
-def _seeds(dataset: Any) -> tuple[list[int], bool]:
+def _seeds(dataset: MinariDataset) -> tuple[list[int], bool]:
     """Seeds of the episodes, and whether they had to be numbered instead."""
     found = [episode.get("seed") for episode in dataset.storage.get_episode_metadata(dataset.episode_indices)]
     if None in found or len(set(found)) < len(found) or max(found) >= MOST_SEED:
@@ -308,7 +311,7 @@ def _seeds(dataset: Any) -> tuple[list[int], bool]:
     return [int(seed) for seed in found], False
 
 
-def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> JsonObject:
+def _manifest(dataset: MinariDataset, seeds: list[int], *, numbered: bool) -> JsonObject:
     metadata = dataset.storage.metadata
     ours: JsonObject = metadata.get("rlmech") or {}
     env = None if dataset.spec.env_spec is None else dataset.spec.env_spec
@@ -340,7 +343,7 @@ def _manifest(dataset: Any, seeds: list[int], *, numbered: bool) -> JsonObject:
     return json.loads(json.dumps(manifest, default=str))
 
 
-def _opened(minari: Any, dataset: Any) -> Any:
+def _opened(minari: ModuleType, dataset: MinariDataset | str | Path) -> MinariDataset:
     if isinstance(dataset, minari.MinariDataset):
         found = dataset
     else:
@@ -365,7 +368,7 @@ def _opened(minari: Any, dataset: Any) -> Any:
     return found
 
 
-def _check_spaces(dataset: Any) -> None:
+def _check_spaces(dataset: MinariDataset) -> None:
     observed, acted = dataset.spec.observation_space, dataset.spec.action_space
     parts = list(observed.values()) if isinstance(observed, spaces.Dict) else [observed]
     plain = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

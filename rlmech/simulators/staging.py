@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import gymnasium as gym
 import pandas as pd
@@ -17,6 +17,8 @@ from rlmech.errors import CopyError, SceneError
 from rlmech.simulators.world import World
 from rlmech.untyped import JsonObject
 
+StageT = TypeVar("StageT")
+"""What a simulator holds still for a scene: its own class."""
 OBSERVED_ONLY = "only the observation is edited: no state shows it"
 Rows = Mapping[int, int]
 """Observation row by an entity's number; -1 is no row."""
@@ -84,7 +86,7 @@ class Quantity:
     whole: bool = False
 
 
-class Staging(Protocol):
+class Staging(Protocol[StageT]):
     """What scenes do in environments of one kind.
 
     Attributes:
@@ -101,7 +103,7 @@ class Staging(Protocol):
     apart: tuple[frozenset[str], ...]
     agent: str
 
-    def stage(self, source: gym.Env | World, observation: Any) -> Any:
+    def stage(self, source: gym.Env | World, observation: Any) -> StageT:
         """A copy of an environment as it is now, with who stands in which row of its last observation, if given.
 
         Raises:
@@ -109,31 +111,31 @@ class Staging(Protocol):
         """
         ...
 
-    def is_peopled(self, stage: Any) -> bool:
+    def is_peopled(self, stage: StageT) -> bool:
         """Whether it knows who is there, so that the state can be observed anew."""
         ...
 
-    def check_editable(self, stage: Any) -> None:
+    def check_editable(self, stage: StageT) -> None:
         """Raises a SceneError where there is nothing to change."""
         ...
 
-    def has_rows(self, stage: Any) -> bool:
+    def has_rows(self, stage: StageT) -> bool:
         """Whether the rows of an observation are entities."""
         ...
 
-    def n_rows(self, stage: Any) -> int:
+    def n_rows(self, stage: StageT) -> int:
         """How many."""
         ...
 
-    def own_rows(self, stage: Any) -> dict[int, int]:
+    def own_rows(self, stage: StageT) -> dict[int, int]:
         """The rows that the environment itself would give them now."""
         ...
 
-    def observed(self, stage: Any, rows: Rows, features: Features) -> Any:
+    def observed(self, stage: StageT, rows: Rows, features: Features) -> Any:
         """The observation with entities in given rows, where it has rows, and what is only observed laid over it."""
         ...
 
-    def table(self, stage: Any) -> pd.DataFrame:
+    def table(self, stage: StageT) -> pd.DataFrame:
         """Who is there: a line each."""
         ...
 
@@ -145,23 +147,23 @@ class Staging(Protocol):
         """
         ...
 
-    def situation(self, stage: Any) -> JsonObject:
+    def situation(self, stage: StageT) -> JsonObject:
         """Columns of a roll: where the agent is."""
         ...
 
-    def state(self, stage: Any, number: int) -> dict[str, float]:
+    def state(self, stage: StageT, number: int) -> dict[str, float]:
         """The quantities of an entity as they are; those that it does not have are left out."""
         ...
 
-    def blocked(self, stage: Any, number: int, changes: Mapping[str, float]) -> str:
+    def blocked(self, stage: StageT, number: int, changes: Mapping[str, float]) -> str:
         """Why an entity cannot be in a state at all; empty where it can."""
         ...
 
-    def varied(self, stage: Any, number: int, changes: Mapping[str, float]) -> AbstractContextManager[Any]:
+    def varied(self, stage: StageT, number: int, changes: Mapping[str, float]) -> AbstractContextManager[Any]:
         """While it is entered, an entity is in another state; gives what `obstructions` needs of the one before."""
         ...
 
-    def obstructions(self, stage: Any, number: int, before: Any) -> tuple[str, ...]:
+    def obstructions(self, stage: StageT, number: int, before: Any) -> tuple[str, ...]:
         """What speaks against the simulator's coming to the state of an entity; empty where nothing does."""
         ...
 

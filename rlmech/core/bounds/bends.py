@@ -8,12 +8,12 @@ All is written from the value at the observation, `z0`; so what a chain of them 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlmech.core.bounds.calls import call, sizes_of_terms
+from rlmech.core.bounds.calls import Operand, call, sizes_of_terms
 from rlmech.core.bounds.intervals import (
     Interval,
     Known,
@@ -71,8 +71,8 @@ class Remainder:
             None for nowhere.
     """
 
-    low: Any
-    high: Any
+    low: Operand
+    high: Operand
     level: Tensor | None = None
 
     @property

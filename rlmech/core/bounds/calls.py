@@ -12,7 +12,9 @@ from rlmech.core.graph import Graph, Node
 from rlmech.core.operations.reading import record_of
 from rlmech.untyped import Settings
 
-Values = Mapping[Node, Any]
+Operand = Any
+"""What an operation is called with or gives, or a bound or slope of it: a tensor, a number, or a tuple of them."""
+Values = Mapping[Node, Operand]
 _SIZED = {"view", "_unsafe_view", "reshape"}
 _CONVERSIONS = {"to", "_to_copy", "type_as"}
 _COPIES = {"where", "masked_fill", "causal_mask", "index_select", "gather", "index", "take_along_dim", "select_scatter",
@@ -23,7 +25,7 @@ _SIGNED = {"lerp", "diff", "addcdiv", "scatter", "index_copy"}
 """Affine operations that put signs or numbers of their own to what they read, unseen in their arguments."""
 
 
-def call(node: Node, values: Values, *, n_rows: int) -> Any:
+def call(node: Node, values: Values, *, n_rows: int) -> Operand:
     """A node's value, real numbers in double precision, given those of what it reads.
 
     Args:
@@ -36,17 +38,17 @@ def call(node: Node, values: Values, *, n_rows: int) -> Any:
     return apply(node, [filled(arg, values) for arg in node.args], filled(node.kwargs, values), n_rows=n_rows)
 
 
-def apply(node: Node, args: Sequence[Any], kwargs: Settings, *, n_rows: int) -> Any:
+def apply(node: Node, args: Sequence[Operand], kwargs: Settings, *, n_rows: int) -> Operand:
     """A node's operation on arguments of any origin."""
     if node.op in _SIZED and node.shape is not None:  # the sizes known, for the arguments hold no batch size
         return args[0].reshape([-size * n_rows if size < 0 else size for size in node.sizes])
     if node.op in _CONVERSIONS and node.dtype is not None and node.dtype.is_floating_point:
         return double(args[0] if torch.is_tensor(args[0]) else torch.as_tensor(args[0]))
-    function: Any = node.call
+    function: Operand = node.call
     return double(function(*args, **kwargs))
 
 
-def double(value: Any) -> Any:
+def double(value: Operand) -> Operand:
     """A value with its real numbers in double precision."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
@@ -61,7 +63,7 @@ def leaf(graph: Graph, node: Node) -> Tensor:
     return double(value.detach())
 
 
-def filled(value: object, values: Values) -> Any:
+def filled(value: object, values: Values) -> Operand:
     """An argument with the nodes in it replaced by their values."""
     if isinstance(value, Node):
         return values[value]
@@ -77,7 +79,7 @@ def has_sizes(node: Node) -> bool:
     return node.op not in _SIGNED and record_of(node).name != ""
 
 
-def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[Node] | None = None) -> Any:
+def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[Node] | None = None) -> Operand:
     """The sum of the sizes of the terms that a node's operation adds up, given those of what it reads.
 
     The operation is affine in what it reads, or in each of several factors. With `moved`, only the terms of these nodes
@@ -92,7 +94,7 @@ def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[
     record = record_of(node)
     added = set(range(len(node.args))) if record.affine is None else {*record.affine, *record.added}
 
-    def sized(place: int, arg: Any) -> Any:
+    def sized(place: int, arg: Operand) -> Operand:
         if isinstance(arg, list | tuple):
             return [sized(place, item) for item in arg]
         if isinstance(arg, Node):
@@ -125,7 +127,9 @@ def sizes_of_terms(node: Node, sizes: Values, *, n_rows: int, moved: Collection[
     return apply(node, args, kwargs, n_rows=n_rows)
 
 
-def _sizes_of_batch_norm(node: Node, args: Sequence[Any], kwargs: Settings, *, n_rows: int, constants: bool) -> Any:
+def _sizes_of_batch_norm(
+    node: Node, args: Sequence[Operand], kwargs: Settings, *, n_rows: int, constants: bool
+) -> Operand:
     x, weight, bias, mean, *rest = args
     no_bias = None if bias is None else torch.zeros_like(bias)
     scaled = apply(node, [x, weight, no_bias, torch.zeros_like(mean), *rest], kwargs, n_rows=n_rows)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlmech.core.bounds.calls import apply, call, filled, has_sizes, rounding_terms, sizes_of_terms
+from rlmech.core.bounds.calls import Operand, apply, call, filled, has_sizes, rounding_terms, sizes_of_terms
 from rlmech.core.bounds.softmaxes import mean_range, weight_range
 from rlmech.core.curve_table import SMOOTH, STRAIGHT
 from rlmech.core.curves import Curve
@@ -36,16 +35,16 @@ class Interval:
         high: Likewise.
     """
 
-    low: Any
-    high: Any
+    low: Operand
+    high: Operand
 
     @property
-    def middle(self) -> Any:
+    def middle(self) -> Operand:
         """The centre, in rounding."""
         return each(lambda low, high: low + (high - low) / 2, self.low, self.high)
 
     @property
-    def size(self) -> Any:
+    def size(self) -> Operand:
         """The largest absolute value."""
         return each(lambda low, high: torch.maximum(low.abs(), high.abs()), self.low, self.high)
 
@@ -64,9 +63,9 @@ class Known:
 
     n_rows: int
     epsilon: float
-    centre: dict[Node, Any] = field(default_factory=dict[Node, Any])
+    centre: dict[Node, Operand] = field(default_factory=dict[Node, Operand])
     intervals: dict[Node, Interval] = field(default_factory=dict[Node, Interval])
-    rounding: dict[Node, Any] = field(default_factory=dict[Node, Any])
+    rounding: dict[Node, Operand] = field(default_factory=dict[Node, Operand])
 
     def is_mask(self, node: Node) -> bool:
         """Whether a node varies and is True or False."""
@@ -82,7 +81,7 @@ class Known:
         return self.intervals.get(node) or Interval(value, value)
 
 
-def each(function: Callable[..., Any], *values: Any) -> Any:
+def each(function: Callable[..., Operand], *values: Operand) -> Operand:
     """A function of values that are tensors, or lists or dicts of as many."""
     if isinstance(values[0], dict):
         return {key: function(*(value[key] for value in values)) for key in values[0]}
@@ -125,7 +124,7 @@ def add_interval(node: Node, known: Known) -> None:
     known.intervals[node] = found
 
 
-def curve_of(node: Node, values: Mapping[Node, Any]) -> Curve | None:
+def curve_of(node: Node, values: Mapping[Node, Operand]) -> Curve | None:
     """The curve that a node applies to each number of its first argument; None for a node of another kind."""
     record = record_of(node)
     table, name = (SMOOTH, record.curve) if record.curve else (STRAIGHT, record.name)
@@ -253,7 +252,7 @@ def _at_ends(node: Node, known: Known) -> Interval:
 def _comparison(node: Node, known: Known) -> Interval:
     first, second = (known.ends(arg) if isinstance(arg, Node) else Interval(arg, arg) for arg in node.args[:2])
 
-    def compare(a: object, b: object) -> Any:
+    def compare(a: object, b: object) -> Operand:
         return apply(node, [a, b], {}, n_rows=known.n_rows)
 
     if node.op in ("lt", "le"):
@@ -277,7 +276,7 @@ def _of_masks(node: Node, known: Known) -> Interval:
     raise unbounded(node)
 
 
-def choices(node: Node) -> tuple[Any, Any, Any]:
+def choices(node: Node) -> tuple[Operand, Operand, Operand]:
     """The mask of a node that chooses, what it takes where that is True, and what elsewhere."""
     if node.op == "where":
         return node.args[0], node.args[1], node.args[2]
@@ -300,13 +299,13 @@ def _reads(node: Node) -> list[Node]:
     return list(dict.fromkeys(nodes_in((node.args, tuple(node.kwargs.values())))))
 
 
-def _radius(interval: Interval, middle: object) -> Any:
+def _radius(interval: Interval, middle: object) -> Operand:
     return each(lambda low, high, at: torch.maximum(high - at, at - low), interval.low, interval.high, middle)
 
 
-def _sizes(node: Node, known: Known) -> dict[Node, Any]:
+def _sizes(node: Node, known: Known) -> dict[Node, Operand]:
     """The sizes of what a node reads; of masks and whole numbers the values."""
-    found: dict[Node, Any] = {}
+    found: dict[Node, Operand] = {}
     for read in _reads(node):
         value = known.centre[read]
         real = isinstance(value, Tensor) and value.is_floating_point()
@@ -317,7 +316,7 @@ def _sizes(node: Node, known: Known) -> dict[Node, Any]:
     return found
 
 
-def _rounding(node: Node, found: Interval, known: Known) -> Any:
+def _rounding(node: Node, found: Interval, known: Known) -> Operand:
     """How far rounding can move a node's value from what exact arithmetic makes of the same arguments; None for 0."""
     unit, record = (known.epsilon + torch.finfo(torch.float64).eps) / 2, record_of(node)
     if (record.name in STRAIGHT or record.curve) and reads_alone(node, known):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rlmech.core.bounds.balls import Ball
 from rlmech.core.bounds.bends import Lines, Remainder, Slopes, bends, bound_bend
-from rlmech.core.bounds.calls import call, double, leaf
+from rlmech.core.bounds.calls import Operand, call, double, leaf
 from rlmech.core.bounds.groups import Groups
 from rlmech.core.bounds.intervals import Interval, Known, add_interval, each
 from rlmech.core.graph import Graph, Node
@@ -146,7 +145,7 @@ class Region:
     ) -> tuple[tuple[Tensor, ...], Float[Tensor, "bound batch group"], Float[Tensor, "bound batch group"]]:
         """Pull weights back to the inputs: slopes there, and what the bends and rounding add for each group."""
         known = self.known
-        pulled: dict[Node, Any] = {end: weights}
+        pulled: dict[Node, Operand] = {end: weights}
         gap = rounding = weights.new_zeros(len(weights), known.n_rows, 1 if groups is None else groups.count)
         for node in reversed(self.order):
             if node not in pulled or node not in known.intervals:
@@ -256,7 +255,7 @@ class Region:
         high = torch.where(still, ends.high, torch.minimum(at + high + slack, ends.high))
         known.intervals[node] = Interval(torch.minimum(low, high), torch.maximum(low, high))
 
-    def _dots(self, node: Node, weight: Any, value: Any, groups: Groups | None) -> Tensor:
+    def _dots(self, node: Node, weight: Operand, value: Operand, groups: Groups | None) -> Tensor:
         """The sums over a node's numbers of weights times a value, each group's apart: `[bound batch group]`."""
         if isinstance(weight, dict):  # of an operation with several results, the parts that have weights
             parts = [
@@ -275,7 +274,7 @@ class Region:
             self._bends[key] = bound_bend(node, self.known, slopes)
         return self._bends[key]
 
-    def _pull(self, node: Node, weight: Any, pulled: dict[Node, Any]) -> None:
+    def _pull(self, node: Node, weight: Operand, pulled: dict[Node, Operand]) -> None:
         """Pull weights through the tangent of a node at the observation, to what it reads."""
         if node.op == "getitem":
             by_place = pulled.setdefault(node.args[0], {})
@@ -299,7 +298,7 @@ class Region:
             _accumulate(pulled, read, slope)
 
 
-def _accumulate(pulled: dict[Node, Any], node: Node, weight: Tensor) -> None:
+def _accumulate(pulled: dict[Node, Operand], node: Node, weight: Tensor) -> None:
     pulled[node] = pulled[node] + weight if node in pulled else weight
 
 

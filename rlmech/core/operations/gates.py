@@ -16,15 +16,17 @@ from torch import Tensor
 
 from rlmech.core.operations.record import Boundary, Gating
 
+Number = float | Tensor
 
-def _between(x: Tensor, low: Any = None, high: Any = None) -> list[Boundary]:
+
+def _between(x: Tensor, low: Number | None = None, high: Number | None = None) -> list[Boundary]:
     sides = [] if low is None else [Boundary(distance=x - low, inclusive=True)]
     if isinstance(low, Tensor) and isinstance(high, Tensor):  # where they cross, the upper one holds
         sides.append(Boundary(distance=(low - high).expand_as(x)))
     return sides if high is None else [*sides, Boundary(distance=x - high)]
 
 
-def _within(x: Tensor, low: Any = -1.0, high: Any = 1.0) -> list[Boundary]:
+def _within(x: Tensor, low: float = -1.0, high: float = 1.0) -> list[Boundary]:
     return [Boundary(distance=x - low), Boundary(distance=x - high, inclusive=True)]
 
 
@@ -41,17 +43,17 @@ def _about_zero(x: Tensor) -> list[Boundary]:
     return [Boundary(distance=x, inclusive=True), Boundary(distance=x)]
 
 
-def _largest(x: Tensor, dim: Any, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
+def _largest(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
     dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
     behind = (x.amax(dims, keepdim=True) - x).movedim(dims, list(range(-len(dims), 0)))
     return [Boundary(distance=behind.flatten(-len(dims)), competing=True)]
 
 
-def _smallest(x: Tensor, dim: object, keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
+def _smallest(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> list[Boundary]:  # noqa: FBT001, FBT002  # torch's own
     return _largest(-x, dim, keepdim)
 
 
-def _compared(a: Any, b: Any) -> list[Boundary]:
+def _compared(a: Tensor, b: Number) -> list[Boundary]:
     return [Boundary(distance=a - b, inclusive=True), Boundary(distance=a - b)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
 
@@ -17,6 +17,9 @@ from rlmech.simulators.minigrid.objects import objects_of, table
 from rlmech.simulators.minigrid.view import Seen, view_of
 from rlmech.simulators.world import World
 from rlmech.untyped import Stepped
+
+if TYPE_CHECKING:
+    from minigrid.minigrid_env import MiniGridEnv
 
 SUCCESS = "success"
 
@@ -74,7 +77,7 @@ class GridWorld(World):
 
 
 @contextmanager
-def _noting(base: Any) -> Generator[list[bool]]:
+def _noting(base: MiniGridEnv) -> Generator[list[bool]]:
     """While it is entered, whether the environment's own step ended an episode with a reward is noted."""
     noted: list[bool] = []
     step = base.step

@@ -6,13 +6,17 @@ Walls and floor stand still: they are an episode's `layout`. Cells count from th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rlmech.simulators.minigrid.view import Seen
 from rlmech.simulators.protocol import Column, Value
 from rlmech.untyped import Row
+
+if TYPE_CHECKING:
+    from minigrid.core.world_object import WorldObj
+    from minigrid.minigrid_env import MiniGridEnv
 
 AGENT = 0
 DIRECTIONS = ("right", "down", "left", "up")
@@ -38,19 +42,19 @@ OBJECT_COLUMNS: Mapping[str, Column] = {
 }
 
 
-def objects_of(base: Any) -> list[Any]:
+def objects_of(base: MiniGridEnv) -> list[Any]:
     """The objects of a grid, row by row from its top left cell, then what is carried."""
     here = [one for one in base.grid.grid if one is not None and one.type not in STANDING]
     return here if base.carrying is None else [*here, base.carrying]
 
 
-def places_of(base: Any) -> dict[int, tuple[int, int]]:
+def places_of(base: MiniGridEnv) -> dict[int, tuple[int, int]]:
     """The cell of each object of a grid, by the object's id()."""
     width = base.grid.width
     return {id(one): (i % width, i // width) for i, one in enumerate(base.grid.grid) if one is not None}
 
 
-def table(base: Any, numbers: Mapping[int, int], seen: Seen) -> list[Row]:
+def table(base: MiniGridEnv, numbers: Mapping[int, int], seen: Seen) -> list[Row]:
     """Rows of `OBJECT_COLUMNS`: the agent, then the objects by their numbers.
 
     Args:
@@ -87,7 +91,7 @@ def step_values(rows: Sequence[Row]) -> dict[str, Value | str]:
     }
 
 
-def layout(base: Any) -> str:
+def layout(base: MiniGridEnv) -> str:
     """What stands still, row by row from the top, parted by `/`: `#` wall, a colour's letter floor, `.` nothing."""
     grid = base.grid
     rows = (grid.grid[y * grid.width : (y + 1) * grid.width] for y in range(grid.height))
@@ -100,7 +104,7 @@ def cell_of(position: Any) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _letter(one: Any) -> str:
+def _letter(one: WorldObj | None) -> str:
     if one is None or one.type not in STANDING:
         return "."
     return "#" if one.type == "wall" else str(one.color)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -22,6 +22,9 @@ from rlmech.simulators.values import told
 from rlmech.simulators.world import World
 from rlmech.spec import FeatureSpec, PolicySpec
 from rlmech.untyped import JsonObject
+
+if TYPE_CHECKING:
+    from minigrid.minigrid_env import MiniGridEnv
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,"
 """Of a mission, as MiniGrid's FlatObsWrapper encodes it."""
@@ -71,7 +74,7 @@ class MiniGrid:
 
     def episode_values(self, world: World) -> Mapping[str, Value | str]:
         """`layout`: the walls of this episode."""
-        return {"layout": objects.layout(world.env.unwrapped)}
+        return {"layout": objects.layout(cast("MiniGridEnv", world.env.unwrapped))}
 
     def map(self, env: gym.Env) -> list[JsonObject]:
         """Nothing: each episode has walls of its own."""

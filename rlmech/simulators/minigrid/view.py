@@ -7,11 +7,14 @@ and stands in the middle of the last row; a full view has the grid's own cells.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool
+
+if TYPE_CHECKING:
+    from minigrid.minigrid_env import MiniGridEnv
 
 FULL = ("FullyObsWrapper", "RGBImgObsWrapper", "SymbolicObsWrapper")
 PIXELS = ("RGBImgObsWrapper", "RGBImgPartialObsWrapper")
@@ -91,7 +94,7 @@ class Seen:
     mask: Bool[np.ndarray, "width height"] | None
 
     @classmethod
-    def of(cls, base: Any, view: View) -> Seen:
+    def of(cls, base: MiniGridEnv, view: View) -> Seen:
         """What is seen now."""
         return cls(base, view, None if view.kind == "full" else base.gen_obs_grid(view.size[0])[1])
 
@@ -114,7 +117,7 @@ class Seen:
         return NOWHERE if self.mask is None else (True, *self.agent()[1:])
 
 
-def in_view(base: Any, x: int, y: int, *, size: int) -> tuple[int, int] | None:
+def in_view(base: MiniGridEnv, x: int, y: int, *, size: int) -> tuple[int, int] | None:
     """The place of a cell in the agent's own view of some size; None outside of it."""
     ahead, right = (int(one) for one in base.dir_vec), (int(one) for one in base.right_vec)
     dx, dy = x - int(base.agent_pos[0]), y - int(base.agent_pos[1])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from rlmech.errors import SceneError, nearest
 from rlmech.simulators.minigrid.objects import AGENT, DIRECTIONS, cell_of
 from rlmech.simulators.minigrid.staging.reachable import obstructions
 from rlmech.simulators.minigrid.staging.stage import Cell, GridStage
+
+if TYPE_CHECKING:
+    from minigrid.core.world_object import WorldObj
 
 Named = int | Literal["agent"] | None
 Changed = tuple[int | None, tuple[str, ...]]
@@ -152,7 +155,7 @@ def recolour(scene: S, object: Named = None, color: str = "", *, at: Cell | None
     place = _named(scene.stage, object, at)
     what = f"{scene.stage.name(place(scene.stage))} made {color}"
 
-    def paint(stage: GridStage, one: Any) -> None:
+    def paint(stage: GridStage, one: WorldObj) -> None:
         one.color = color
         stage.look()
 
@@ -354,7 +357,7 @@ def _check_free(reason: str) -> None:
         )
 
 
-def _check_edge(stage: GridStage, thing: Any) -> None:
+def _check_edge(stage: GridStage, thing: WorldObj) -> None:
     """Check that what is taken from its place is no wall at the grid's edge, past which nothing is defined."""
     cell, grid = stage.cell(thing), stage.base.grid
     if cell is not None and (cell[0] in (0, grid.width - 1) or cell[1] in (0, grid.height - 1)):

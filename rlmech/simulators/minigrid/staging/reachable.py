@@ -6,25 +6,29 @@ or lava part from the agent. Not checked: whether the environment draws such a g
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlmech.simulators.minigrid.objects import cell_of
+
+if TYPE_CHECKING:
+    from minigrid.core.grid import Grid
+    from minigrid.minigrid_env import MiniGridEnv
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
-def obstructions(base: Any) -> tuple[str, ...]:
+def obstructions(base: MiniGridEnv) -> tuple[str, ...]:
     """What speaks against the state of a grid; empty where nothing does."""
     return (*_over(base), *_keyless(base), *_unhung(base), *_parted(base))
 
 
-def _over(base: Any) -> list[str]:
+def _over(base: MiniGridEnv) -> list[str]:
     under: Any = base.grid.get(*cell_of(base.agent_pos))
     kind = "" if under is None else str(under.type)
     return [f"the agent stands on {kind}, where the episode is over"] if kind in ("goal", "lava") else []
 
 
-def _keyless(base: Any) -> list[str]:
+def _keyless(base: MiniGridEnv) -> list[str]:
     here = [one for one in (*base.grid.grid, base.carrying) if one is not None]
     here += [one.contains for one in here if one.contains is not None]
     keys = {one.color for one in here if one.type == "key"}
@@ -32,7 +36,7 @@ def _keyless(base: Any) -> list[str]:
     return [f"no key opens the locked {color} door" for color in sorted(locked - keys)]
 
 
-def _unhung(base: Any) -> list[str]:
+def _unhung(base: MiniGridEnv) -> list[str]:
     """Doors that do not stand between two walls."""
     grid, found = base.grid, list[str]()
     for i, one in enumerate(grid.grid):
@@ -45,13 +49,13 @@ def _unhung(base: Any) -> list[str]:
     return found
 
 
-def _is_wall(grid: Any, x: int, y: int) -> bool:
+def _is_wall(grid: Grid, x: int, y: int) -> bool:
     inside = 0 <= x < grid.width and 0 <= y < grid.height
     there = grid.get(x, y) if inside else None
     return not inside or (there is not None and there.type in ("wall", "door"))
 
 
-def _parted(base: Any) -> list[str]:
+def _parted(base: MiniGridEnv) -> list[str]:
     """Whether no goal can be come to, were all doors open and all objects out of the way."""
     grid = base.grid
     goals = {(i % grid.width, i // grid.width) for i, one in enumerate(grid.grid) if one and one.type == "goal"}

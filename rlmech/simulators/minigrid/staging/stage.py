@@ -6,7 +6,7 @@ list that it is in, the targets of a BabyAI instruction.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,9 @@ from rlmech.simulators.minigrid.objects import AGENT, cell_of, places_of
 from rlmech.simulators.minigrid.view import layers
 from rlmech.simulators.staging import check_capturable, forked
 from rlmech.simulators.world import World
+
+if TYPE_CHECKING:
+    from minigrid.core.world_object import WorldObj
 
 Cell = tuple[int, int]
 
@@ -80,16 +83,16 @@ class GridStage(GridWorld):
             fix="scene.entities shows them; walls and floor are named by their cell: at=(x, y)",
         )
 
-    def number_of(self, thing: Any) -> int | None:
+    def number_of(self, thing: WorldObj) -> int | None:
         """The number of an object; None for walls and floor."""
         return self._numbers.get(id(thing))
 
-    def name(self, thing: Any) -> str:
+    def name(self, thing: WorldObj) -> str:
         """An object in words."""
         number = self._numbers.get(id(thing))
         return f"{thing.color} {thing.type}" + ("" if number is None else f" ({number})")
 
-    def cell(self, thing: Any) -> Cell | None:
+    def cell(self, thing: WorldObj) -> Cell | None:
         """Where an object is; None while it is carried."""
         return places_of(self.base).get(id(thing))
 
@@ -137,7 +140,7 @@ class GridStage(GridWorld):
 
     # ---- changing it
 
-    def put(self, thing: Any, cell: Cell) -> None:
+    def put(self, thing: WorldObj, cell: Cell) -> None:
         """Put an object into a free cell, from where it was or from the agent's hand."""
         before = self.cell(thing)
         if before is not None:
