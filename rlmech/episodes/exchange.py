@@ -303,7 +303,7 @@ def _episodes(number: int, episode: _Episode, outcomes: Sequence[Settings]) -> E
     )
 
 
-def _seeds(dataset: MinariDataset) -> tuple[list[int], bool]:
+def _seeds(dataset: Any) -> tuple[list[int], bool]:
     """Seeds of the episodes, and whether they had to be numbered instead."""
     found = [episode.get("seed") for episode in dataset.storage.get_episode_metadata(dataset.episode_indices)]
     if None in found or len(set(found)) < len(found) or max(found) >= MOST_SEED:
@@ -343,7 +343,7 @@ def _manifest(dataset: MinariDataset, seeds: list[int], *, numbered: bool) -> Js
     return json.loads(json.dumps(manifest, default=str))
 
 
-def _opened(minari: ModuleType, dataset: MinariDataset | str | Path) -> MinariDataset:
+def _opened(minari: ModuleType, dataset: Any) -> MinariDataset:
     if isinstance(dataset, minari.MinariDataset):
         found = dataset
     else:

@@ -54,7 +54,7 @@ class Episodes(Protocol):
         """Begin an episode."""
         ...
 
-    def step(self, action: Any) -> Stepped:
+    def step(self, action: object) -> Stepped:
         """Take an action."""
         ...
 

@@ -114,7 +114,7 @@ class StackedFrames(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._stack = np.zeros_like(self._stack)
         return self._pushed(observation), info
 
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, JsonObject]:
+    def step(self, action: object) -> tuple[np.ndarray, Any, bool, bool, JsonObject]:
         """Act, and push what is observed."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._pushed(observation), reward, terminated, truncated, info

@@ -37,7 +37,7 @@ class World:
         self.over = False
         return self.env.reset(seed=seed)
 
-    def step(self, action: Any) -> Stepped:
+    def step(self, action: object) -> Stepped:
         """Take an action."""
         result: Any = self.env.step(action)
         self.over = bool(result[2] or result[3])

@@ -41,11 +41,11 @@ def _own_space(policy: Any) -> spaces.Space:
     return policy.observation_space
 
 
-def _decide(policy: Any, obs: Any, state: object) -> Tensor:
+def _decide(policy: Any, obs: object, state: object) -> Tensor:
     return policy._predict(obs, deterministic=True)
 
 
-def _decide_with_state(policy: Any, obs: Any, state: Any) -> Tensor:
+def _decide_with_state(policy: Any, obs: object, state: Any) -> Tensor:
     n_rows = state[0][0].shape[1]
     starts = torch.zeros(n_rows, device=policy.device)
     return policy._predict(obs, lstm_states=state[0], episode_starts=starts, deterministic=True)[0]
@@ -83,7 +83,7 @@ def _with_mask(policy: Any) -> spaces.Space:
     return spaces.Dict([*inner.items(), (MASK_KEY, mask)])
 
 
-def _decide_masked(policy: Any, obs: Any, state: Any) -> Tensor:
+def _decide_masked(policy: Any, obs: dict[str, Tensor], state: object) -> Tensor:
     return policy._predict(without_mask(obs), deterministic=True, action_masks=obs[MASK_KEY].cpu().numpy())
 
 

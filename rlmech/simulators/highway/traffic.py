@@ -56,7 +56,7 @@ class HighwayWorld(World):
         with self._constants.of_a_new_episode(), self._watched_reset():
             return self.env.reset(seed=seed)
 
-    def step(self, action: Any) -> Stepped:
+    def step(self, action: object) -> Stepped:
         """Take an action."""
         with self._constants.in_force(), self._watched(getattr(self.env.unwrapped, "observation_type", None)):
             result: Any = self.env.step(action)
@@ -177,7 +177,7 @@ def _noting_neighbours(road: Any) -> Generator[list[Any]]:
     found: list[Any] = []
     original = road.close_objects_to
 
-    def close_objects_to(*args: Any, **kwargs: Any) -> Any:
+    def close_objects_to(*args: object, **kwargs: object) -> list[object]:
         found[:] = original(*args, **kwargs)
         return list(found)
 

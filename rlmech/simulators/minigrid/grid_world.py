@@ -52,7 +52,7 @@ class GridWorld(World):
         self.look()
         return result
 
-    def step(self, action: Any) -> Stepped:
+    def step(self, action: object) -> Stepped:
         """Take an action; `info` tells `success` too."""
         with _noting(self.base) as noted:
             observation, reward, terminated, truncated, info = super().step(action)

@@ -59,7 +59,7 @@ class Stage(HighwayWorld):
         twin.in_sight, twin.watched = dict(self.in_sight), self.watched
         return twin
 
-    def step(self, action: Any) -> Stepped:
+    def step(self, action: object) -> Stepped:
         """Take an action."""
         result = super().step(action)
         self.watched = True
