@@ -91,8 +91,20 @@ class Edit:
         """
         steps, site = self.site.in_time(point)
         if steps is None:
-            return self._bind(point)
-        return AtSteps(steps, replace(self, site=site)._bind(point))
+            return self._bind_sizes(point)
+        return AtSteps(steps, replace(self, site=site)._bind_sizes(point))
+
+    def _bind_sizes(self, point: HookPoint) -> Callable[..., Tensor]:
+        """The hook function, bound anew where the point comes in another size: of more or fewer entities."""
+        bound = {point.shape: self._bind(point)}
+
+        def act(tensor: Tensor, hook: HookPoint) -> Tensor:
+            function = bound.get(hook.shape)
+            if function is None:
+                function = bound[hook.shape] = self._bind(hook)
+            return function(tensor, hook)
+
+        return act
 
     def _bind(self, point: HookPoint) -> Callable[..., Tensor]:
         index = self.site.index(point)
@@ -215,10 +227,11 @@ class Edit:
             shape = shape[1:]  # of a sequence
         if value is None or shape != tuple(size for size in point.shape[1:]):
             raise EditError(
-                f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy.",
+                f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy, or from other "
+                "numbers of entities.",
                 given=f"rows of shape {list(shape)}",
                 expected=f"rows of shape {list(point.shape[1:])}, axes {' '.join(point.axes[1:])}",
-                fix="take the reference or source cache from this policy",
+                fix="take the reference or source cache from this policy, with as many entities as it is used on",
             )
 
 

@@ -176,6 +176,12 @@ class StatefulFormat(ObservationFormat):
         }
         return StatefulFormat(_bare(example), self.initial, n_steps=n_steps)
 
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> StatefulFormat:
+        """The same format with observations of other shapes."""
+        other = StatefulFormat(_bare(self._resized(shapes)), self.initial, n_steps=self.n_steps)
+        other.retype(next((dtype for dtype in self.dtypes.values() if dtype.is_floating_point), torch.float32))
+        return other
+
     def of_one_step(self) -> StatefulFormat:
         """The format of one of a sequence's steps."""
         return StatefulFormat(_bare({key: value[:, 0] for key, value in self._example().items()}), self.initial)

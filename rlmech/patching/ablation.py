@@ -88,7 +88,7 @@ def ablation_sweep(
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
-    policy = policy.over_time(obs)
+    policy = policy.fitting(obs)
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -202,6 +202,7 @@ def steering_sweep(
         >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
         {'site': 3, 'pair': 16}
     """
+    policy = policy.fitting(obs)
     site = as_site(site)
     groups = [(site,)] * len(coefficients)
     edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]

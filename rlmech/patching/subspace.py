@@ -83,6 +83,7 @@ def interchange_intervention(
         >>> interchange_intervention(policy, base=base, source=source, site="hook_obs")["accuracy"].item()
         1.0
     """
+    policy = policy.fitting(base)
     (chosen,) = choose_sites(policy, [site])
     names = [chosen.name]
     _refuse(policy, chosen, n_controls=n_controls)

@@ -23,7 +23,7 @@ from rlmech.scenes.decision import Decision
 from rlmech.scenes.pair import aligned_rows, scene_pair
 from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import action_number, check_fit, environment, spec_of
+from rlmech.simulators.env import acting_in, action_number, environment, spec_of
 from rlmech.simulators.highway.staging.road import ROAD
 from rlmech.simulators.staging import Features, SceneEdit, Staging, check_capturable
 from rlmech.simulators.world import World
@@ -216,7 +216,7 @@ class Scene:
             EnvironmentFitError: The environment's spaces do not fit it.
             SceneError: A recurrent policy, and what was observed before is not known.
         """
-        check_fit(policy, self.stage.env)
+        policy = acting_in(policy, self.stage.env)
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
             observation = self.observation
