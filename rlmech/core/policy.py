@@ -696,8 +696,12 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         """Keys of observations that are images, channels first: they may come with their channels last too."""
         return self._format.images
 
-    def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
+    def coerce(self, obs: Observation, *, compare: bool = True) -> tuple[Tensor, ...]:
         """An observation batch as the checked tensors that the graph reads; an analysis begins with it.
+
+        Args:
+            obs: A batch of observations.
+            compare: Whether the first row is compared with the module as it is now; once in an analysis is enough.
 
         Raises:
             ObservationError: Wrong structure, shape or dtype, or NaN.
@@ -710,7 +714,8 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             if rows is None or not self._is_flattening():
                 raise
             arrays = self._format.coerce(rows, self.module)
-        self.check_unchanged(arrays)
+        if compare:
+            self.check_unchanged(arrays)
         return arrays
 
     def check_unchanged(self, arrays: tuple[Tensor, ...] = ()) -> None:

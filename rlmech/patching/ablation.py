@@ -90,6 +90,7 @@ def ablation_sweep(
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
     policy = policy.fitting(obs)
+    policy.coerce(obs)  # compares the live module, once
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -206,6 +207,7 @@ def steering_sweep(
     policy = policy.fitting(obs)
     site = as_site(site)
     groups = [(site,)] * len(coefficients)
+    policy.coerce(obs)  # compares the live module, once
     edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
