@@ -6,10 +6,10 @@ look = first_look(policy, env, seeds=range(20));  write_page(look, "report/index
 """
 
 from rlmech.first_look.analysis import FirstLook, Pairs, first_look, take_away
+from rlmech.first_look.any_policy import report, with_pictures
 from rlmech.first_look.driven import Driven
+from rlmech.first_look.own_pictures import pictures
 from rlmech.first_look.page import write_page
-from rlmech.first_look.pictures import pictures
-from rlmech.first_look.report import report, with_pictures
 from rlmech.first_look.summary import summary
 
 __all__ = [

@@ -25,7 +25,7 @@ from rlmech.episodes import Recording, moments, record
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive
 from rlmech.first_look.neurons import acting_layers, decision_change, rank_neurons
-from rlmech.first_look.pictures import pictures
+from rlmech.first_look.own_pictures import pictures
 from rlmech.metrics.score_metrics import action_gap
 from rlmech.patching.ablation import ablation_sweep
 from rlmech.patching.activations import activation_patching

@@ -14,8 +14,8 @@ from rlmech.plot.episode_pairs import side_by_side
 from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
-from rlmech.plot.ranking import ranking
 from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, page
+from rlmech.plot.strongest_sites import ranking
 from rlmech.plot.student_curves import students
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes

@@ -11,9 +11,9 @@ import torch
 from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
 from rlmech.errors import ConfigError, RecordingError
+from rlmech.plot.actions_taken import action_names
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
-from rlmech.plot.taken import action_names, is_continuous
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
@@ -66,7 +66,7 @@ def q_values(
             expected="scores [step action]",
             fix="record policy.choice(name), which is one of the choices alone",
         )
-    continuous = is_continuous(recording)
+    continuous = output_kind == "mean_action"
     taken = np.full(len(rows), -1) if continuous else np.asarray(recording.actions)[rows].astype(int)
     names = action_names(recording, scores.shape[1])
     few = len(steps) <= FEW_STEPS

@@ -16,6 +16,7 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.actions_taken import Taken, taken
 from rlmech.plot.attention_heads import recorded_pattern, recorded_patterns
 from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
 from rlmech.plot.episode import SCORES, scores
@@ -23,7 +24,6 @@ from rlmech.plot.report_page import Frame, Steps
 from rlmech.plot.road import PIXELS, ego_way
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
-from rlmech.plot.taken import Taken, taken
 
 if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording

@@ -8,12 +8,12 @@ import numpy as np
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
+from rlmech.plot.actions_taken import Taken, taken
 from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
 from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
 from rlmech.plot.episode import SCORES, q_values, scores
 from rlmech.plot.report_page import Figure, Frame, Steps
 from rlmech.plot.svg import SvgFigure
-from rlmech.plot.taken import Taken, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,8 +10,8 @@ from rlmech.arguments import explain_misuse
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError
 from rlmech.first_look.analysis import first_look
+from rlmech.first_look.own_pictures import shows_itself
 from rlmech.first_look.page import write_page
-from rlmech.first_look.pictures import shows_itself
 from rlmech.simulators import make_env, simulator_of
 
 if TYPE_CHECKING:

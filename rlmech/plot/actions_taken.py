@@ -37,7 +37,7 @@ def taken(recording: Recording) -> Taken:
     """What a recording's policy did at each step."""
     names = action_names(recording, recording.scores.shape[-1])
     actions = np.asarray(recording.actions)
-    if is_continuous(recording):
+    if recording.manifest["policy"]["output_kind"] == "mean_action":
         flat = actions.reshape(len(actions), -1)
         short = names if len(names) > 1 else ("",)
         words = tuple(
@@ -51,11 +51,6 @@ def taken(recording: Recording) -> Taken:
         return Taken(tuple(", ".join(str(int(part)) for part in row) for row in actions), None, names)
     numbers = actions.astype(int)
     return Taken(tuple(names[number] for number in numbers), numbers, names)
-
-
-def is_continuous(recording: Recording) -> bool:
-    """Whether its policy's actions are continuous."""
-    return recording.manifest["policy"]["output_kind"] == "mean_action"
 
 
 def action_names(recording: Recording, n_actions: int) -> tuple[str, ...]:
