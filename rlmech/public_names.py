@@ -59,6 +59,7 @@ MODULES: tuple[str, ...] = (
     "plot",
     "probes",
     "scenes",
+    "similarity",
     "simulators",
     "testbed",
     "zoo",
