@@ -14,8 +14,8 @@ from rlmech.episodes.driving import Condition as Condition
 from rlmech.episodes.recorder import record as record
 from rlmech.episodes.recording import Recording as Recording
 from rlmech.errors import RlmechError as RlmechError
+from rlmech.first_look import report as report
 from rlmech.patching import ablation_sweep as ablation_sweep, activation_patching as activation_patching
-from rlmech.plot import report as report
 from rlmech.scenes import Scene as Scene
 from rlmech.simulators.env import make_env as make_env
 from rlmech.spec import FeatureSpec as FeatureSpec, PolicySpec as PolicySpec

@@ -37,7 +37,7 @@ PUBLIC: dict[str, str] = {
     "mean_ablation": "rlmech.core.interventions",
     "patch": "rlmech.core.interventions",
     "record": "rlmech.episodes.recorder",
-    "report": "rlmech.plot",
+    "report": "rlmech.first_look",
     "resample_ablation": "rlmech.core.interventions",
     "save_policy": "rlmech.adapters.native",
     "steer": "rlmech.core.interventions",
