@@ -17,7 +17,16 @@ DOCS, BUILD = ROOT / "docs", ROOT / "build" / "docs"
 NAV: dict[str, list[str]] = {
     "Start": ["start.md", "opens.md", "tour.md", "coming_from.md"],
     "Gallery": ["gallery/index.md"],
-    "Understand": ["understand.md", "exact.md", "intervals.md", "episodes.md", "proofs.md", "cluster.md", "speed.md"],
+    "Understand": [
+        "understand.md",
+        "exact.md",
+        "intervals.md",
+        "episodes.md",
+        "proofs.md",
+        "features.md",
+        "cluster.md",
+        "speed.md",
+    ],
     "Experiments": [],
     "Reference": ["reference/index.md", "reference/rlmech.md"],
     "Errors": ["errors/index.md"],

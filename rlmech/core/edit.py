@@ -20,7 +20,15 @@ from rlmech.core.observation import Observation
 from rlmech.core.site import Index, Site, read, write
 from rlmech.errors import EditError
 
-EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase"]
+EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase", "map"]
+
+
+class ValueMap(Protocol):
+    """What an edit of kind `map` does to a site's value: a pure function, with a text that tells it from others."""
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The new value, of the same shape."""
+        ...
 
 
 class CachingPolicy(Protocol):
@@ -37,13 +45,14 @@ class Edit:
 
     Attributes:
         site: Where.
-        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace` or `erase`.
+        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace`, `erase` or `map`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
         basis: Directions that span the subspace to patch, each of the selected shape; of an erasure the readout's
             normal, the direction that is taken out, and the mean.
         observations: Where the value is that of other observations, until `on` has run a policy on them.
         coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
+        mapping: Of kind `map`, the function that makes the new value; `rlm.features.Dictionary` makes such edits.
 
     Example:
         >>> import rlmech as rlm
@@ -58,6 +67,7 @@ class Edit:
     observations: Observation | None = field(default=None, repr=False)
     coefficient: float = 1.0
     seed: int = 0
+    mapping: ValueMap | None = field(default=None, repr=False)
 
     def on(self, policy: CachingPolicy) -> Edit:
         """The edit with its value, where that is of observations: what the unedited policy computes on them.
@@ -105,6 +115,8 @@ class Edit:
                 return self._steering(point, index)
             case "erase":
                 return self._erasing(point, index)
+            case "map":
+                return self._mapping(index)
             case "subspace":
                 self._check_value(point)
                 return self._exchanging(point, index)
@@ -168,6 +180,16 @@ class Edit:
             return write(tensor, index, (rows - beyond[:, None] * along.to(rows)).reshape(value.shape))
 
         return erase
+
+    def _mapping(self, index: Index) -> Callable[..., Tensor]:
+        mapping = self.mapping
+        assert mapping is not None  # noqa: S101  # what makes such an edit always gives one
+
+        def change(tensor: Tensor, hook: HookPoint) -> Tensor:
+            value = read(tensor, index)
+            return write(tensor, index, mapping(value).to(value))
+
+        return change
 
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         vector, wanted = self.value, self.site.block_shape(point)

@@ -22,6 +22,7 @@ from rlmech.core.acting import choose_actions
 from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.cache import ActivationCache
+from rlmech.core.choices import Choices
 from rlmech.core.edit import Edit, check_edits
 from rlmech.core.engine import EngineName, GraphEngine, offered_names
 from rlmech.core.example import format_of
@@ -198,13 +199,23 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)
 
     def _find_outputs(self) -> Scored:
+        def samples(n: int) -> Any:
+            return self._format.argument(on_device(self._format.samples(n), self.module))
+
         if self._form is not None:
             return scored_step(
-                self.module, self._form, self._length, kind=self._told_kind, selected=(self._scores, self._value)
+                self.module,
+                self._form,
+                self._length,
+                kind=self._told_kind,
+                selected=(self._scores, self._value),
+                choices=None if self._told_kind == "mean_action" else Choices.of_space(self._told_space),
+                choice=self._choice,
+                samples=samples,
             )
         return find_outputs(
             self.module,
-            lambda n: self._format.argument(on_device(self._format.samples(n), self.module)),
+            samples,
             scores=self._scores,
             value=self._value,
             kind=self._told_kind,
@@ -667,6 +678,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         one: HookedPolicy = HookedPolicy.__new__(HookedPolicy)
         one.__setstate__(self.__getstate__() | {"_choice": number})
         return one
+
+    @property
+    def is_one_choice(self) -> bool:
+        """Whether it is one of several choices alone, see `choice`."""
+        return self._choice is not None
 
     def point(self, name: str) -> HookPoint:
         """The hook point of a name.

@@ -174,6 +174,8 @@ def _refuse(policy: HookedPolicy, site: Site, *, n_controls: int) -> None:
             expected="a floating-point activation",
             fix="use activation_patching there",
         )
+    if policy.choices is not None:
+        raise policy.choices.several("An interchange intervention", policy.spec.choices)
     if policy.output_kind == "mean_action":
         raise MetricError(
             "An interchange intervention counts discrete actions, and this policy's are continuous.",

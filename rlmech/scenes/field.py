@@ -118,7 +118,7 @@ def scene_field(
         >>> field.value.dims
         ('condition', 'speed', 'along')
     """
-    policy = acting_in(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env, drives=False)
     entity = simulator_of(scene.stage.env).entity
     whom = _whom(scene, entity, {"vehicle": vehicle, "object": object})
     known = scene.staging.quantities

@@ -107,7 +107,7 @@ def smallest_change(
         >>> dict(flips.sizes)
         {'vehicle': 2, 'quantity': 1, 'direction': 2}
     """
-    policy = acting_in(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env, drives=False)
     entity = simulator_of(scene.stage.env).entity
     known = scene.staging.quantities
     searched = list(scene.staging.searched if quantities is None else quantities)

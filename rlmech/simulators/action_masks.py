@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmech.errors import EnvironmentFitError
-from rlmech.untyped import Stepped
+from rlmech.untyped import JsonObject, Settings, Stepped
 
 OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
 
@@ -29,6 +29,23 @@ def with_masks(env: gym.Env, space: spaces.Space | None) -> gym.Env:
     own = env.observation_space
     has = isinstance(own, spaces.Dict) and MASK_KEY in own.spaces
     return MaskedObservation(env) if wants and not has else env
+
+
+def with_mask_of(env: gym.Env, observation: Any, space: spaces.Space | None) -> Any:
+    """An observation with the mask of the environment's state, if the policy wants one and it holds none.
+
+    Args:
+        env: The environment, in that state.
+        observation: What is observed there.
+        space: The policy's observation space.
+
+    Raises:
+        EnvironmentFitError: The environment tells its mask only in the info of a step.
+    """
+    masked = with_masks(env, space)
+    if masked is env or not isinstance(masked, MaskedObservation):
+        return observation
+    return masked.masked(observation, {})
 
 
 class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -52,14 +69,23 @@ class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     ) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._with_mask(observation, info), info
+        return self.masked(observation, info), info
 
     def step(self, action: object) -> Stepped:
         """Act."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
+        return self.masked(observation, info), reward, terminated, truncated, info
 
-    def _with_mask(self, observation: object, info: Mapping[str, object]) -> dict[str, object]:
+    def masked(self, observation: Any, info: Settings) -> JsonObject:
+        """An observation and the mask beside it.
+
+        Args:
+            observation: What the environment observes.
+            info: What it says beside.
+
+        Raises:
+            EnvironmentFitError: There is no mask.
+        """
         mask = info.get(MASK_KEY)
         if mask is None:
             try:

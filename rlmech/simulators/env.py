@@ -266,14 +266,20 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
     acting_in(policy, environment(env))
 
 
-def acting_in(policy: HookedPolicy, env: gym.Env) -> HookedPolicy:
+def acting_in(policy: HookedPolicy, env: gym.Env, *, drives: bool = True) -> HookedPolicy:
     """The policy that acts in an environment: itself, or wrapped for as many entities as are observed there.
+
+    Args:
+        policy: The policy.
+        env: The environment.
+        drives: Whether it acts there, rather than being asked what it thinks: one of several choices drives nothing.
 
     Raises:
         EnvironmentFitError: The observations or the actions do not fit.
     """
     _check_read(env)
-    observed, wanted = _shape(env.observation_space), _observed_by(policy)
+    observed = _shape(with_masks(env, policy.observation_space).observation_space)
+    wanted = _observed_by(policy)
     if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
         try:
             fitting = policy.fitting(_example(env.observation_space))
@@ -289,12 +295,14 @@ def acting_in(policy: HookedPolicy, env: gym.Env) -> HookedPolicy:
             )
         policy = fitting
     n_given, n_wanted = _n_actions(env.action_space), _n_scored(policy)
-    if n_given != n_wanted:
+    if n_given != n_wanted and (drives or not policy.is_one_choice):
         raise EnvironmentFitError(
             "The environment's actions do not fit the policy.",
             given=f"{_name(env)} takes {env.action_space}",
             expected=f"{n_wanted} actions",
-            fix=_training(policy),
+            fix="what drives makes all choices: give the policy itself, not policy.choice(...)"
+            if policy.is_one_choice
+            else _training(policy),
         )
     return policy
 
