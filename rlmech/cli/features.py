@@ -71,7 +71,7 @@ def features(
         )
         parts.append(_driven(found.driven, alone))
     say("drawing the page")
-    page = rlm.report(
+    page = rlm.plot.page(
         parts,
         out,
         title=f"Features of {policy} at {where}",

@@ -16,7 +16,7 @@ import yaml
 from rlmech.adapters.inert_pickle import Stub, read_inert
 from rlmech.adapters.sb3.normalized import SKIP, Statistics
 from rlmech.errors import CheckpointError, ConfigError
-from rlmech.untyped import Settings
+from rlmech.untyped import JsonObject, Settings
 
 PICKLES = ("vecnormalize.pkl", "vec_normalize.pkl")
 

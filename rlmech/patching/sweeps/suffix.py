@@ -17,7 +17,7 @@ from torch import Tensor
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.core.program import Address, Program
+from rlmech.core.program import Address, Interceptor, Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ its limits of acceleration do not allow since the last decision. Not checked: wh
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlmech.simulators.highway.staging.stage import Stage
 
