@@ -27,6 +27,7 @@ from rlmech.first_look.driven import Driven, drive
 from rlmech.metrics.score_metrics import action_flip, action_gap
 from rlmech.patching.ablation import ablation_sweep
 from rlmech.patching.activations import activation_patching
+from rlmech.patching.sites import leading_to
 from rlmech.plot import recorded_pattern
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ def _ablate(policy: HookedPolicy, recording: Recording, block: str | None) -> di
     if block is None:
         kinds = {"activation"}
         sites = [Site(name) for name, point in policy.hook_dict.items() if point.kind in kinds]
+        sites = leading_to(policy, sites, "scores")  # a critic changes no action
     else:
         sites = policy.sites(policy.attention[block].names["z"], over=("head",))
     observations, episodes = recording.observations, clusters(recording)

@@ -25,6 +25,7 @@ from rlmech.episodes.recorder import record
 from rlmech.episodes.recording import Recording
 from rlmech.metrics.score_metrics import action_flip
 from rlmech.patching.ablation import ablation_sweep
+from rlmech.patching.sites import leading_to
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -97,11 +98,12 @@ def strongest(policy: HookedPolicy, recording: Recording, block: str | None) -> 
         sites, most = policy.sites(policy.attention[block].names["z"], over=("head",)), MOST_HEADS
     else:
         layers = [
-            name
+            Site(name)
             for name, point in policy.hook_dict.items()
             if point.kind == "activation" and point.axes == ("batch", "neuron")
         ]
-        sites, most = (policy.sites(layers[-1], over=("neuron",)), 1) if layers else ([], 0)
+        layers = leading_to(policy, layers, "scores")  # a critic changes no action
+        sites, most = (policy.sites(layers[-1].name, over=("neuron",)), 1) if layers else ([], 0)
     if not sites:
         return {}
     effect = ablation_sweep(policy, recording.observations, sites=sites, kind="mean", metric=action_flip())["effect"]

@@ -10,7 +10,7 @@ import xarray as xr
 
 from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, clusters, vehicle_embedding
 from rlmech.first_look.driven_page import driven_section
-from rlmech.first_look.summary import summary
+from rlmech.first_look.summary import shares, summary
 from rlmech.plot import (
     Panel,
     Section,
@@ -21,6 +21,7 @@ from rlmech.plot import (
     report,
     sweep,
 )
+from rlmech.plot.drawn_scene import is_drawable, is_grid
 
 
 def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
@@ -64,15 +65,25 @@ import xarray as xr
 import rlmech as rlm
 
 policy = rlm.load({source!r})
-env = rlm.make_env({manifest["env"]["id"]!r}, config=policy.spec.env_config)
+env = {_making(look)}
 recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}, names={names}){episodes}
 """
+
+
+def _making(look: FirstLook) -> str:
+    """The code that makes the environment."""
+    spec, env_id = look.policy.spec, look.recording.manifest["env"]["id"]
+    if spec.env_id == env_id and (spec.env_wrappers or spec.env_kwargs):
+        return "rlm.make_env(policy.spec)"
+    return f"rlm.make_env({env_id!r}, config=policy.spec.env_config)"
 
 
 def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[str, str]]:
     facts = [("policy", _name(source)), ("environment", str(look.recording.manifest["env"]["id"]))]
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
-    for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
+    labels = {"return": "return ± standard error", "crashed": "crash rate", "arrived": "arrival rate"}
+    labels |= {name: f"{name} rate" for name in shares(look.recording) if name not in labels}
+    for name, label in labels.items():
         if name in found:
             mean, error = found[name]["mean"], found[name]["se"]
             facts.append((label, f"{mean:.2f} ± {error:.2f}" if np.isfinite(error) else f"{mean:.2f}, of one episode"))
@@ -83,17 +94,20 @@ def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[st
 
 
 def _episodes(look: FirstLook) -> Section:
-    drawn = look.block is not None
+    ground = "grid" if is_grid(look.recording) else "road" if is_drawable(look.recording) else ""
+    drawn = look.block is not None and ground == "road"
     attended = (
         "Lines run from the ego to the vehicles that it attends to, one colour per head, as wide as the weight; a ring "
         "is attention to itself. Click a head in the legend to hide it. Below: the same weights by CircuitsVis."
     )
     panels = [
         Panel(
-            title="The road, the scores and the attention, step by step"
+            title=f"The {ground}, the scores and the attention, step by step"
             if drawn
-            else "The road and the scores, step by step",
-            meaning=(attended if drawn else "The road at each step.")
+            else f"The {ground} and the scores, step by step"
+            if ground
+            else "The scores, step by step",
+            meaning=(attended if drawn else f"The {ground} at each step." if ground else "The scores at each step.")
             + " The buttons jump to the steps at which the action changes.",
             figure=episodes(look.recording),
             code=_STEP_CODE if drawn else "steps = rlm.plot.episodes(recording)",
@@ -184,7 +198,7 @@ def _interventions(look: FirstLook) -> list[Section]:
         site = (
             f'{look.policy.attention[look.block].names["z"]!r}, over=("head",)'
             if look.block is not None
-            else '"*relu*"'
+            else repr(list(dict.fromkeys(map(str, next(iter(look.ablation.values()))["hook"].values))))
         )
         panels.append(
             Panel(
