@@ -12,6 +12,7 @@ from rlmech.plot.comparisons import comparison, dose_response
 from rlmech.plot.drawn_scene import scene
 from rlmech.plot.episode import q_values, scores
 from rlmech.plot.episode_pairs import side_by_side
+from rlmech.plot.feature_figures import dictionary_scores, feature_scenes, feature_table
 from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
@@ -36,8 +37,11 @@ __all__ = [
     "circuit",
     "circuit_graph",
     "comparison",
+    "dictionary_scores",
     "dose_response",
     "episodes",
+    "feature_scenes",
+    "feature_table",
     "field",
     "heatmap",
     "page",
