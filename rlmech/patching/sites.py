@@ -52,7 +52,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
 
 def _choose(policy: HookedPolicy, sites: str | Site | tuple[Site | str, ...], reads: Reads) -> list[Site]:
     if isinstance(sites, str):
-        chosen = leading_to(policy, _of_numbers(policy), reads) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, _of_numbers(policy), reads) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -205,14 +205,8 @@ def _written(point: HookPoint, site: Site, axis: str) -> int | str:
     return names[0] if len(names) == 1 else "+".join(map(str, names))
 
 
-def leading_to(policy: HookedPolicy, sites: Sequence[Site], reads: Reads) -> list[Site]:
-    """Those of some sites that an output which a metric reads depends on.
-
-    Args:
-        policy: The policy.
-        sites: The sites.
-        reads: Which outputs the metric reads.
-    """
+def _measured(policy: HookedPolicy, sites: Sequence[Site], reads: Reads) -> list[Site]:
+    """Those of some sites that an output which a metric reads depends on."""
     outputs = [name for name, point in policy.points.items() if point.kind == "output"]
     wanted = {"scores": outputs[:1], "value": outputs[1:], "both": outputs}[reads]  # the scores come first
     if policy.engine != "graph" or len(wanted) == len(outputs):

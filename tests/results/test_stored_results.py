@@ -18,7 +18,20 @@ import xarray as xr
 from torch import nn
 
 import rlmech as rlm
-from rlmech import attribution, certify, circuits, distil, edges, episodes, features, patching, plot, probes, scenes
+from rlmech import (
+    attribution,
+    certify,
+    circuits,
+    distil,
+    edges,
+    episodes,
+    features,
+    patching,
+    plot,
+    probes,
+    scenes,
+    similarity,
+)
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.public_names import MODULES
 from rlmech.results import storable
@@ -266,6 +279,17 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         *road(), over={"speed": [20.0, 25.0], "along": [0.0, 5.0]}, edited=road()[1].remove(1)
     ),
     "scenes.smallest_change": lambda: scenes.smallest_change(*road(), vehicles=[0], quantities=["along"], n_grid=4),
+    "similarity.compare_policies": lambda: similarity.compare_policies(
+        perceptron(), perceptron(), vectors(60), n_neighbours=3
+    ),
+    "similarity.stitch": lambda: similarity.stitch(
+        perceptron(),
+        perceptron(),
+        vectors(60),
+        site="1.hook_out",
+        env=gym.make("CartPole-v1"),
+        seeds=range(4),
+    ),
 }
 
 
