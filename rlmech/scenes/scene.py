@@ -12,7 +12,6 @@ from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
@@ -21,7 +20,7 @@ from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.decision import Decision
 from rlmech.scenes.pair import aligned_rows, scene_pair
-from rlmech.scenes.rolling import Roll, remembered, roll
+from rlmech.scenes.rolling import Roll, decided, remembered, roll
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import action_number, check_fit, environment, spec_of
 from rlmech.simulators.highway.staging.road import ROAD
@@ -219,13 +218,7 @@ class Scene:
         check_fit(policy, self.stage.env)
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
-            observation = self.observation
-            batch = (
-                {key: np.asarray(value)[None] for key, value in observation.items()}
-                if isinstance(observation, Mapping)
-                else np.asarray(observation)[None]
-            )
-            found, after = policy.step(batch, before)
+            found, after = decided(policy, self.observation, before)
             scores = found[0].cpu().numpy()
             continuous = policy.output_kind == "mean_action"
             chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
