@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 KERNEL := rlmech/simulators/highway/fast/kernel.c
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check stub bench bench-peers clean
+.PHONY: demo test check docs stub bench bench-peers clean
 
 $(STAMP): pyproject.toml constraints.txt $(KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +26,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m docs.generate
 
 stub: $(STAMP)
 	$(BIN)/python -c "from rlmech.public_names import stub; open('rlmech/__init__.pyi', 'w').write(stub())"

@@ -70,7 +70,11 @@ def look_tables(found: Mapping[str, Any]) -> list[Table]:
         if name in found
     ]
     effects: list[Sequence[object]] = []
-    for label, sweeps in (("patching", found["patching"]), ("ablation", found["ablation"])):
+    for label, sweeps in (
+        ("patching", found["patching"]),
+        ("ablation", found["ablation"]),
+        ("neurons", found.get("neurons", {})),
+    ):
         for name, rows in sweeps.items():
             for row in sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:5]:
                 where = ", ".join(

@@ -81,7 +81,7 @@ def main() -> None:
     named = {"What it did": (did,), "Which parts carry the decision": parts, "What its weights say": weights}
     sections = [rlm.plot.Section(title=title, panels=panels) for title, panels in named.items()]
     facts = [("policy", given.policy), ("episodes", str(len(recording))), ("pairs", str(len(clean)))]
-    page = rlm.report(sections, given.out, title="A first look", facts=facts)
+    page = rlm.plot.page(sections, given.out, title="A first look", facts=facts)
     best = enough.isel(site=int(enough["effect"].values.argmax()))
     effect, low, high = (float(best[name]) for name in ("effect", "effect_low", "effect_high"))
     print(f"head {int(best['head'])} brings back {effect:.2f} [{low:.2f}, {high:.2f}] of the action gap")

@@ -71,7 +71,7 @@ def main() -> None:
         numbers[name] = found
         print(f"{name}: {time.perf_counter() - start:.0f} s")
     facts = [("episodes", str(len(recording))), *((f"{kind} pairs", str(len(p))) for kind, p in kinds.items())]
-    page = rlm.report(sections, given.out / "index.html", title="Who makes it brake?", facts=facts)
+    page = rlm.plot.page(sections, given.out / "index.html", title="Who makes it brake?", facts=facts)
     (given.out / "numbers.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     single = numbers["patched"]["removed"]["z"][: len(places.heads)]
     best = max(single, key=lambda row: row["enough"][0])

@@ -62,7 +62,7 @@ def main() -> None:
         ("episodes", str(len(data.fast))),
         ("changes", str(found.sizes["change"])),
     ]
-    page = rlm.report(sections, given.out / "index.html", title="A DQN on the highway, opened", facts=facts)
+    page = rlm.plot.page(sections, given.out / "index.html", title="A DQN on the highway, opened", facts=facts)
     (given.out / "numbers.json").write_text(json.dumps(rounded(numbers), indent=1), encoding="utf-8")
     print(f"the page is at {page}, after {time.perf_counter() - start:.0f} s")
 

@@ -246,7 +246,7 @@ def written(sections: dict[str, Panels], out: Path, states: States) -> Path:
             listed.append({"section": title, "title": name, "meaning": text, "file": file})
     (folder / "index.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
     facts = [("states", str(len(states.episode))), ("episodes", str(len(states.recording)))]
-    return rlm.report(made, out / "index.html", title="The ego-attention policy, head by head", facts=facts)
+    return rlm.plot.page(made, out / "index.html", title="The ego-attention policy, head by head", facts=facts)
 
 
 if __name__ == "__main__":

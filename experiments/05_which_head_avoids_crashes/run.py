@@ -50,7 +50,7 @@ def main() -> None:
     }
     chosen = disagreeing(rows)
     numbers["episodes"] = [looked_at(policy, result, name, edits[name], where) for name in chosen]
-    page = rlm.report(
+    page = rlm.plot.page(
         [shown(result, rows), scenes(policy, result, edits, where, chosen)],
         given.out / "index.html",
         title="Which head avoids crashes?",

@@ -110,7 +110,7 @@ def page(policy: rlm.HookedPolicy, env: object, recording: rlm.Recording, out: P
         rlm.plot.Panel(title="What it does in each cell", meaning="Looking as in the first scene; then with the door "
                        "open.", figure=rlm.plot.field(field)),
     )  # fmt: skip
-    rlm.report([rlm.plot.Section(title="What does it look at?", panels=panels)], out / "page.html")
+    rlm.plot.page([rlm.plot.Section(title="What does it look at?", panels=panels)], out / "page.html")
 
 
 def main() -> None:

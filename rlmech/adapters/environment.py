@@ -13,7 +13,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from rlmech.errors import EnvironmentFitError
+from rlmech.core.other_shapes import spec_for
+from rlmech.core.policy import HookedPolicy
+from rlmech.errors import EnvironmentFitError, ObservationError
 from rlmech.simulators.env import spec_of
 from rlmech.spec import PolicySpec, spec_from_config
 
@@ -63,6 +65,41 @@ def _first(space: Any) -> Any:
     return space.spaces[0] if isinstance(space, spaces.Tuple) else space
 
 
+def with_own_entities(spec: PolicySpec, shape: tuple[int, ...] | None) -> PolicySpec:
+    """A spec with as many entities as the policy was trained with, where the environment's differs in nothing else.
+
+    Args:
+        spec: What the environment tells.
+        shape: Shape of one observation of the policy; None where it is no single array.
+    """
+    other = shape is not None and len(shape) == 2 and shape[1] == len(spec.features) and spec.entities
+    return spec_for(spec, shape[0]) if other and shape is not None else spec
+
+
+def in_environment(policy: HookedPolicy, spec: PolicySpec) -> HookedPolicy:
+    """The policy for as many entities as its environment shows.
+
+    Args:
+        policy: The policy, for as many as it was trained with.
+        spec: What the environment tells.
+
+    Raises:
+        EnvironmentFitError: Its network takes no other number.
+    """
+    if not spec.entities or len(spec.entities) == len(policy.spec.entities):
+        return policy
+    try:
+        return policy.fitting(np.zeros((1, len(spec.entities), len(spec.features)), np.float32))
+    except ObservationError as error:
+        raise EnvironmentFitError(
+            "The environment's observations are not those of the policy.",
+            given=f"{len(spec.entities)} entities x {len(spec.features)} features in the environment; on them the "
+            f"network says: {error.given.partition('it says: ')[2]}",
+            expected=error.expected,
+            fix="give the configuration of the environment that the policy was trained in",
+        ) from error
+
+
 def check_spec(spec: PolicySpec, *, shape: tuple[int, ...] | None, n_actions: int | None) -> None:
     """Check that an environment's names are those of the policy's axes.
 
@@ -99,13 +136,22 @@ def check_spaces(env: Any, observation_space: spaces.Space[Any], action_space: s
     """
     given = observation_space_of(env), action_space_of(env)
     for what, own, theirs in zip(("observations", "actions"), (observation_space, action_space), given, strict=True):
-        if theirs is not None and _signature(own) != _signature(theirs):
+        if theirs is not None and _signature(own) != _signature(theirs) and not _more_entities(env, own, theirs):
             raise EnvironmentFitError(
                 f"The environment's {what} are not those of the policy.",
                 given=f"{theirs} in the environment",
                 expected=f"{own}",
                 fix="give the environment that the policy was trained in, with the same wrappers",
             )
+
+
+def _more_entities(env: Any, own: spaces.Space[Any], theirs: spaces.Space[Any]) -> bool:
+    """Whether an environment that says which of its rows are entities differs in their number alone."""
+    if not (isinstance(own, spaces.Box) and isinstance(theirs, spaces.Box)):
+        return False
+    if len(own.shape) != 2 or len(theirs.shape) != 2 or own.shape[1:] != theirs.shape[1:]:
+        return False
+    return len(read_spec(env, None).entities) == theirs.shape[0]
 
 
 def _signature(space: spaces.Space[Any]) -> tuple[Any, ...]:

@@ -93,6 +93,7 @@ def attribute_actions(
         >>> bool(abs(again - terms.total).max() < 1e-5 * abs(terms.total).max())
         True
     """
+    policy = policy.fitting(obs)
     scores_at, rows = scores_of(policy), readouts(policy, better=better, worse=worse)
     plan = _plan(policy, scores_at)
     arrays = policy.coerce(obs)

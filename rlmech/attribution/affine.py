@@ -92,6 +92,7 @@ def local_affine(policy: HookedPolicy, obs: Observation, *, box: Box | None = No
         >>> bool(abs(again.values - policy(obs).detach().numpy()).max() < 1e-4)
         True
     """
+    policy = policy.fitting(obs)
     scores_at = scores_of(policy)
     frozen = freeze(policy, (scores_at.node,), curves="tangent")
     reads, rows = gate_reads(frozen), readouts(policy, better=None, worse=None)

@@ -90,6 +90,7 @@ def faithfulness(
         >>> round(float(found["sensitivity_mean"].sel(condition="exact")), 3)
         1.0
     """
+    policy = policy.fitting(obs)
     game = game_of(policy, obs, players=players, metric=metric, reference=reference)
     if not attributions or {RANDOM, ALONE} & set(attributions):
         raise ConfigError(

@@ -79,6 +79,7 @@ def integrated_gradients(
         >>> found.attribution.dims, bool(abs(found.completeness_error).max() < 1e-6)
         (('batch', 'action', 'feature'), True)
     """
+    policy = policy.fitting(obs)
     method = captum_methods().IntegratedGradients
 
     def attribute(model: nn.Module, inputs: tuple[Tensor, ...], start: tuple[Tensor, ...], target: int) -> Any:
@@ -132,6 +133,7 @@ def deep_lift(
         >>> found.attribution.dims
         ('batch', 'action', 'feature')
     """
+    policy = policy.fitting(obs)
     for name, point in policy.points.items():
         if point.kind in ("activation", "pattern", "pool") and module_at(policy, name) is None:
             raise EngineError(
@@ -180,6 +182,7 @@ def saliency(
         >>> saliency(policy, torch.rand(4, 4)).attribution.dims
         ('batch', 'action', 'feature')
     """
+    policy = policy.fitting(obs)
     method, rows = captum_methods().Saliency, readouts(policy, better=better, worse=worse)
     model = ReadoutModule(policy, rows)
     inputs = inputs_of(model, policy, obs)

@@ -82,6 +82,7 @@ def layer_conductance(
         >>> sorted(layer_conductance(policy, obs, "1.hook_out", baseline=obs.mean(0, keepdim=True)).data_vars)
         ['completeness_error', 'conductance', 'total']
     """
+    policy = policy.fitting(obs)
     layer, method = layer_of(policy, name), captum_methods().LayerConductance
     rows = readouts(policy, better=better, worse=worse)
     model = ReadoutModule(policy, rows)
@@ -150,6 +151,7 @@ def neuron_conductance(
         >>> neuron_conductance(policy, obs, "1.hook_out", neuron=2, baseline=obs.mean(0, keepdim=True)).attribution.dims
         ('batch', 'action', 'feature')
     """
+    policy = policy.fitting(obs)
     layer, place = layer_of(policy, name), (neuron,) if isinstance(neuron, int) else neuron
     point, captum = policy.hook_dict[name], captum_methods()
     sizes = point.shape[1:]

@@ -156,8 +156,9 @@ def layer_of(policy: HookedPolicy, name: str) -> nn.Module:
         raise SiteError(
             f"Captum's layer methods hook modules, and {point.name!r} is not what one module, called once, puts out.",
             given=repr(name),
-            expected=f"one of {modules}",
-            fix="use direct_action_attribution, which takes any hook point",
+            expected=f"one of {modules}" if modules else "a module's own output, of which this network has none",
+            fix="use direct_action_attribution where what follows is piecewise linear, else activation_patching: both "
+            "take any hook point",
         )
     return module
 

@@ -73,6 +73,7 @@ def direct_action_attribution(
         >>> direct_action_attribution(policy, torch.rand(5, 15, 7), site).contribution.shape
         (5, 3, 1, 1, 16)
     """
+    policy = policy.fitting(obs)
     site = as_site(site)
     point = policy.hook_dict[site.name]
     positions = site.positions(point)

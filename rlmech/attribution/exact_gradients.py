@@ -80,6 +80,7 @@ def exact_integrated_gradients(
         >>> bool(abs(found.completeness_error).max() < 1e-4)
         True
     """
+    policy = policy.fitting(obs)
     if not tolerance > 0:
         raise ConfigError(
             "A tolerance is positive.", given=tolerance, expected="a small number, e.g. 1e-6", fix="tolerance=1e-6"

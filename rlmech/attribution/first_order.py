@@ -135,7 +135,7 @@ def attribution_patching(
         >>> dict(result.sizes), result.attrs["certified_share"]  # nothing but a linear layer is behind a hidden unit
         ({'site': 8, 'pair': 16}, 1.0)
     """
-    policy = policy.over_time(clean)
+    policy = policy.fitting(clean)
     wanted = _checked_options(direction, n_steps=n_steps, repairs=repairs, certificate=certificate)
     chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)

@@ -90,6 +90,7 @@ def action_lens(
         >>> float(lens.agreement[-1].round(3))  # the head
         1.0
     """
+    policy = policy.fitting(obs)
     _check(method, ridge, held_out)
     chosen = _layers(policy, names, method)
     rows = readouts(policy, better=None, worse=None)

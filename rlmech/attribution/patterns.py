@@ -66,6 +66,7 @@ def pattern_effects(
         >>> pattern_effects(policy, torch.ones(2, 15, 7)).removed_by_head.sizes["key"]
         15
     """
+    policy = policy.fitting(obs)
     run = _Run.of(policy, obs, block)
     rows = readouts(policy, better=better, worse=worse)
     n_heads, n_keys = run.scores.shape[1], run.scores.shape[3]
@@ -121,6 +122,7 @@ def key_feature_effects(
         >>> dict(key_feature_effects(policy, torch.rand(2, 15, 7)).effect.sizes)
         {'batch': 2, 'action': 3, 'entity': 15, 'feature': 7}
     """
+    policy = policy.fitting(obs)
     states = as_states(policy, obs)
     run = _Run.of(policy, states, block)
     rows = readouts(policy, better=better, worse=worse)

@@ -16,7 +16,7 @@ from rlmech.circuits.labels import score_units
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
 from rlmech.core.provenance import provenance
-from rlmech.errors import EngineError, MetricError
+from rlmech.errors import MetricError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ def observed_arrays(policy: HookedPolicy) -> tuple[ObservedArray, ...]:
     for name, point in policy.hook_dict.items():
         if policy.points[name].address.node.op != "input":
             continue
-        key = name.removeprefix("hook_obs_raw").removeprefix("hook_obs").lstrip(".")
+        key = str(policy.points[name].address.node.owner)  # of a recurrent policy its state's parts are there too
         dims = tuple(f"{axis}_{key}" if key else str(axis) for axis in point.axes[1:])
         coords: dict[str, Any] = {}
         for dim, axis in zip(dims, point.axes[1:], strict=True):
@@ -76,12 +76,11 @@ def readouts(policy: HookedPolicy, *, better: int | str | None, worse: int | str
         worse: The one that is taken off.
 
     Raises:
-        MetricError: No such action, `worse` alone, or twice the same.
-        EngineError: The scores have another axis.
+        MetricError: No such action, `worse` alone, twice the same, or several choices at once.
     """
     scores = next(point for point in policy.hook_dict.values() if point.kind == "output")
-    if len(scores.axes) != 2:
-        raise _more_axes(len(scores.axes))
+    if policy.choices is not None:
+        raise policy.choices.several("An attribution", policy.spec.choices)
     n_actions = scores.size("action")
     names = policy.spec.names("action")
     like = next(policy.module.parameters(), torch.zeros(()))
@@ -108,22 +107,14 @@ def scores_of(policy: HookedPolicy) -> Address:
     """Where the action scores lie, `[batch, action]`.
 
     Raises:
-        EngineError: The policy runs on the eager engine, or its scores have another axis.
+        EngineError: The policy runs on the eager engine.
+        MetricError: It makes several choices at once.
     """
     engine = policy.graph_engine
     address = next(point.address for point in engine.points.values() if point.kind == "output")
-    if len(address.layout.canonical_shape) != 2:
-        raise _more_axes(len(address.layout.canonical_shape))
+    if policy.choices is not None:
+        raise policy.choices.several("An attribution", policy.spec.choices)
     return address
-
-
-def _more_axes(n_axes: int) -> EngineError:
-    return EngineError(
-        "The scores have more axes than batch and action.",
-        given=f"{n_axes} axes",
-        expected="batch and action",
-        fix="wrap the module in one that returns the scores of a single agent",
-    )
 
 
 def as_variables(arrays: Sequence[Tensor], policy: HookedPolicy) -> tuple[Tensor, ...]:

@@ -73,6 +73,7 @@ def region_margins(policy: HookedPolicy, obs: Observation) -> xr.Dataset:
         >>> region_margins(policy, torch.tensor([[1.0, 0.5]])).margin.item()  # min(5 / 5, 0.5 / 1)
         0.5
     """
+    policy = policy.fitting(obs)
     return margins_of(policy, policy.coerce(obs))
 
 

@@ -97,6 +97,7 @@ def shapley_values(
         >>> found["value"].sizes["entity"], bool(abs(found["value"].sum("entity") - found["total"]).max() < 1e-5)
         (14, True)
     """
+    policy = policy.fitting(obs)
     if method not in get_args(Method):
         raise unknown_choice("method", method, get_args(Method))
     if n_samples < 2:
@@ -184,6 +185,7 @@ def shapley_interactions(
         >>> found.sizes["site"], bool(abs(found["interaction"]).max() < 1e-5)
         (6, True)
     """
+    policy = policy.fitting(obs)
     game = game_of(policy, obs, players=players, metric=metric, reference=reference, ablation=ablation)
     _refuse_too_many(int(game.playing.sum(1).max(initial=0)))
     n_rows, n_players = game.playing.shape

@@ -72,6 +72,7 @@ def score_bounds(
         >>> bool(((found.low <= scores) & (scores <= found.high)).all())
         True
     """
+    policy = policy.fitting(obs)
     if method not in get_args(Method):
         raise ArgumentError(
             f"There is no method {method!r}.",

@@ -59,6 +59,7 @@ def check(policy: HookedPolicy, obs: Observation, *, box: Box | Move, claim: Cla
         >>> rlm.certify.check(policy, states, box=0.4, claim=claim).verdict.values.tolist()
         ['proved', 'refuted']
     """
+    policy = policy.fitting(obs)
     if n_boxes < 1:
         raise ArgumentError("A proof takes a box.", given=f"n_boxes={n_boxes}", expected="1 or more", fix="n_boxes=128")
     regions, arrays = ScoreRegions(policy), policy.coerce(obs)

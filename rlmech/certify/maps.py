@@ -63,6 +63,7 @@ def certified_map(
         >>> rlm.certify.certified_map(policy, states, over=cells, entity="vehicle_1", n_boxes=4).action.shape
         (2, 1)
     """
+    policy = policy.fitting(obs)
     regions, arrays = ScoreRegions(policy), policy.coerce(obs)
     names, edges = _cells(over)
     if len(arrays) != 1 or len(arrays[0]) != 1:

@@ -99,6 +99,7 @@ def certified_radius(
         >>> bool((found.certified <= found.attacked).all()), found.certified.attrs["units"]
         (True, 'm')
     """
+    policy = policy.fitting(obs)
     if policy.output_kind == "mean_action":
         raise MetricError(
             "The policy's scores choose no action: they are the action.",

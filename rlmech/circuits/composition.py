@@ -91,6 +91,7 @@ def composition_scores(
         >>> composition_scores(policy).score.sel(composition="V").shape
         (5, 5)
     """
+    policy = policy.fitting(obs)
     check_draws(n_controls)
     pairs = _pairs(policy)
     arrays = _states(policy, obs, pairs)

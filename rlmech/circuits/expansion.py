@@ -82,6 +82,7 @@ def path_expansion(
         >>> [str(path) for path in found.path.values]
         ['direct', 'head 0', 'head 1', 'head 2', 'head 3']
     """
+    policy = policy.fitting(obs)
     if longest < 0:
         raise ConfigError(
             "A path has no fewer than 0 heads.", given=f"longest={longest}", expected="0 or more", fix="longest=2"

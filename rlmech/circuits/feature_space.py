@@ -60,6 +60,7 @@ def qk_forms(policy: HookedPolicy, obs: States, *, block: str | None = None) -> 
         >>> rlm.circuits.qk_forms(policy, torch.rand(2, 15, 7)).dims
         ('batch', 'head', 'query', 'entity', 'feature_query', 'feature_key')
     """
+    policy = policy.fitting(obs)
     found = choose_block(policy, block)
     return _qk(policy, found, gated_maps(policy, as_states(policy, obs), _names(found, "q", "k")), gates=GATED)
 
@@ -102,6 +103,7 @@ def ov_forms(
         >>> rlm.circuits.ov_forms(policy, torch.rand(2, 15, 7)).dims
         ('batch', 'head', 'query', 'entity', 'feature', 'action')
     """
+    policy = policy.fitting(obs)
     found = choose_block(policy, block)
     obs = as_states(policy, obs)
     terms = check_readout(policy, to, better, worse)

@@ -95,16 +95,11 @@ def action_weights(
 
     Raises:
         ConfigError: Only one of the two is given, or they are the same.
-        MetricError: The policy has no such action.
+        MetricError: The policy has no such action, or makes several choices at once.
     """
     point = next(point for point in policy.hook_dict.values() if point.kind == "output")
-    if point.axes != ("batch", "action"):
-        raise ConfigError(
-            "The policy scores more than one choice at once.",
-            given=f"scores with axes {' '.join(point.axes)}",
-            expected="batch action",
-            fix="wrap one of the agents alone",
-        )
+    if policy.choices is not None:
+        raise policy.choices.several("An explanation of scores", policy.spec.choices)
     n_actions = point.size("action")
     names: Sequence[Action] = policy.spec.names("action") or tuple(range(n_actions))
     every = torch.eye(n_actions, dtype=torch.float64)

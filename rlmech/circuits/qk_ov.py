@@ -124,6 +124,7 @@ def qk_circuit(
         >>> circuit.sizes["feature_key"]  # seven, and the bias
         8
     """
+    policy = policy.fitting(obs)
     found = choose_block(policy, block)
     if _in_model_space(space):
         return _qk_weights(policy, found)
@@ -181,6 +182,7 @@ def ov_circuit(
         >>> rlm.circuits.ov_circuit(policy, space="feature", obs=states).circuit.dims
         ('head', 'query', 'entity', 'feature', 'action')
     """
+    policy = policy.fitting(obs)
     found = choose_block(policy, block)
     if _in_model_space(space):
         return _ov_weights(policy, found)

@@ -75,6 +75,7 @@ def circuit_statistics(
         >>> bool((found.value.sel(circuit="ov", statistic="effective_rank") <= 16).all())
         True
     """
+    policy = policy.fitting(obs)
     check_draws(n_controls)
     found = choose_block(policy, block)
     circuits = {

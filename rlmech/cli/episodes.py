@@ -111,14 +111,15 @@ def view(
     shown: list[int] = opened.episodes["episode"].tolist()[:episodes]
     with status("drawing the episodes", enabled=not as_json):
         panel = rlm.plot.Panel(
-            title="The road, the scores and the attention, step by step",
-            meaning="Lines run from the ego to the vehicles that it attends to, one colour per head, as wide as the "
-            "weight. The buttons jump to the steps at which the action changes.",
+            title="The episodes, step by step",
+            meaning="What was seen and done at each step, as far as it was recorded: a road or a grid, scores, "
+            "attention (lines from the ego to the vehicles, one colour per head, as wide as the weight). The buttons "
+            "jump to the steps at which the action changes.",
             figure=rlm.plot.episodes(opened, only=shown),
             code=f"recording = rlm.Recording.load({str(recording)!r})\nrlm.plot.episodes(recording)",
         )
         title = f"{len(shown)} of {len(opened)} episodes of {opened.manifest['env']['id']}"
-        written = rlm.report([rlm.plot.Section(title="Episodes", panels=(panel,))], out, title=title)
+        written = rlm.plot.page([rlm.plot.Section(title="Episodes", panels=(panel,))], out, title=title)
     if browser:
         typer.launch(written.resolve().as_uri())
     print_result(

@@ -11,4 +11,4 @@ def write_figure(path: Path, title: str, meaning: str, figure: Any) -> Path:
     import rlmech as rlm
 
     panel = rlm.plot.Panel(title=title, meaning=meaning, figure=figure)
-    return rlm.report([rlm.plot.Section(title=title, panels=(panel,))], path, title=title)
+    return rlm.plot.page([rlm.plot.Section(title=title, panels=(panel,))], path, title=title)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlmech.cli.opening import make_env, open_policy
+from rlmech.cli.opening import open_policy
 from rlmech.cli.options import Config, EnvConfig, Episodes, Extractor, Json, Policy, Seed, Workers
 from rlmech.console import look_lines, look_tables, plain, print_result
 
@@ -63,14 +63,14 @@ def _look(
     as_json: bool,
 ) -> None:
     """Record, analyse, write the page, print the summary."""
-    from rlmech.first_look import first_look, summary, write_page
+    from rlmech.first_look import first_look, summary, with_pictures, write_page
 
     def say(what: str) -> None:
         if not as_json:
             typer.echo(f"{what} …", err=True)
 
     started = time.perf_counter()
-    made = make_env(policy, env)
+    made = with_pictures(policy, env)
     look = first_look(policy, made, seeds=seeds, n_driven=driven, workers=workers, progress=not as_json, say=say)
     say("drawing the page")
     page = write_page(look, out / "index.html", source=source)

@@ -287,8 +287,8 @@ def _rows_before(node: Node, axis: int) -> Iterator[tuple[Node, int]]:
             own = axis - (len(node.sizes) - len(source.shape or ()))
             if source.shape is not None and own >= 0 and source.shape[own] == node.sizes[axis]:
                 yield source, own
-    elif (known(node.op).role in ("layer", "norm") and axis < len(node.sizes) - 1) and node.op != "addmm":
-        source = node.args[0]
+    elif known(node.op).role in ("layer", "norm") and axis < len(node.sizes) - 1:
+        source = node.args[0]  # an addmm's are two-dimensional, without an axis of rows beside the batch
         if source.shape is not None and len(source.shape) == len(node.sizes):
             yield source, axis
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmech.errors import ConfigError, SiteError
+from rlmech.errors import ConfigError, MetricError, SiteError
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -69,6 +69,20 @@ class Choices:
             given=repr(choice),
             expected=f"a number from 0 to {len(self.sizes) - 1}{f', or one of {list(names)}' if names else ''}",
             fix="policy.spec.choices lists their names, policy.choices.sizes how many actions each has",
+        )
+
+    def several(self, what: str, names: Sequence[str]) -> MetricError:
+        """The error for what is about one choice alone.
+
+        Args:
+            what: It, as the beginning of a sentence.
+            names: Names of the choices; empty for none.
+        """
+        return MetricError(
+            f"{what} is about one choice, and the policy makes {len(self.sizes)} at once.",
+            given="scores [batch choice action]",
+            expected=f"one of them: {', '.join(map(repr, names or range(len(self.sizes))))}",
+            fix=f"policy.choice({(names or (0,))[0]!r}) is that one alone, and every analysis takes it",
         )
 
     def check(self, shapes: Sequence[Shape]) -> None:

@@ -20,7 +20,15 @@ from rlmech.core.observation import Observation
 from rlmech.core.site import Index, Site, read, write
 from rlmech.errors import EditError
 
-EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase"]
+EditKind = Literal["zero", "mean", "resample", "patch", "steer", "subspace", "erase", "map"]
+
+
+class ValueMap(Protocol):
+    """What an edit of kind `map` does to a site's value: a pure function, with a text that tells it from others."""
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The new value, of the same shape."""
+        ...
 
 
 class CachingPolicy(Protocol):
@@ -37,13 +45,14 @@ class Edit:
 
     Attributes:
         site: Where.
-        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace` or `erase`.
+        kind: What: `zero`, `mean`, `resample`, `patch`, `steer`, `subspace`, `erase` or `map`.
         value: The mean, the reference rows, the source rows or the direction, over the point's whole tensor.
         basis: Directions that span the subspace to patch, each of the selected shape; of an erasure the readout's
             normal, the direction that is taken out, and the mean.
         observations: Where the value is that of other observations, until `on` has run a policy on them.
         coefficient: Factor of a steering vector.
         seed: Seed of the rows that a resample ablation draws.
+        mapping: Of kind `map`, the function that makes the new value; `rlm.features.Dictionary` makes such edits.
 
     Example:
         >>> import rlmech as rlm
@@ -58,6 +67,7 @@ class Edit:
     observations: Observation | None = field(default=None, repr=False)
     coefficient: float = 1.0
     seed: int = 0
+    mapping: ValueMap | None = field(default=None, repr=False)
 
     def on(self, policy: CachingPolicy) -> Edit:
         """The edit with its value, where that is of observations: what the unedited policy computes on them.
@@ -81,8 +91,20 @@ class Edit:
         """
         steps, site = self.site.in_time(point)
         if steps is None:
-            return self._bind(point)
-        return AtSteps(steps, replace(self, site=site)._bind(point))
+            return self._bind_sizes(point)
+        return AtSteps(steps, replace(self, site=site)._bind_sizes(point))
+
+    def _bind_sizes(self, point: HookPoint) -> Callable[..., Tensor]:
+        """The hook function, bound anew where the point comes in another size: of more or fewer entities."""
+        bound = {point.shape: self._bind(point)}
+
+        def act(tensor: Tensor, hook: HookPoint) -> Tensor:
+            function = bound.get(hook.shape)
+            if function is None:
+                function = bound[hook.shape] = self._bind(hook)
+            return function(tensor, hook)
+
+        return act
 
     def _bind(self, point: HookPoint) -> Callable[..., Tensor]:
         index = self.site.index(point)
@@ -93,6 +115,8 @@ class Edit:
                 return self._steering(point, index)
             case "erase":
                 return self._erasing(point, index)
+            case "map":
+                return self._mapping(index)
             case "subspace":
                 self._check_value(point)
                 return self._exchanging(point, index)
@@ -157,6 +181,16 @@ class Edit:
 
         return erase
 
+    def _mapping(self, index: Index) -> Callable[..., Tensor]:
+        mapping = self.mapping
+        assert mapping is not None  # noqa: S101  # what makes such an edit always gives one
+
+        def change(tensor: Tensor, hook: HookPoint) -> Tensor:
+            value = read(tensor, index)
+            return write(tensor, index, mapping(value).to(value))
+
+        return change
+
     def _steering(self, point: HookPoint, index: Index) -> Callable[..., Tensor]:
         vector, wanted = self.value, self.site.block_shape(point)
         assert vector is not None  # noqa: S101  # steer always gives one
@@ -193,10 +227,11 @@ class Edit:
             shape = shape[1:]  # of a sequence
         if value is None or shape != tuple(size for size in point.shape[1:]):
             raise EditError(
-                f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy.",
+                f"The {self.kind} value does not fit {point.name!r}: it was taken from another policy, or from other "
+                "numbers of entities.",
                 given=f"rows of shape {list(shape)}",
                 expected=f"rows of shape {list(point.shape[1:])}, axes {' '.join(point.axes[1:])}",
-                fix="take the reference or source cache from this policy",
+                fix="take the reference or source cache from this policy, with as many entities as it is used on",
             )
 
 

@@ -122,6 +122,28 @@ class ObservationFormat:
         """The observations themselves, of a policy that remembers nothing."""
         return obs
 
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> ObservationFormat:
+        """The same format with arrays of other shapes: rows anew, or the first axis repeated or cut.
+
+        Args:
+            shapes: Of single observations, by key.
+        """
+        arrays = self._resized(shapes)
+        other = ObservationFormat(arrays if self.is_dict else arrays[""], images=self.images)
+        other.dtypes = dict(self.dtypes)
+        return other
+
+    def _resized(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """The example's own arrays in other shapes."""
+        arrays: dict[str, Tensor] = {}
+        for key, own in self.observed.items():
+            value, shape = self.example[key], tuple(shapes.get(key, own))
+            if shape != tuple(own):
+                same = value[0].numel() == torch.Size(shape).numel()
+                value = value.reshape(-1, *shape) if same else value[:, torch.arange(shape[0]) % own[0]]
+            arrays[key] = value
+        return arrays
+
     def retype(self, dtype: torch.dtype) -> None:
         """Take floats of another precision from now on."""
         self.dtypes = {key: dtype if old.is_floating_point else old for key, old in self.dtypes.items()}

@@ -148,7 +148,7 @@ def find_outputs(
     if call.plain and as_it_is and choices is None and width is None:
         return Scored(module=network, kind=kind)
     reading = replace(reading, choices=choices, choice=choice, width=width)
-    told = (tuple(chosen), value, choices and (choices.sizes, choices.binary), choice, width)
+    told = (tuple(chosen), value, choices and (choices.sizes, choices.binary), choice, width, call.plain)
     names = tuple(part for part in chosen if isinstance(part, str)) if listed is not None else ()
     return Scored(
         module=ScoredModule(network, reading, told=told),

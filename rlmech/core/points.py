@@ -57,6 +57,8 @@ STEPPED = "network"
 """Name of a recurrent module in the step that is traced."""
 NORMALIZATION = "normalization"
 """Name of the submodule that an adapter puts before a policy: what it puts out is `hook_obs`."""
+QUANTILES = "mean_over_quantiles"
+"""Name of the submodule that an adapter puts behind a distributional one: what it reads is `hook_quantiles`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,11 @@ class _Namer:
         points: list[Point] = []
         cells = {mark.scope for mark in self.graph.marks if isinstance(self._module(mark.scope), LAYERS)}
         for node in self.graph.nodes:
-            if self._is_normalization(node) or (node.scope in cells and ends.get(node.scope) is not node):
+            if (
+                self._is_normalization(node)
+                or _is_mean_of_quantiles(node)
+                or (node.scope in cells and ends.get(node.scope) is not node)
+            ):
                 continue
             kind = known(node.op).kind
             ends_leaf = ends.get(node.scope) is node
@@ -274,6 +280,12 @@ class _Namer:
         axes: tuple[Axis, ...] = ("batch", "action") if len(shape) == 2 else ("batch", "choice", "action")
         address = Address(node=scores, layout=Layout.of(scores))
         points = [Point(name=SCORES_NAME[output_kind], kind="output", axes=axes, address=address)]
+        read = next((node.args[0] for node in self.graph.nodes if _is_mean_of_quantiles(node) and node.args), None)
+        if isinstance(read, Node):  # axis_1 counts the quantiles
+            address = Address(node=read, layout=Layout.of(read))
+            points.insert(
+                0, Point(name="hook_quantiles", kind="layer", axes=("batch", "axis_1", "action"), address=address)
+            )
         if rest and rest[0].shape in ((-1,), (-1, 1)):
             layout = Layout(shape=rest[0].sizes, split=(-1,), order=(0,))
             points.append(
@@ -295,6 +307,10 @@ class _Namer:
             and module is not None
             and all(name == "parametrizations" for name, _ in module.named_children())
         )
+
+
+def _is_mean_of_quantiles(node: Node) -> bool:
+    return node.scope.rpartition(".")[2] == QUANTILES
 
 
 def _has_batch(node: Node) -> bool:

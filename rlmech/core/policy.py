@@ -22,6 +22,7 @@ from rlmech.core.acting import choose_actions
 from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.cache import ActivationCache
+from rlmech.core.choices import Choices
 from rlmech.core.edit import Edit, check_edits
 from rlmech.core.engine import EngineName, GraphEngine, offered_names
 from rlmech.core.example import format_of
@@ -33,6 +34,16 @@ from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, batch_of_one, image_keys
+from rlmech.core.other_shapes import (
+    Shapes,
+    flat_rows,
+    flattens,
+    format_for,
+    other_shapes,
+    row_shapes,
+    space_for,
+    spec_for,
+)
 from rlmech.core.output_leaves import Selector
 from rlmech.core.outputs import Scored, find_outputs
 from rlmech.core.parity import on_device
@@ -47,7 +58,7 @@ from rlmech.core.state import State, StateForm
 from rlmech.core.stateful import StatefulFormat, scored_step, state_form
 from rlmech.core.unrolled import located, step_to_read
 from rlmech.core.wrapped_module import WrappedModule
-from rlmech.errors import ConfigError
+from rlmech.errors import ConfigError, ObservationError
 from rlmech.habits import OF_POLICY, unknown_name
 from rlmech.spec import PolicySpec
 
@@ -56,7 +67,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 SEQUENCES = 8
-"""Lengths of sequences that a policy keeps unrolled, the last used ones."""
+"""Lengths of sequences that a policy keeps unrolled, and other shapes that it keeps itself for, the last used ones."""
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -139,11 +150,13 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             self._format = format_of(example_obs, self.module, images=image_keys(observation_space))
         else:
             self._form, self._format = state_form(self.module, example_obs, state, root=root)
-        self._prepare()
+        self._prepare(HookRegistry())
 
-    def _prepare(self) -> None:
-        self._registry = HookRegistry()
+    def _prepare(self, registry: HookRegistry) -> None:
+        self._registry = registry
         self._sequences: Recent[tuple[int, int], HookedPolicy] = Recent(SEQUENCES)
+        self._shaped: Recent[Shapes, HookedPolicy] = Recent(SEQUENCES)
+        self._flattens: bool | None = None  # not tried yet
         with evaluating(self.module):
             before = ModuleRecord(self.module)
             scored = self._find_outputs()
@@ -176,6 +189,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
                 registry=self._registry,
                 labels=labels.get(name),
             )
+        self._entities = frozenset(
+            name.partition(".")[2]
+            for name, point in points.items()
+            if point.kind == "observation" and point.address.node.op == "input" and point.axes[1:2] == ("entity",)
+        )
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in points.items()}
         self._rows = RowPasses(self.module, self._wrapped, self._format, self._registry, self.hook_dict)
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
@@ -183,13 +201,23 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)
 
     def _find_outputs(self) -> Scored:
+        def samples(n: int) -> Any:
+            return self._format.argument(on_device(self._format.samples(n), self.module))
+
         if self._form is not None:
             return scored_step(
-                self.module, self._form, self._length, kind=self._told_kind, selected=(self._scores, self._value)
+                self.module,
+                self._form,
+                self._length,
+                kind=self._told_kind,
+                selected=(self._scores, self._value),
+                choices=None if self._told_kind == "mean_action" else Choices.of_space(self._told_space),
+                choice=self._choice,
+                samples=samples,
             )
         return find_outputs(
             self.module,
-            lambda n: self._format.argument(on_device(self._format.samples(n), self.module)),
+            samples,
             scores=self._scores,
             value=self._value,
             kind=self._told_kind,
@@ -219,7 +247,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         Raises:
             ObservationError: Wrong structure, shape or dtype, or NaN.
         """
-        arrays = self._format.coerce(obs, self.module)
+        try:
+            arrays = self._format.coerce(obs, self.module)
+        except ObservationError as error:
+            taken, rows = self._taken(obs, error)
+            return taken(rows)
         engine = self._wrapped.active()
         if self._registry.is_idle:
             return engine.forward(arrays)
@@ -243,7 +275,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         Raises:
             SiteError: A name matches nothing.
         """
-        arrays = self._format.coerce(obs, self.module)
+        try:
+            arrays = self._format.coerce(obs, self.module)
+        except ObservationError as error:
+            taken, rows = self._taken(obs, error)
+            return taken.run_with_cache(rows, names)
         chosen, engine = self._names(names), self._wrapped.active()
         usual = engine is self._wrapped.engine
         if not usual:
@@ -300,7 +336,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             >>> {name: value.shape for name, value in state.items()}
             {'cell.hook_h': torch.Size([3, 8])}
         """
-        given = self.with_state(obs, state)
+        try:
+            given = self.with_state(obs, state)
+        except ObservationError as error:
+            taken, rows = self._taken(obs, error)
+            return taken.step(rows, state, episode_start=episode_start)
         if episode_start is not None:
             given = self._format.restarted(given, episode_start)
         scores, cache = self.run_with_cache(given, self.state_names)
@@ -400,10 +440,81 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
         return self._sequences.get((n_steps, read), make)
 
-    def over_time(self, obs: Observation) -> HookedPolicy:
-        """The policy that takes these observations: this one, or unrolled over their steps where they are sequences."""
-        n_steps = self._format.n_steps_of(obs)
-        return self if n_steps is None else self.unrolled(n_steps)
+    def fitting(self, obs: Observation | None) -> HookedPolicy:
+        """The policy that takes these observations, with which an analysis of them begins.
+
+        This one; unrolled over their steps, where they are sequences of what a recurrent one takes; or this one wrapped
+        for their number of entities, where its weights fit any. Hooks and edits of this one act in it too.
+
+        Args:
+            obs: A batch of observations; None stands for those that it takes anyway.
+
+        Raises:
+            ObservationError: The network takes no other number of entities.
+
+        Example:
+            >>> import torch, rlmech as rlm
+            >>> policy = rlm.load("zoo:intersection-ego-attention")
+            >>> policy.hook_dict["hook_obs"].shape, policy.fitting(torch.rand(2, 5, 7)).hook_dict["hook_obs"].shape
+            ((None, 15, 7), (None, 5, 7))
+        """
+        n_steps = None if obs is None else self._format.n_steps_of(obs)
+        if n_steps is not None:
+            return self.unrolled(n_steps)
+        shapes = None if obs is None else self._other_shapes(obs)
+        return self if shapes is None else self._of_shapes(shapes)
+
+    def _other_shapes(self, obs: Any) -> Shapes | None:
+        named = len(self.spec.entities), len(self.spec.features)
+        return other_shapes(self._format, obs, entities=self._entities, named=named)
+
+    def _of_shapes(self, shapes: Shapes) -> HookedPolicy:
+        def make() -> HookedPolicy:
+            made = HookedPolicy.__new__(HookedPolicy)
+            n_entities = next((shape[0] for key, shape in shapes if key in self._entities or len(shape) == 2), 0)
+            own = {
+                "_format": format_for(self.scored_module, self._format, shapes),
+                "spec": spec_for(self.spec, n_entities),
+                "observation_space": space_for(self.observation_space, shapes),
+                "registry": self._registry,
+            }
+            made.__setstate__({**self.__getstate__(), **own})
+            return made
+
+        return self._shaped.get(shapes, make)
+
+    def _taken(self, obs: Observation, error: ObservationError) -> tuple[HookedPolicy, Observation]:
+        """The policy that takes observations that this one does not take as they are, and what it takes them as.
+
+        Args:
+            obs: The observations.
+            error: What the format says of them.
+
+        Raises:
+            ObservationError: There is none.
+        """
+        rows = flat_rows(self._format, obs)
+        if rows is not None and self._is_flattening():
+            return self, rows
+        shapes = self._other_shapes(obs)
+        if shapes is None:
+            raise error
+        return self._of_shapes(shapes), obs
+
+    def _is_other_single(self, obs: Observation) -> bool:
+        """Whether this is one observation without a batch axis, of another number of entities or flat."""
+        if (
+            isinstance(obs, Mapping) != self._format.takes_dict
+            or row_shapes(self._format, obs) == self._format.observed
+        ):
+            return False
+        batch = batch_of_one(obs)
+        return self._other_shapes(batch) is not None or flat_rows(self._format, batch) is not None
+
+    def _is_flattening(self) -> bool:
+        if self._flattens is None:
+            self._flattens = flattens(self.scored_module, self._format)
+        return self._flattens
 
     @explain_misuse
     def run_with_hooks(
@@ -490,7 +601,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             Actions `[batch]` (`[batch action]` if continuous, clipped to the space), without the batch axis for a
             single observation; and the state after this step, None of a policy without memory.
         """
-        single = self._format.is_single(obs)
+        single = self._format.is_single(obs) or self._is_other_single(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             parts = None if state is None else dict(zip(self.state_names, state, strict=False))
             scores, after = self.step(batch_of_one(obs) if single else obs, parts, episode_start=episode_start)
@@ -598,6 +709,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         one.__setstate__(self.__getstate__() | {"_choice": number})
         return one
 
+    @property
+    def is_one_choice(self) -> bool:
+        """Whether it is one of several choices alone, see `choice`."""
+        return self._choice is not None
+
     def point(self, name: str) -> HookPoint:
         """The hook point of a name.
 
@@ -611,15 +727,26 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         """Keys of observations that are images, channels first: they may come with their channels last too."""
         return self._format.images
 
-    def coerce(self, obs: Observation) -> tuple[Tensor, ...]:
+    def coerce(self, obs: Observation, *, compare: bool = True) -> tuple[Tensor, ...]:
         """An observation batch as the checked tensors that the graph reads; an analysis begins with it.
+
+        Args:
+            obs: A batch of observations.
+            compare: Whether the first row is compared with the module as it is now; once in an analysis is enough.
 
         Raises:
             ObservationError: Wrong structure, shape or dtype, or NaN.
             EngineError: The module does not compute any longer what it did when it was wrapped.
         """
-        arrays = self._format.coerce(obs, self.module)
-        self.check_unchanged(arrays)
+        try:
+            arrays = self._format.coerce(obs, self.module)
+        except ObservationError:
+            rows = flat_rows(self._format, obs)
+            if rows is None or not self._is_flattening():
+                raise
+            arrays = self._format.coerce(rows, self.module)
+        if compare:
+            self.check_unchanged(arrays)
         return arrays
 
     def check_unchanged(self, arrays: tuple[Tensor, ...] = ()) -> None:
@@ -664,6 +791,8 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         after = next(self.module.parameters(), None)
         if old is not None and after is not None:
             self._wrapped.follow(old, (after.dtype, after.device))
+        self._sequences.clear()  # made for the old precision and device
+        self._shaped.clear()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -674,11 +803,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
-        graph = state.pop("graph")
+        graph, registry = state.pop("graph"), state.pop("registry", None)
         for name, value in state.items():
             setattr(self, name, value)
         with offered(graph):
-            self._prepare()
+            self._prepare(registry or HookRegistry())
 
     def __getattr__(self, name: str) -> Any:
         try:

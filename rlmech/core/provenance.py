@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 
 from rlmech.core.policy import HookedPolicy
@@ -9,4 +10,9 @@ from rlmech.core.policy import HookedPolicy
 
 def provenance(policy: HookedPolicy) -> dict[str, str]:
     """The policy's fingerprint, its engine and the package's version."""
-    return {"policy": policy.fingerprint, "engine": policy.engine, "rlmech": version("rlmech")}
+    return {"policy": policy.fingerprint, "engine": policy.engine, "rlmech": _installed()}
+
+
+@cache
+def _installed() -> str:
+    return version("rlmech")  # read from a file, a twentieth of a small sweep

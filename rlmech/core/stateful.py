@@ -8,13 +8,14 @@ Both are modules that take one dict, so that whatever works on a policy with sev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlmech.core.choices import Choices
 from rlmech.core.modes import evaluating
 from rlmech.core.observation import Observation, ObservationFormat
 from rlmech.core.outputs import Scored
@@ -43,6 +44,29 @@ class Step(nn.Module):
             torch._check(value.shape[0] == n_rows)  # pyright: ignore[reportPrivateUsage]
         own = {key: value for key, value in inputs.items() if key not in self.form.initial}
         return self.form.step(self.network, own.get(OBSERVATION, own), inputs)
+
+
+class ChoosingStep(Step):
+    """One step of a recurrent network that makes several choices at once.
+
+    Args:
+        network: The user's module.
+        form: How it keeps its state.
+        choices: The choices.
+        choice: The one that is wanted; None for all, `[batch choice action]`.
+    """
+
+    def __init__(self, network: nn.Module, form: StateForm, choices: Choices, choice: int | None) -> None:
+        super().__init__(network, form)
+        self.choices, self.choice = choices, choice
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run it; `inputs` holds the observation's arrays and the state's parts."""
+        given: Any
+        given, *rest = super().forward(inputs)
+        parts = list(given) if isinstance(given, tuple | list) else [given]
+        scores = self.choices.joined(parts) if self.choice is None else self.choices.one(parts, self.choice)
+        return (scores, *rest)
 
 
 class Sequence(nn.Module):
@@ -176,6 +200,12 @@ class StatefulFormat(ObservationFormat):
         }
         return StatefulFormat(_bare(example), self.initial, n_steps=n_steps)
 
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> StatefulFormat:
+        """The same format with observations of other shapes."""
+        other = StatefulFormat(_bare(self._resized(shapes)), self.initial, n_steps=self.n_steps)
+        other.retype(next((dtype for dtype in self.dtypes.values() if dtype.is_floating_point), torch.float32))
+        return other
+
     def of_one_step(self) -> StatefulFormat:
         """The format of one of a sequence's steps."""
         return StatefulFormat(_bare({key: value[:, 0] for key, value in self._example().items()}), self.initial)
@@ -254,6 +284,9 @@ def scored_step(
     *,
     kind: OutputKind | None,
     selected: tuple[object, object],
+    choices: Choices | None = None,
+    choice: int | None = None,
+    samples: Callable[[int], dict[str, Tensor]],
 ) -> Scored:
     """What is run of a recurrent policy: one step of it, or several.
 
@@ -263,9 +296,13 @@ def scored_step(
         length: Of a sequence, its steps and the one that is read; None for one step.
         kind: What the scores are, where that is told.
         selected: Which outputs were asked for as scores and value.
+        choices: The choices, where there are several.
+        choice: The one of them that is wanted; None for all.
+        samples: Observations with states by their number, of one step or of several.
 
     Raises:
-        ConfigError: Some were: a module with a state says it by the order of what it returns.
+        ConfigError: Some were: a module with a state says it by the order of what it returns; or the scores are not
+            those of the choices.
     """
     if selected != (None, None):
         raise ConfigError(
@@ -274,6 +311,14 @@ def scored_step(
             expected="a module that returns (scores, state) or (scores, value, state)",
             fix="leave scores= and value= out, and wrap the module in one that returns that",
         )
-    step = Step(module, form)
+    if choices is None:
+        step = Step(module, form)
+    else:
+        rows = samples(2)
+        seen = rows if length is None else {k: v if k in form.initial else v[:, 0] for k, v in rows.items()}
+        with torch.no_grad():
+            given: Any = Step(module, form)(seen)[0]
+        choices.check([tuple(part.shape[1:]) for part in (given if isinstance(given, tuple | list) else [given])])
+        step = ChoosingStep(module, form, choices, choice)
     run = step if length is None else Sequence(step, n_steps=length[0], read=length[1])
-    return Scored(module=run, root=STEPPED, kind=kind)
+    return Scored(module=run, root=STEPPED, kind=kind, choices=choices)

@@ -203,6 +203,7 @@ class _Reader:
         self.specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         self.keys = [""] if isinstance(example, Tensor) else list(example)
         self.map: dict[torch.fx.Node, Any] = {}
+        self._known_scopes: dict[str, bool] = {}
         self.graph = Graph(nodes=[], inputs=(), outputs=(), constants={})
 
     def read(self) -> Graph:
@@ -257,11 +258,11 @@ class _Reader:
             return None
         args, kwargs = self._convert(source.args), self._convert(dict(source.kwargs))
         if is_mark(source.target):
-            self.graph.marks.append(Mark(node=args[0], scope=_scope(source), role=args[1]))
+            self.graph.marks.append(Mark(node=args[0], scope=self._scope(source), role=args[1]))
             return args[0]
         if name in {"dropout", "feature_dropout", "alpha_dropout"} and args[2] and args[1] > 0:
             raise NotTraceable(
-                f"there is dropout alive in eval mode (p={args[1]}) in {_scope(source) or 'the root'}: "
+                f"there is dropout alive in eval mode (p={args[1]}) in {self._scope(source) or 'the root'}: "
                 "it is made inside forward, so eval() cannot switch it off"
             )
         if name in IDENTITIES or _whole_slice(name, args) or _same_dtype(name, source, args):
@@ -269,9 +270,29 @@ class _Reader:
         shape, dtype = _shape(source.meta.get("val"))
         call = _DIFFERENTIABLE.get(name, source.target)
         assert callable(call)  # noqa: S101  # fx's own invariant for call_function
-        node = Node(len(self.graph.nodes), name, call, args, kwargs, _scope(source), shape, dtype)
+        node = Node(len(self.graph.nodes), name, call, args, kwargs, self._scope(source), shape, dtype)
         self.graph.nodes.append(node)
         return node
+
+    def _scope(self, source: torch.fx.Node) -> str:
+        """The path of the module whose call an operation is of; a module called again has `@1`."""
+        paths = [""]
+        for key in source.meta.get("nn_module_stack") or {}:
+            name = key.removeprefix("L__self__") if key.startswith("L__self__") else ""
+            # of what is called by a module that was not called by way of the root, torch tells the path from there on
+            whole = (f"{outer}.{name}" if outer else name for outer in paths)
+            paths.append(next((path for path in whole if self._is_module(path)), name))
+        return paths[-1]
+
+    def _is_module(self, scope: str) -> bool:
+        if scope not in self._known_scopes:
+            path = ".".join(part.partition("@")[0] for part in scope.split("."))
+            try:
+                self.module.get_submodule(path)
+                self._known_scopes[scope] = True
+            except AttributeError:
+                self._known_scopes[scope] = False
+        return self._known_scopes[scope]
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
@@ -314,12 +335,6 @@ def _plain_name(target: Any) -> str:
         schema = target._schema  # pyright: ignore[reportPrivateUsage]
         return plain_name(schema.name.rpartition("::")[2], schema.overload_name)
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
-
-
-def _scope(source: torch.fx.Node) -> str:
-    stack = source.meta.get("nn_module_stack") or {}
-    key = next(reversed(stack), "")
-    return key.removeprefix("L__self__") if key.startswith("L__self__") else ""
 
 
 def _whole_slice(name: str, args: tuple[Any, ...]) -> bool:

@@ -116,6 +116,7 @@ def discover_circuit(
         >>> len(circuit.candidates)
         5
     """
+    policy = policy.fitting(clean)
     _check(method, threshold=threshold, n_edges=n_edges, ablation=ablation)
     graph = choose_units(policy, units=units, over=over)
     bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)

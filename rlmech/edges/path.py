@@ -92,6 +92,7 @@ def path_patching(
         >>> dict(result.sizes)
         {'site': 4, 'pair': 8}
     """
+    policy = policy.fitting(clean)
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
     refuse_unfit(policy)

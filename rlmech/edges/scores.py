@@ -87,6 +87,7 @@ def edge_attribution(
         >>> bool((result.completeness_error < 1e-5).all())
         True
     """
+    policy = policy.fitting(clean)
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
     graph = choose_units(policy, units=units, over=over)

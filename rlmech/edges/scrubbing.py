@@ -88,6 +88,7 @@ def causal_scrubbing(
         >>> bool(result["error"] < 2)
         True
     """
+    policy = policy.fitting(obs)
     if n_draws < 1:
         raise ConfigError("Nothing is drawn.", given=f"n_draws={n_draws}", expected="at least 1", fix="n_draws=8")
     if isinstance(hypothesis, Circuit):

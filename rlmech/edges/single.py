@@ -74,6 +74,7 @@ def edge_patching(
         >>> result.sender.values.tolist()
         ['hook_obs feature=0', 'hook_obs feature=1', 'hook_obs feature=2', 'hook_obs feature=3', '1.hook_out']
     """
+    policy = policy.fitting(clean)
     if direction not in ("denoise", "noise"):
         raise unknown_choice("direction", direction, ("denoise", "noise"))
     graph = choose_units(policy, units=units, over=over)

@@ -30,7 +30,7 @@ from rlmech.episodes.when import Moment, When, when_of
 from rlmech.episodes.workers import Backend
 from rlmech.errors import ConfigError
 from rlmech.results import storable
-from rlmech.simulators.env import environment
+from rlmech.simulators.env import acting_in, environment
 
 if TYPE_CHECKING:
     from rlmech.core.policy import HookedPolicy
@@ -106,8 +106,11 @@ def compare_rollouts(
         (('condition', 'seed'), True)
     """
     env = environment(env, policy=policy)
+    policy = acting_in(policy, env)
     when = when_of(when)  # once: it may be an iterator
     chosen = {name: _condition(name, given, when) for name, given in conditions.items()}
+    own = {name: one.policy for name, one in chosen.items() if one.policy is not None}
+    chosen |= {name: replace(chosen[name], policy=acting_in(other, env)) for name, other in own.items()}
     if not chosen or BASELINE in chosen:
         raise ConfigError(
             "A comparison needs conditions other than the baseline.",

@@ -91,6 +91,13 @@ def _own(name: str, edit: Any) -> Edit:
 def _elsewhere(policy: HookedPolicy, edit: Edit, generator: torch.Generator) -> Edit:
     """The same edit at as many other positions along each axis that the site selects, where there are others."""
     point = policy.point(edit.site.name)
+    if edit.mapping is not None:
+        raise ConfigError(
+            f"There is no other site like {edit.site}.",
+            given="an edit of a dictionary's features, which was learned at this site",
+            expected="edits that act anywhere along an axis",
+            fix="leave out the control 'random_site'; rlm.features.drive_features has features of its own as controls",
+        )
     own, other = edit.site.in_time(point)[1].positions(point), dict[str, Any]()
     for axis, chosen in own.items():
         free = [place for place in range(point.size(axis)) if place not in chosen]

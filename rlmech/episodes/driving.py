@@ -136,7 +136,7 @@ def hook_names(policy: HookedPolicy, names: Names) -> tuple[str, ...]:
 
 def _digest(edit: Edit) -> str:
     """What an edit does, in a few characters: its text does not tell one mean from another."""
-    digest = hashlib.sha256(f"{edit.site!r} {edit.kind} {edit.coefficient!r} {edit.seed}".encode())
+    digest = hashlib.sha256(f"{edit.site!r} {edit.kind} {edit.coefficient!r} {edit.seed} {edit.mapping!r}".encode())
     for tensor in (edit.value, edit.basis):
         if tensor is not None:
             digest.update(tensor.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())

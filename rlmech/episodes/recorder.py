@@ -33,7 +33,7 @@ from rlmech.episodes.workers import Backend, Result, Work, one_thread, simulate_
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError
 from rlmech.progress import progress_bar, remark
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit, environment, spec_of
+from rlmech.simulators.env import acting_in, environment, spec_of
 from rlmech.simulators.identity import differences, listed
 
 if TYPE_CHECKING:
@@ -171,9 +171,13 @@ def record_conditions(
     seeds = _checked(seeds, env, frames=frames, workers=workers)
     with one_thread(), ExitStack() as while_driving:
         given: dict[str, Any] = {"names": names, "deterministic": deterministic}
-        drivers = {name: Driver.of(policy, condition, **given) for name, condition in conditions.items()}
+        policies = [one.policy or policy for one in conditions.values()]
+        acting = {id(own): acting_in(own, env) for own in policies}
+        drivers = {
+            name: Driver.of(acting[id(one.policy or policy)], replace(one, policy=None), **given)
+            for name, one in conditions.items()
+        }
         for driver in {id(driver.policy): driver for driver in drivers.values()}.values():
-            check_fit(driver.policy, env)
             while_driving.enter_context(evaluating(driver.policy.module))  # dropout and the like at rest
             driver.policy.check_unchanged()
         work = Work(drivers=drivers, frames=frames, outcomes=outcomes, identity=simulator_of(env).identity(env))

@@ -29,7 +29,7 @@ class Moment:
         seed: Of the episode.
         step: Decisions made before in this episode.
         observation: What the policy sees.
-        scores: What the unedited policy thinks of each action.
+        scores: What the unedited policy thinks of each action; of several choices `[choice action]`.
         action: What the unedited policy would do.
         previous_action: What was done a step ago; None at first.
         action_names: Names of the actions, in their order; empty where they have none.
@@ -41,7 +41,7 @@ class Moment:
     seed: int
     step: int
     observation: Any
-    scores: Float[np.ndarray, " action"]
+    scores: Float[np.ndarray, "*choice action"]
     action: Any
     previous_action: Any
     entities: list[tuple[Any, ...]]
@@ -144,11 +144,11 @@ def action_is(action: int | str) -> When:
 
 
 def gap_below(gap: float) -> When:
-    """When the unedited policy's best two actions are closer in score than a gap."""
+    """When the unedited policy's best two actions are closer in score than a gap; of several choices, those of any."""
 
     def close(moment: Moment) -> bool:
-        two = np.sort(moment.scores)[-2:].tolist()
-        return len(two) == 2 and two[1] - two[0] < gap  # where both are masked with -inf, NaN: no
+        choices = np.sort(np.atleast_2d(moment.scores))[:, -2:].tolist()
+        return any(len(two) == 2 and two[1] - two[0] < gap for two in choices)  # where both are -inf, NaN: no
 
     return When(close, f"the best two actions within {gap:g}")
 

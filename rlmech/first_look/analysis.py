@@ -8,7 +8,7 @@ since states of one resemble each other. Cost: the episodes, mostly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +21,16 @@ from rlmech.circuits import ov_circuit, qk_circuit
 from rlmech.core.masked import is_masked
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
-from rlmech.episodes import Recording, record
+from rlmech.episodes import Recording, moments, record
 from rlmech.errors import ObservationError
 from rlmech.first_look.driven import Driven, drive
-from rlmech.metrics.score_metrics import action_flip, action_gap
+from rlmech.first_look.neurons import acting_layers, decision_change, rank_neurons
+from rlmech.first_look.own_pictures import pictures
+from rlmech.metrics.score_metrics import action_gap
 from rlmech.patching.ablation import ablation_sweep
 from rlmech.patching.activations import activation_patching
-from rlmech.plot import recorded_pattern
+from rlmech.plot import SvgFigure, recorded_pattern
+from rlmech.plot.drawn_scene import is_drawable
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -75,6 +78,8 @@ class FirstLook:
         ablation: Sweeps of the heads (or layers) by kind of ablation: how often the action changes.
         circuits: `qk` and `ov`.
         driven: Ablations that drove, beside the same episodes untouched.
+        neurons: Without attention, each neuron of the acting network at its mean, the strongest first.
+        pictures: The environment's own pictures, by row of the recording, where its scenes are not drawn.
     """
 
     policy: HookedPolicy
@@ -85,6 +90,8 @@ class FirstLook:
     ablation: dict[str, xr.Dataset]
     circuits: dict[str, xr.Dataset]
     driven: Driven | None = None
+    neurons: xr.Dataset | None = None
+    pictures: dict[int, SvgFigure] = field(default_factory=dict[int, SvgFigure])
 
 
 def first_look(
@@ -129,13 +136,14 @@ def first_look(
     patching = {} if pairs is None else _patch(policy, recording, pairs, block)
     say("ablating")
     ablation = _ablate(policy, recording, block)
+    neurons = None if block is not None else rank_neurons(policy, recording)
     say("reading circuits")
     circuits = _circuits(policy, recording, block)
     driven = None
     if n_driven:
         say("driving with parts ablated")
         shared: dict[str, Any] = {"workers": workers, "progress": progress}
-        driven = drive(policy, env, recording, block=block, n_seeds=n_driven, names=names, **shared)
+        driven = drive(policy, env, recording, block=block, neurons=neurons, n_seeds=n_driven, names=names, **shared)
     return FirstLook(
         policy=policy,
         recording=recording,
@@ -145,6 +153,8 @@ def first_look(
         ablation=ablation,
         circuits=circuits,
         driven=driven,
+        neurons=neurons,
+        pictures={} if is_drawable(recording) else pictures(env, recording),
     )
 
 
@@ -275,14 +285,15 @@ def vehicle_embedding(policy: HookedPolicy, block: str) -> str | None:
 
 def _ablate(policy: HookedPolicy, recording: Recording, block: str | None) -> dict[str, xr.Dataset]:
     if block is None:
-        kinds = {"activation"}
-        sites = [Site(name) for name, point in policy.hook_dict.items() if point.kind in kinds]
+        sites = [Site(name) for name in acting_layers(policy)]
     else:
         sites = policy.sites(policy.attention[block].names["z"], over=("head",))
-    observations, episodes = recording.observations, clusters(recording)
+    if not sites:
+        return {}
+    observations, episodes = moments(recording, policy), clusters(recording)
     return {
         f"{kind} ablation": ablation_sweep(
-            policy, observations, sites=sites, kind=kind, metric=action_flip(), clusters=episodes
+            policy, observations, sites=sites, kind=kind, metric=decision_change(policy), clusters=episodes
         )
         for kind in ABLATIONS
     }

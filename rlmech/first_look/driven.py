@@ -23,6 +23,7 @@ from rlmech.episodes.compare import compare_rollouts
 from rlmech.episodes.comparison import BASELINE
 from rlmech.episodes.recorder import record
 from rlmech.episodes.recording import Recording
+from rlmech.first_look.neurons import unit_sites
 from rlmech.metrics.score_metrics import action_flip
 from rlmech.patching.ablation import ablation_sweep
 
@@ -58,6 +59,7 @@ def drive(
     recording: Recording,
     *,
     block: str | None,
+    neurons: xr.Dataset | None,
     n_seeds: int,
     names: list[str],
     workers: int = 1,
@@ -70,6 +72,7 @@ def drive(
         env: The environment of the recording.
         recording: Its episodes untouched; the means are taken over their states.
         block: Path of the attention block, or None.
+        neurons: Without attention, the neurons ranked.
         n_seeds: How many seeds to drive.
         names: Hook points to record of the episode shown.
         workers: Processes.
@@ -78,7 +81,7 @@ def drive(
     Returns:
         The comparison and the episode to show; None for a policy that has neither heads nor neurons.
     """
-    sites = strongest(policy, recording, block)
+    sites = strongest(policy, recording, block, neurons)
     if not sites:
         return None
     conditions = ablations(policy, recording, sites)
@@ -91,22 +94,26 @@ def drive(
     return Driven(result=result, sites=sites, condition=condition, seed=seed, edited=edited)
 
 
-def strongest(policy: HookedPolicy, recording: Recording, block: str | None) -> dict[str, Site]:
-    """The sites whose mean ablation changes most actions in the recorded states, by name: heads, or else one neuron."""
+def strongest(
+    policy: HookedPolicy, recording: Recording, block: str | None, neurons: xr.Dataset | None
+) -> dict[str, Site]:
+    """The sites whose mean ablation changes most decisions in the recorded states, by name: heads, or else a neuron."""
     if block is not None:
-        sites, most = policy.sites(policy.attention[block].names["z"], over=("head",)), MOST_HEADS
-    else:
-        layers = [
-            name
-            for name, point in policy.hook_dict.items()
-            if point.kind == "activation" and point.axes == ("batch", "neuron")
+        sites = policy.sites(policy.attention[block].names["z"], over=("head",))
+        effect = ablation_sweep(policy, recording.observations, sites=sites, kind="mean", metric=action_flip())[
+            "effect"
         ]
-        sites, most = (policy.sites(layers[-1], over=("neuron",)), 1) if layers else ([], 0)
-    if not sites:
+        first = np.argsort(-effect.values, kind="stable")[:MOST_HEADS]
+        return {_named(sites[place]): sites[place] for place in sorted(int(place) for place in first)}
+    if neurons is None:
         return {}
-    effect = ablation_sweep(policy, recording.observations, sites=sites, kind="mean", metric=action_flip())["effect"]
-    first = np.argsort(-effect.values, kind="stable")[:most]
-    return {_named(sites[place]): sites[place] for place in sorted(int(place) for place in first)}
+    best = neurons.isel(site=0)
+    site = next(
+        one
+        for one in unit_sites(policy)
+        if one.name == str(best["hook"].item()) and all(best[axis].item() == at for axis, at in one.selection)
+    )
+    return {_named(site): site}
 
 
 def ablations(policy: HookedPolicy, recording: Recording, sites: dict[str, Site]) -> dict[str, list[Edit]]:

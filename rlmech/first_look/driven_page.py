@@ -89,7 +89,8 @@ def _how_chosen(look: FirstLook, driven: Driven) -> str:
 def _mean(driven: Driven, condition: str) -> str:
     one = driven.result.sel(condition=condition)
     mean, low, high = (float(one[f"delta_return{end}"]) for end in ("", "_low", "_high"))
-    return f"The mean difference of return is {mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", MINUS)
+    interval = f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else ""
+    return f"The mean difference of return is {mean:+.2f}{interval}".replace("-", MINUS)
 
 
 def _n_unchanged(result: Any, condition: str) -> str:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, clusters, vehicle_embedding
 from rlmech.first_look.driven_page import driven_section
+from rlmech.first_look.neurons import acting_layers, spread_rows
 from rlmech.first_look.summary import summary
 from rlmech.plot import (
     Panel,
@@ -17,19 +18,21 @@ from rlmech.plot import (
     circuit,
     episodes,
     heatmap,
+    page,
+    ranking,
     recorded_pattern,
-    report,
     sweep,
 )
+from rlmech.plot.drawn_scene import is_drawable, is_grid
 
 
-def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
+def write_page(look: FirstLook, path: str | Path, *, source: str | None) -> Path:
     """Write the page.
 
     Args:
         look: What was found.
         path: The `.html` file to write.
-        source: What the policy was opened from, as given to `rlm.load`; the page's code names it.
+        source: What the policy was opened from, as given to `rlm.load`; the page's code names it. None for a live one.
 
     Returns:
         The path written.
@@ -37,40 +40,56 @@ def write_page(look: FirstLook, path: str | Path, *, source: str) -> Path:
     found = summary(look)
     env_id, n = look.recording.manifest["env"]["id"], found["n_episodes"]
     sections = [_episodes(look), *driven_section(look), *_pairs(look), *_interventions(look), *_circuits(look)]
-    return report(
+    told = ["what it does when a part is taken from it", "which parts carry its decisions"]
+    if look.block is not None:
+        told = ["what it attends to", *told, "what its weights say"]
+    by = "mean action" if look.policy.output_kind == "mean_action" else "best action"
+    return page(
         sections,
         path,
-        title=f"A first look at {_name(source)}",
-        subtitle=f"{n} recorded episodes of {env_id}, driven by the policy's best action; what it attends to, "
-        "what it does when a part is taken from it, which parts carry its decisions, and what its weights say.",
+        title=f"A first look at {_name(look, source)}",
+        subtitle=f"{n} recorded episode{'s' * (n > 1)} of {env_id} with the policy's {by}: "
+        f"{', '.join(told[:-1])} and {told[-1]}.",
         facts=_facts(look, found, source),
         setup=_setup(look, source),
     )
 
 
-def _name(source: str) -> str:
+def _name(look: FirstLook, source: str | None) -> str:
+    if source is None:
+        return f"a policy of {type(look.policy.module).__name__}"
     return source.removeprefix("zoo:") if source.startswith("zoo:") else Path(source).name
 
 
-def _setup(look: FirstLook, source: str) -> str:
+def _setup(look: FirstLook, source: str | None) -> str:
     manifest = look.recording.manifest
     seeds = manifest["seeds"]
     names = list(manifest["activations"])
     run = range(seeds[0], seeds[-1] + 1)
     episodes = "" if clusters(look.recording) is None else '\nepisodes = recording.steps["episode"].to_numpy()'
+    opened = "# policy and env: those that rlm.report was given"
+    if source is not None:
+        opened = f"policy = rlm.load({source!r})\nenv = {_env_code(look)}"
     return f"""import torch
 import xarray as xr
 
 import rlmech as rlm
 
-policy = rlm.load({source!r})
-env = rlm.make_env({manifest["env"]["id"]!r}, config=policy.spec.env_config)
+{opened}
 recording = rlm.record(policy, env, seeds={run if list(run) == seeds else seeds}, names={names}){episodes}
 """
 
 
-def _facts(look: FirstLook, found: dict[str, Any], source: str) -> list[tuple[str, str]]:
-    facts = [("policy", _name(source)), ("environment", str(look.recording.manifest["env"]["id"]))]
+def _env_code(look: FirstLook) -> str:
+    env_id, spec = str(look.recording.manifest["env"]["id"]), look.policy.spec
+    mode = ", render_mode='rgb_array'" if look.pictures else ""
+    if env_id == spec.env_id:
+        return f"rlm.make_env(policy.spec{mode})"
+    return f"rlm.make_env({env_id!r}{', config=policy.spec.env_config' * bool(spec.env_config)}{mode})"
+
+
+def _facts(look: FirstLook, found: dict[str, Any], source: str | None) -> list[tuple[str, str]]:
+    facts = [("policy", _name(look, source)), ("environment", str(look.recording.manifest["env"]["id"]))]
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
     for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
         if name in found:
@@ -88,15 +107,13 @@ def _episodes(look: FirstLook) -> Section:
         "Lines run from the ego to the vehicles that it attends to, one colour per head, as wide as the weight; a ring "
         "is attention to itself. Click a head in the legend to hide it. Below: the same weights by CircuitsVis."
     )
+    what, meaning, code = _shown(look)
     panels = [
         Panel(
-            title="The road, the scores and the attention, step by step"
-            if drawn
-            else "The road and the scores, step by step",
-            meaning=(attended if drawn else "The road at each step.")
-            + " The buttons jump to the steps at which the action changes.",
-            figure=episodes(look.recording),
-            code=_STEP_CODE if drawn else "steps = rlm.plot.episodes(recording)",
+            title="The road, the scores and the attention, step by step" if drawn else f"{what}, step by step",
+            meaning=(attended if drawn else meaning) + _jumps(look),
+            figure=episodes(look.recording, pictures=look.pictures or None),
+            code=_STEP_CODE if drawn else code,
         )
     ]
     if drawn and look.pairs is not None and not _shuffled(look):
@@ -114,6 +131,30 @@ def _episodes(look: FirstLook) -> Section:
             )
         )
     return Section(title="What it did, and whom it attended to" if drawn else "What it did", panels=tuple(panels))
+
+
+def _shown(look: FirstLook) -> tuple[str, str, str]:
+    """What is seen at each step without attention: its name, what it is, and the code that draws it."""
+    plain = "steps = rlm.plot.episodes(recording)"
+    if is_grid(look.recording):
+        return "The grid and the scores", "The grid at each step.", plain
+    if is_drawable(look.recording):
+        return "The road and the scores", "The road at each step.", plain
+    if not look.pictures:
+        return "The scores", "What the network gave for each action at each step.", plain
+    n, of = len(look.pictures), len(look.recording.steps)
+    first = "" if n == of else f" The first {n} of {of} steps have a picture."
+    code = (
+        "from rlmech.first_look import pictures\n\n"
+        "steps = rlm.plot.episodes(recording, pictures=pictures(env, recording))"
+    )
+    return "What it saw and did", f"The environment's own picture at each step, and the scores.{first}", code
+
+
+def _jumps(look: FirstLook) -> str:
+    if look.policy.output_kind == "mean_action":
+        return ""
+    return " The buttons jump to the steps at which the action changes."
 
 
 def _shuffled(look: FirstLook) -> bool:
@@ -179,27 +220,57 @@ def _interventions(look: FirstLook) -> list[Section]:
     for name, result in look.patching.items():
         title, meaning = _PATCHING[name]
         panels.append(Panel(title=title, meaning=meaning, figure=sweep(result), code=code[name]))
+    moved = look.policy.output_kind == "mean_action"
+    if look.neurons is not None:
+        panels.append(_neurons(look, look.neurons))
     if look.ablation:
         what = "head" if look.block is not None else "layer"
         site = (
             f'{look.policy.attention[look.block].names["z"]!r}, over=("head",)'
             if look.block is not None
-            else '"*relu*"'
+            else f"{acting_layers(look.policy)}"
         )
         panels.append(
             Panel(
-                title=f"Ablating each {what}: how often does the action change?",
-                meaning=f"Share of all recorded states in which the action changes when the {what}'s output is "
-                "replaced by its mean over them, by its value in another state, or by zero. Offline: what it does to "
-                "an episode is another question, and zero is a value that the network never meets. Intervals resample "
-                "whole episodes.",
+                title=f"Ablating each {what}: how {'far does the action move' if moved else 'often does it change'}?",
+                meaning=f"{_measured(look)} when the {what}'s output is replaced by its mean over them, by its value "
+                "in another state, or by zero. Offline: what it does to an episode is another question, and zero is "
+                "often a value that the network never meets. Intervals resample whole episodes.",
                 figure=sweep(look.ablation),
                 code=_ABLATION_CODE.format(
-                    site=site, together="" if clusters(look.recording) is None else ", clusters=episodes"
+                    site=site,
+                    metric=f"rlm.metrics.{'action_shift' if moved else 'action_flip'}()",
+                    together="" if clusters(look.recording) is None else ", clusters=episodes",
                 ),
             )
         )
     return [Section(title="Which parts carry the decision", panels=tuple(panels))] if panels else []
+
+
+def _measured(look: FirstLook) -> str:
+    if look.policy.output_kind == "mean_action":
+        return "How far the mean action moves, over the states,"
+    return "Share of states in which the action changes"
+
+
+def _neurons(look: FirstLook, neurons: xr.Dataset) -> Panel:
+    layers = list(dict.fromkeys(neurons["hook"].values.tolist()))
+    n, of = len(spread_rows(look.recording)), len(look.recording.steps)
+    states = f"{n} states, evenly spread over the {of} recorded," if n < of else "all recorded states"
+    return Panel(
+        title="Which neurons matter most?",
+        meaning=f"Each of the {neurons.sizes['site']} units between the observation and the action, one at a time, set "
+        f"to its mean over {states} and computed exactly: {_measured(look)[0].lower()}{_measured(look)[1:]}. Units of "
+        "a critic are not among them. The largest of many is partly chance: measure it again in other states.",
+        figure=ranking(neurons),
+        code=f"""from rlmech.first_look.neurons import decision_change, spread_rows, unit_sites
+
+rows = spread_rows(recording)
+result = rlm.ablation_sweep(
+    policy, recording.observations[rows], sites=unit_sites(policy), metric=decision_change(policy)
+)  # for {", ".join(layers)}
+rlm.plot.ranking(result)""",
+    )
 
 
 def _circuits(look: FirstLook) -> list[Section]:
@@ -300,7 +371,7 @@ clean, corrupt = pairs.clean, pairs.corrupt"""
 _ABLATION_CODE = """sites = policy.sites({site})
 rlm.plot.sweep({{
     f"{{kind}} ablation": rlm.ablation_sweep(
-        policy, recording.observations, sites=sites, kind=kind, metric=rlm.metrics.action_flip(){together}
+        policy, rlm.episodes.moments(recording, policy), sites=sites, kind=kind, metric={metric}{together}
     )
     for kind in ("mean", "resample", "zero")
 }})"""

@@ -9,6 +9,8 @@ import xarray as xr
 
 from rlmech.first_look.analysis import FirstLook
 
+MOST_NEURONS = 16
+
 
 def summary(look: FirstLook) -> dict[str, Any]:
     """The numbers of a first look.
@@ -38,6 +40,8 @@ def summary(look: FirstLook) -> dict[str, Any]:
         }
     found["patching"] = {name: rows(result) for name, result in look.patching.items()}
     found["ablation"] = {name: rows(result) for name, result in look.ablation.items()}
+    if look.neurons is not None:
+        found["neurons"] = {"mean ablation": rows(look.neurons.isel(site=slice(MOST_NEURONS)))}
     if look.driven is not None:
         found["driven"] = {
             "n_seeds": look.driven.result.sizes["seed"],

@@ -40,11 +40,11 @@ def _number_of_choice(context: MetricContext, name: str, choice: int | str | Non
         return names.index(choice)
     if isinstance(choice, int) and 0 <= choice < n_choices:
         return choice
-    shown = ", ".join(map(repr, names)) if names else f"a number from 0 to {n_choices - 1}"
+    shown = f"one of {', '.join(map(repr, names))}" if names else f"a number from 0 to {n_choices - 1}"
     raise MetricError(
         f"{name} is of one choice, and the policy makes {f'{n_choices} at once' if n_choices else 'one only'}.",
         given=f"choice={choice!r}",
-        expected=f"one of {shown}" if n_choices else "no choice",
+        expected=shown if n_choices else "no choice",
         fix=f"name it: metric=rlm.metrics.action_gap(choice={names[0] if names else 0!r}); or analyse "
         "policy.choice(...) alone"
         if n_choices

@@ -20,6 +20,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.core.cache import ActivationCache
 from rlmech.core.edit import Edit
 from rlmech.core.interventions import mean_ablation, resample_ablation, steer, zero_ablation
+from rlmech.core.masked import is_masked
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site, as_site
@@ -88,7 +89,8 @@ def ablation_sweep(
     """
     if kind not in ("zero", "mean", "resample", "optimal"):
         raise unknown_choice("kind", kind, ("zero", "mean", "resample", "optimal"))
-    policy = policy.over_time(obs)
+    policy = policy.fitting(obs)
+    policy.coerce(obs)  # compares the live module, once
     measured = metric or default_metric(policy.output_kind)
     groups = choose_groups(policy, sites, metric=measured)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -202,8 +204,10 @@ def steering_sweep(
         >>> dict(steering_sweep(policy, torch.rand(16, 4), **given).sizes)
         {'site': 3, 'pair': 16}
     """
+    policy = policy.fitting(obs)
     site = as_site(site)
     groups = [(site,)] * len(coefficients)
+    policy.coerce(obs)  # compares the live module, once
     edits = [steer(site, torch.as_tensor(vector), coefficient=float(dose)) for dose in coefficients]
     measured = metric or _moved_most(policy, obs, edits)
     bound = bind(measured, policy, clean=outputs_of(policy, obs))
@@ -225,17 +229,21 @@ def steering_sweep(
 
 def _moved_most(policy: HookedPolicy, obs: Observation, edits: Sequence[Edit]) -> Metric:
     """The gap between the two actions that the largest dose moves farthest apart on average."""
-    if not edits:
+    if not edits or policy.choices is not None:  # of several choices one is asked for
         return default_metric(policy.output_kind)
     largest = max(edits, key=lambda edit: (abs(edit.coefficient), edit.coefficient))
     with torch.no_grad():
         before = policy(obs)
         with policy.edited([largest]):
             change = (policy(obs) - before).double().nan_to_num(0, 0, 0).mean(0)  # masked scores: -inf in both
+    shown = ~is_masked(before).any(0)
+    if shown.sum() < 2 and policy.output_kind != "mean_action":
+        return action_gap()  # which fixes two open actions in each row
     change = change if largest.coefficient >= 0 else -change  # raised by the vector, not by its opposite
     if policy.output_kind == "mean_action":
         return action_score(int(change.abs().argmax()))
-    raised, lowered = int(change.argmax()), int(change.argmin())
+    raised = int(change.masked_fill(~shown, -torch.inf).argmax())
+    lowered = int(change.masked_fill(~shown, torch.inf).argmin())
     return action_gap() if raised == lowered else action_gap(raised, lowered)
 
 

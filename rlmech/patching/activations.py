@@ -82,7 +82,7 @@ def activation_patching(
     """
     if direction not in ("denoise", "noise", "both"):
         raise unknown_choice("direction", direction, ("denoise", "noise", "both"))
-    policy = policy.over_time(clean)
+    policy = policy.fitting(clean)
     if direction == "both":
         return _both(
             policy,

@@ -84,6 +84,7 @@ def off_manifold_distance(
         >>> found["percentile"].to_numpy().tolist()
         [[100.0, 100.0, 100.0, 100.0, 100.0]]
     """
+    policy = policy.fitting(base)
     if (source is None) == (edits is None):
         raise ConfigError(
             "It is either patches from a source or edits that are judged.",

@@ -119,6 +119,7 @@ def optimal_constants(
         >>> found.values[site].shape, bool(found.loss[0] <= found.mean_loss[0])
         (torch.Size([1, 8]), True)
     """
+    policy = policy.fitting(obs)
     if n_steps < 1 or not learning_rate > 0:
         raise ConfigError(
             "A constant is trained in steps.",

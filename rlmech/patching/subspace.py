@@ -83,6 +83,7 @@ def interchange_intervention(
         >>> interchange_intervention(policy, base=base, source=source, site="hook_obs")["accuracy"].item()
         1.0
     """
+    policy = policy.fitting(base)
     (chosen,) = choose_sites(policy, [site])
     names = [chosen.name]
     _refuse(policy, chosen, n_controls=n_controls)
@@ -173,6 +174,8 @@ def _refuse(policy: HookedPolicy, site: Site, *, n_controls: int) -> None:
             expected="a floating-point activation",
             fix="use activation_patching there",
         )
+    if policy.choices is not None:
+        raise policy.choices.several("An interchange intervention", policy.spec.choices)
     if policy.output_kind == "mean_action":
         raise MetricError(
             "An interchange intervention counts discrete actions, and this policy's are continuous.",

@@ -1,7 +1,7 @@
 """Results as figures: heat maps, attention, roads and grids, episodes, comparisons, and one page that holds them all.
 
 Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
-show in a notebook, and `report` puts them into one self-contained HTML page.
+show in a notebook, and `page` puts them into one self-contained HTML page.
 """
 
 from rlmech.plot.attention_heads import AttentionFigure, attention, recorded_pattern
@@ -14,7 +14,8 @@ from rlmech.plot.episode_pairs import side_by_side
 from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
-from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, report
+from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, page
+from rlmech.plot.strongest_sites import ranking
 from rlmech.plot.student_curves import students
 from rlmech.plot.svg import SvgFigure
 from rlmech.plot.viewer import episodes
@@ -36,10 +37,11 @@ __all__ = [
     "episodes",
     "field",
     "heatmap",
+    "page",
     "probe_scores",
     "q_values",
+    "ranking",
     "recorded_pattern",
-    "report",
     "scene",
     "scores",
     "side_by_side",

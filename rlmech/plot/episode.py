@@ -10,7 +10,8 @@ import torch
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
-from rlmech.errors import RecordingError
+from rlmech.errors import ConfigError, RecordingError
+from rlmech.plot.actions_taken import action_names
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
 
@@ -30,7 +31,8 @@ def q_values(
     """Draw the action scores along one episode.
 
     A marker stands on the action that was taken; a vertical line where it differs from the step before, unless it
-    differs all the time. Where an action is masked its line is broken.
+    differs all the time. Where an action is masked its line is broken. Continuous actions are their own scores: a line
+    for each dimension.
 
     Args:
         recording: Any recording.
@@ -43,6 +45,7 @@ def q_values(
 
     Raises:
         RecordingError: No such episode.
+        ConfigError: The policy makes several choices at once.
 
     Example:
         >>> import gymnasium as gym, torch, rlmech as rlm
@@ -56,7 +59,15 @@ def q_values(
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
     scores = _without_masks(np.asarray(recording.scores)[rows])
-    taken = np.asarray(recording.actions)[rows].astype(int)
+    if scores.ndim != 2:
+        raise ConfigError(
+            "The scores of several choices at once are not drawn in one figure.",
+            given=f"scores of shape {scores.shape}",
+            expected="scores [step action]",
+            fix="record policy.choice(name), which is one of the choices alone",
+        )
+    continuous = output_kind == "mean_action"
+    taken = np.full(len(rows), -1) if continuous else np.asarray(recording.actions)[rows].astype(int)
     names = action_names(recording, scores.shape[1])
     few = len(steps) <= FEW_STEPS
     figure = go.Figure()
@@ -111,13 +122,15 @@ def q_values(
 
 
 @explain_misuse
-def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str = "Q-value") -> SvgFigure:
+def scores(
+    values: np.ndarray, *, names: tuple[str, ...], taken: int | None = None, label: str = "Q-value"
+) -> SvgFigure:
     """Draw one state's action scores as bars, the taken action in full colour; a masked action has none.
 
     Args:
         values: Scores `[action]`.
         names: Names of the actions.
-        taken: Position of the action taken.
+        taken: Position of the action taken; None for a continuous action, of which every bar is a part.
         label: What the scores are.
 
     Example:
@@ -155,7 +168,7 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
             height=13,
             rx=2,
             fill=action_colour(action),
-            fill_opacity=1.0 if chosen else 0.45,
+            fill_opacity=1.0 if chosen or taken is None else 0.45,
         )
         parts += text(
             "masked" if masked else _written(value), x=max(at(value), at(0.0)) + 6, y=y + 25, font_size=12, fill=INK
@@ -180,12 +193,6 @@ def scores(values: np.ndarray, *, names: tuple[str, ...], taken: int, label: str
 def _without_masks(scores: np.ndarray) -> np.ndarray:
     """Scores with NaN, which is drawn as nothing, where an action is masked."""
     return np.where(is_masked(torch.as_tensor(scores)).numpy(), np.nan, scores)
-
-
-def action_names(recording: Recording, n_actions: int) -> tuple[str, ...]:
-    """The actions' names, or their numbers where the recording's spec has none."""
-    names = recording.spec.actions
-    return names if len(names) == n_actions else tuple(f"action {action}" for action in range(n_actions))
 
 
 def _written(value: float) -> str:

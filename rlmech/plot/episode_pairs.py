@@ -16,9 +16,10 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.actions_taken import Taken, taken
 from rlmech.plot.attention_heads import recorded_pattern, recorded_patterns
 from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
-from rlmech.plot.episode import SCORES, action_names, scores
+from rlmech.plot.episode import SCORES, scores
 from rlmech.plot.report_page import Frame, Steps
 from rlmech.plot.road import PIXELS, ego_way
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLATE, action_colour
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
 
 _GAP = 40.0  # pixels between the two
+_FEW_STEPS = 60  # whose markers are large
 _BARS = 1.55  # how much larger than by themselves the bars are drawn
 _LINE = ("#52606d", POSITIVE)  # of the first episode, and of the second
 
@@ -40,7 +42,7 @@ class _Side:
     recording: Recording
     episode: int
     actions: np.ndarray
-    names: tuple[str, ...]
+    done: Taken
     rewards: np.ndarray
     pattern: xr.DataArray | None
 
@@ -48,7 +50,7 @@ class _Side:
         return len(self.actions)
 
     def action(self, step: int) -> str:
-        return self.names[int(self.actions[step])] if step < len(self) else "over"
+        return self.done.words[step] if step < len(self) else "over"
 
 
 @explain_misuse
@@ -56,7 +58,7 @@ def side_by_side(recordings: Mapping[str, Recording], *, seed: int) -> Steps:
     """Lay the same seed's episode of two recordings out side by side, step by step.
 
     Args:
-        recordings: Two, by name: say, of a policy untouched and with a head ablated, both of discrete actions.
+        recordings: Two, by name: say, of a policy untouched and with a head ablated.
         seed: The episode's seed.
 
     Returns:
@@ -110,8 +112,8 @@ def _side(name: str, recording: Recording) -> _Side:
         name=name,
         recording=recording,
         episode=int(recording.episodes["episode"].iloc[0]),
-        actions=np.asarray(recording.actions).astype(int),
-        names=action_names(recording, recording.scores.shape[1]),
+        actions=np.asarray(recording.actions),
+        done=taken(recording),
         rewards=recording.steps["reward"].to_numpy(dtype=float),
         pattern=recorded_pattern(recording) if len(patterns) == 1 else None,
     )
@@ -119,7 +121,7 @@ def _side(name: str, recording: Recording) -> _Side:
 
 def _first_difference(ours: np.ndarray, theirs: np.ndarray) -> int | None:
     n = min(len(ours), len(theirs))
-    differ = np.flatnonzero(ours[:n] != theirs[:n])
+    differ = np.flatnonzero((ours[:n] != theirs[:n]).reshape(n, -1).any(axis=1))
     return int(differ[0]) if len(differ) else None
 
 
@@ -185,14 +187,14 @@ def _half(side: _Side, way: np.ndarray | None, step: int) -> tuple[str, float]:
         road = scene(side.recording, episode=side.episode, step=_scene_at(side, step), pattern=pattern, way=way)
         content += tag("g", road.svg, transform=f"translate(0 {top:.0f})")
         top += _height(road) + 24
-    if not over:
+    if not over and side.recording.scores.ndim == 2:
         kind = side.recording.manifest["policy"]["output_kind"]
-        taken = int(side.actions[step])
-        bars = scores(side.recording.scores[step], names=side.names, taken=taken, label=SCORES.get(kind, "score"))
+        number, label = side.done.number(step), SCORES.get(kind, "score")
+        bars = scores(side.recording.scores[step], names=side.done.names, taken=number, label=label)
         content += tag("g", bars.svg, transform=f"translate(0 {top:.0f}) scale({_BARS})")
     for line, said in enumerate(_so_far(side, _scene_at(side, step))):
         content += text(said, x=PIXELS * 0.62, y=top + 54 + 30 * line, font_size=19, fill=MUTED)
-    return content, top + _BARS * (34 + 44 * len(side.names))
+    return content, top + _BARS * (34 + 44 * len(side.done.names))
 
 
 def _scene_at(side: _Side, step: int) -> int:
@@ -237,9 +239,11 @@ def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
                 name=side.name,
                 line={"color": colour, "width": 2, "dash": dash},
                 marker={
-                    "color": [action_colour(action) for action in side.actions],
-                    "size": 11,
-                    "line": {"color": "#ffffff", "width": 2},
+                    "color": colour
+                    if side.done.numbers is None
+                    else [action_colour(int(action)) for action in side.done.numbers],
+                    "size": 11 if len(side) <= _FEW_STEPS else 3,
+                    "line": {"color": "#ffffff", "width": 2 if len(side) <= _FEW_STEPS else 0},
                 },
                 text=[side.action(step) for step in range(len(side))],
                 hovertemplate="%{text}: %{y:.2f}<extra>" + side.name + "</extra>",
@@ -259,7 +263,8 @@ def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
         template=TEMPLATE, height=260, hovermode="x unified", margin={"t": 40, "b": 48, "l": 56, "r": 16}
     )
     figure.update_xaxes(
-        title_text="step (colour of a marker: the action taken)", range=[-0.6, max(len(first), len(second)) + 0.4]
+        title_text="step" if first.done.numbers is None else "step (colour of a marker: the action taken)",
+        range=[-0.6, max(len(first), len(second)) + 0.4],
     )
     figure.update_yaxes(title_text="return so far", zeroline=False)
     return figure

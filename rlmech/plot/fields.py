@@ -70,7 +70,7 @@ def field(result: xr.Dataset, *, title: str | None = None, limit: float | None =
         bar = _scale(result["difference"].values, None, ("difference", ""), top=False)
         figure.update_layout(coloraxis2=bar)
     if result.attrs["kind"] == "action":
-        figure.update_layout(coloraxis_showscale=False, coloraxis2_showscale=False)
+        figure.update_coloraxes(showscale=False)
     return figure
 
 

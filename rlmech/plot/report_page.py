@@ -128,11 +128,11 @@ class Section:
 
 
 @explain_misuse
-def report(
+def page(
     sections: Sequence[Section],
     path: str | Path,
     *,
-    title: str = "rlmech report",
+    title: str = "rlmech",
     subtitle: str = "",
     facts: Sequence[tuple[str, str]] = (),
     setup: str = "",
@@ -157,30 +157,30 @@ def report(
         >>> import rlmech as rlm
         >>> drawing = rlm.plot.SvgFigure(svg="<svg></svg>")
         >>> panel = rlm.plot.Panel(title="A drawing", meaning="It is empty.", figure=drawing)
-        >>> rlm.report([rlm.plot.Section(title="Drawings", panels=(panel,))], "report.html").name
+        >>> rlm.plot.page([rlm.plot.Section(title="Drawings", panels=(panel,))], "report.html").name
         'report.html'
     """
     target = Path(path)
     if not sections or target.suffix not in (".html", ".htm"):
         raise ConfigError(
-            "A report needs a section and an HTML file.",
+            "A page needs a section and an HTML file.",
             given=f"{len(sections)} sections, path {str(path)!r}",
             expected="one section or more, and a path that ends in .html",
-            fix="e.g. rlm.report([rlm.plot.Section(...)], 'report/index.html')",
+            fix="e.g. rlm.plot.page([rlm.plot.Section(...)], 'report/index.html')",
         )
     for section in sections:
         if not isinstance(section, Section):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
-                "A report is made of sections.",
+                "A page is made of sections.",
                 given=f"a {type(section).__name__}",
                 expected="rlm.plot.Section, which holds rlm.plot.Panel, which holds a figure",
                 fix="rlm.plot.Section(title=..., panels=(rlm.plot.Panel(title=..., meaning=..., figure=figure),))",
             )
-    page = _page(sections, title=title, subtitle=subtitle, facts=facts, setup=setup)
+    written = _page(sections, title=title, subtitle=subtitle, facts=facts, setup=setup)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        unfinished.write_text(page, encoding="utf-8")
+        unfinished.write_text(written, encoding="utf-8")
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)

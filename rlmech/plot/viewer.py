@@ -8,26 +8,34 @@ import numpy as np
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
+from rlmech.plot.actions_taken import Taken, taken
 from rlmech.plot.attention_heads import attention, recorded_pattern, recorded_patterns
 from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
-from rlmech.plot.episode import SCORES, action_names, q_values, scores
+from rlmech.plot.episode import SCORES, q_values, scores
 from rlmech.plot.report_page import Figure, Frame, Steps
+from rlmech.plot.svg import SvgFigure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rlmech.episodes.recording import Recording
 
 
 @explain_misuse
-def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable[int] | None = None) -> Steps:
+def episodes(
+    recording: Recording,
+    *,
+    pattern: str | None = None,
+    only: Iterable[int] | None = None,
+    pictures: Mapping[int, SvgFigure] | None = None,
+) -> Steps:
     """Lay a recording out as steps of a page, the steps marked at which the action changes.
 
     Args:
-        recording: A recording of discrete actions, of highway-env or MiniGrid for the drawing, with `*hook_pattern`
-            for attention.
+        recording: Any recording; of highway-env or MiniGrid for the drawing, with `*hook_pattern` for attention.
         pattern: Hook point of the attention to draw; by default the recording's only one.
         only: Numbers of the episodes; all by default.
+        pictures: Pictures of rows of the recording, by row, where its simulator is none that is drawn here.
 
     Returns:
         For each step the road, with attention from the first query, or the grid, the action scores and the CircuitsVis
@@ -45,32 +53,37 @@ def episodes(recording: Recording, *, pattern: str | None = None, only: Iterable
     """
     weights = recorded_pattern(recording, pattern) if pattern or len(recorded_patterns(recording)) == 1 else None
     kind = recording.manifest["policy"]["output_kind"]
-    names = action_names(recording, recording.scores.shape[1])
-    numbers = recording.steps["episode"].to_numpy()
+    done = taken(recording)
+    numbers, steps = (recording.steps[name].to_numpy() for name in ("episode", "step"))
     frames: list[Frame] = []
     looks_away: list[float] = []
     overviews: dict[str, Figure] = {}
     for number in np.unique(numbers) if only is None else only:
         rows = np.flatnonzero(numbers == number)
         group = _group(recording, int(number))
-        overviews[group] = q_values(recording, episode=int(number), output_kind=kind)
-        before: int | None = None
-        for row in rows:
-            taken, step = int(recording.actions[row]), int(recording.steps["step"].to_numpy()[row])
-            here = None if weights is None else weights.isel(step=int(row))
-            changed = before is not None and before != taken
+        if recording.scores.ndim == 2:
+            overviews[group] = q_values(recording, episode=int(number), output_kind=kind)
+        for before, row in zip([None, *rows[:-1].tolist()], rows.tolist(), strict=True):
+            step, here = int(steps[row]), None if weights is None else weights.isel(step=row)
+            shown = None if pictures is None else pictures.get(row)
             frames.append(
                 Frame(
                     group=group,
-                    label=f"step {step}: {names[taken]}",
-                    mark=f"step {step}: {names[before]} → {names[taken]}" if before is not None and changed else "",
+                    label=f"step {step}: {done.words[row]}",
+                    mark=_mark(done, before, row, step),
                     position=step,
-                    figures=_figures(recording, int(number), step, int(row), here, names, SCORES.get(kind, "score")),
+                    figures=_figures(recording, row, here, done, shown),
                 )
             )
             looks_away.append(0.0 if here is None else 1.0 - float(here.isel(query=0, key=0).mean()))
-            before = taken
     return Steps(frames=tuple(frames), overviews=overviews, start=_most_telling(frames, looks_away))
+
+
+def _mark(done: Taken, before: int | None, row: int, step: int) -> str:
+    """The change of a chosen action; continuous ones change all the time."""
+    if before is None or done.numbers is None or done.numbers[before] == done.numbers[row]:
+        return ""
+    return f"step {step}: {done.words[before]} → {done.words[row]}"
 
 
 def _most_telling(frames: list[Frame], looks_away: list[float]) -> int:
@@ -80,23 +93,19 @@ def _most_telling(frames: list[Frame], looks_away: list[float]) -> int:
 
 
 def _figures(
-    recording: Recording,
-    episode: int,
-    step: int,
-    row: int,
-    pattern: xr.DataArray | None,
-    names: tuple[str, ...],
-    label: str,
+    recording: Recording, row: int, pattern: xr.DataArray | None, done: Taken, picture: SvgFigure | None
 ) -> tuple[Figure, ...]:
-    taken = int(recording.actions[row])
-    bars = scores(recording.scores[row], names=names, taken=taken, label=label)
+    kind = recording.manifest["policy"]["output_kind"]
+    label = SCORES.get(kind, "score")
+    flat = recording.scores.ndim == 2
+    bars = (scores(recording.scores[row], names=done.names, taken=done.number(row), label=label),) if flat else ()
     attended = () if pattern is None else (attention(pattern),)
     if not is_drawable(recording):
-        return (bars, *attended)
-    seed = int(recording.steps["seed"].to_numpy()[row])
-    title = f"Seed {seed}, step {step}: the policy takes {names[taken]}"
+        return (*(() if picture is None else (picture,)), *bars, *attended)
+    seed, episode, step = (int(recording.steps[name].to_numpy()[row]) for name in ("seed", "episode", "step"))
+    title = f"Seed {seed}, step {step}: the policy takes {done.words[row]}"
     ego = None if pattern is None or is_grid(recording) else pattern.isel(query=0)
-    return (scene(recording, episode=episode, step=step, pattern=ego, title=title), bars, *attended)
+    return (scene(recording, episode=episode, step=step, pattern=ego, title=title), *bars, *attended)
 
 
 def _group(recording: Recording, episode: int) -> str:

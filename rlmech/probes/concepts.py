@@ -124,6 +124,7 @@ def concept_direction(
         >>> concept.direction()
         tensor([1., 0., 0.])
     """
+    policy = policy.fitting(positive)
     if method not in get_args(Way):
         raise ConfigError(
             f"There is no method {method!r}.",
@@ -217,6 +218,7 @@ def concept_sensitivity(
         >>> float(found["score"].item())
         1.0
     """
+    policy = policy.fitting(obs)
     if n_controls < 2:
         raise ConfigError(
             "Chance is told by random concepts.",

@@ -36,7 +36,7 @@ from rlmech.scenes.probe import (
     scores_of,
 )
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit
+from rlmech.simulators.env import acting_in
 
 if TYPE_CHECKING:
     from rlmech.core.edit import Edit
@@ -117,7 +117,7 @@ def scene_field(
         >>> field.value.dims
         ('condition', 'speed', 'along')
     """
-    check_fit(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env, drives=False)
     entity = simulator_of(scene.stage.env).entity
     whom = _whom(scene, entity, {"vehicle": vehicle, "object": object})
     known = scene.staging.quantities

@@ -28,7 +28,7 @@ from rlmech.scenes.probe import (
     named_entities,
 )
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import check_fit
+from rlmech.simulators.env import acting_in
 from rlmech.simulators.highway.staging.changes import check_numbers
 from rlmech.simulators.staging import Staging
 
@@ -106,7 +106,7 @@ def smallest_change(
         >>> dict(flips.sizes)
         {'vehicle': 2, 'quantity': 1, 'direction': 2}
     """
-    check_fit(policy, scene.stage.env)
+    policy = acting_in(policy, scene.stage.env, drives=False)
     entity = simulator_of(scene.stage.env).entity
     known = scene.staging.quantities
     searched = list(scene.staging.searched if quantities is None else quantities)

@@ -154,8 +154,11 @@ def check_discrete(policy: HookedPolicy) -> None:
     """Check that a policy chooses among actions.
 
     Raises:
-        SceneError: It does not.
+        SceneError: It does not, or it has a memory.
+        MetricError: It makes several choices at once.
     """
+    if policy.choices is not None:
+        raise policy.choices.several("What an action is, cell by cell,", policy.spec.choices)
     if policy.is_recurrent:
         raise SceneError(
             "What a policy with a memory does in a state follows from what it has seen before.",

@@ -18,11 +18,16 @@ import xarray as xr
 
 from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
-from rlmech.scenes.decision import Decision
+from rlmech.scenes.decision import Decision, decision_of
 from rlmech.scenes.pair import aligned_rows, scene_pair
+<<<<<<< HEAD
 from rlmech.scenes.rolling import Roll, decided, remembered, roll
+=======
+from rlmech.scenes.rolling import Roll, remembered, roll
+from rlmech.simulators.action_masks import with_mask_of
+>>>>>>> main
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.env import action_number, check_fit, environment, spec_of
+from rlmech.simulators.env import acting_in, action_number, environment, spec_of
 from rlmech.simulators.highway.staging.road import ROAD
 from rlmech.simulators.staging import Features, SceneEdit, Staging, check_capturable
 from rlmech.simulators.world import World
@@ -215,24 +220,24 @@ class Scene:
             EnvironmentFitError: The environment's spaces do not fit it.
             SceneError: A recurrent policy, and what was observed before is not known.
         """
-        check_fit(policy, self.stage.env)
+        policy = acting_in(policy, self.stage.env, drives=False)
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
+<<<<<<< HEAD
             found, after = decided(policy, self.observation, before)
             scores = found[0].cpu().numpy()
             continuous = policy.output_kind == "mean_action"
+=======
+            observation = with_mask_of(self.stage.env, self.observation, policy.observation_space)
+            batch = (
+                {key: np.asarray(value)[None] for key, value in observation.items()}
+                if isinstance(observation, Mapping)
+                else np.asarray(observation)[None]
+            )
+            found, after = policy.step(batch, before)
+>>>>>>> main
             chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
-            action: Any = chosen if continuous else int(scores.argmax())
-        names = policy.spec.actions or self.spec.actions
-        labels = list(names) if len(names) == len(scores) else list(range(len(scores)))
-        return Decision(
-            action=action,
-            name="" if continuous else str(labels[action]),
-            scores=xr.DataArray(
-                scores, dims=("action",), coords={"action": labels}, attrs={"long_name": policy.output_kind}
-            ),
-            state=after,
-        )
+        return decision_of(policy, found[0].cpu().numpy(), chosen, after, names=self.spec.actions)
 
     def step(self, action: Any) -> Scene:
         """The scene after an action; edits of what is only observed are over then.

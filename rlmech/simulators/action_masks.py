@@ -30,6 +30,23 @@ def with_masks(env: gym.Env, space: spaces.Space[Any] | None) -> gym.Env:
     return MaskedObservation(env) if wants and not has else env
 
 
+def with_mask_of(env: gym.Env, observation: Any, space: spaces.Space[Any] | None) -> Any:
+    """An observation with the mask of the environment's state, if the policy wants one and it holds none.
+
+    Args:
+        env: The environment, in that state.
+        observation: What is observed there.
+        space: The policy's observation space.
+
+    Raises:
+        EnvironmentFitError: The environment tells its mask only in the info of a step.
+    """
+    masked = with_masks(env, space)
+    if masked is env or not isinstance(masked, MaskedObservation):
+        return observation
+    return masked.masked(observation, {})
+
+
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Observations as a dict of what the environment gives and its action mask.
 
@@ -49,14 +66,23 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstru
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._with_mask(observation, info), info
+        return self.masked(observation, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Act."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
+        return self.masked(observation, info), reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+    def masked(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        """An observation and the mask beside it.
+
+        Args:
+            observation: What the environment observes.
+            info: What it says beside.
+
+        Raises:
+            EnvironmentFitError: There is no mask.
+        """
         mask = info.get(MASK_KEY)
         if mask is None:
             try:

@@ -13,8 +13,10 @@ from typing import Any, Protocol, Self
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
+from rlmech.core.choices import Choices
 from rlmech.errors import CopyError
 from rlmech.simulators.identity import Episodes, attributes_of, differences, listed
 from rlmech.simulators.values import told
@@ -113,7 +115,7 @@ def _some_action(env: gym.Env) -> Any:
     """An action that may be taken now, the same whenever it is asked for."""
     base: Any = env.unwrapped
     if callable(getattr(base, "action_masks", None)):  # as sb3-contrib names it
-        return int(np.flatnonzero(base.action_masks())[0])
+        return _first_open(env.action_space, base.action_masks())
     space = copy.deepcopy(env.action_space)
     space.seed(0)
     return space.sample()
@@ -121,3 +123,15 @@ def _some_action(env: gym.Env) -> Any:
 
 def _named(env: gym.Env) -> str:
     return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+
+
+def _first_open(space: spaces.Space[Any], masks: Any) -> Any:
+    """The first action that masks leave open, of each choice where there are several."""
+    flat = np.concatenate([np.ravel(part) for part in masks]) if isinstance(masks, tuple) else np.ravel(masks)
+    choices = Choices.of_space(space)
+    if choices is None:
+        return int(np.flatnonzero(flat)[0])
+    rows = np.split(flat, np.cumsum(choices.sizes)[:-1]) if flat.size == sum(choices.sizes) else None
+    if rows is None:  # as many as there are bits: each may be set or not
+        return np.zeros(space.shape or (), dtype=space.dtype)
+    return np.array([np.flatnonzero(row)[0] for row in rows], dtype=space.dtype).reshape(space.shape or ())

@@ -15,12 +15,12 @@ from gymnasium import spaces
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.choices import Choices
-from rlmech.errors import ConfigError, EnvironmentFitError, nearest
+from rlmech.errors import ConfigError, EnvironmentFitError, MissingPackageError, ObservationError, nearest
 from rlmech.simulators.action_masks import with_masks
 from rlmech.simulators.choice import check_single, simulator_of
 from rlmech.simulators.compiled import Acceleration, remark_once
 from rlmech.simulators.minigrid import making
-from rlmech.simulators.training_env import current_id, wrapped
+from rlmech.simulators.training_env import current_id, later_ids, wrapped
 from rlmech.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def make_env(
 
     Raises:
         ConfigError: No such environment, or one that takes no configuration.
-        MissingPackageError: MiniGrid is not installed.
+        MissingPackageError: A package that it needs is not installed.
 
     Example:
         >>> import rlmech as rlm
@@ -87,6 +87,17 @@ def make_env(
             expected="config=None: configurations are highway-env's",
             fix="leave config out",
         ) from None
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        later = later_ids(env_id)
+        raise MissingPackageError(
+            f"{env_id} cannot be made here.",
+            given=str(error),
+            expected="an environment whose packages are installed",
+            fix=f"install what it asks for, or make a later version ({', '.join(later)}) and measure whether the "
+            "policy drives there as it did"
+            if later
+            else "install what it asks for",
+        ) from error
     if accelerated:
         _accelerate(env)
     return env
@@ -251,24 +262,55 @@ def check_fit(policy: HookedPolicy, env: gym.Env | str) -> None:
         ...     print(error.problem)
         The environment's observations do not fit the policy.
     """
-    env = environment(env)
+    acting_in(policy, environment(env))
+
+
+def acting_in(policy: HookedPolicy, env: gym.Env, *, drives: bool = True) -> HookedPolicy:
+    """The policy that acts in an environment: itself, or wrapped for as many entities as are observed there.
+
+    Args:
+        policy: The policy.
+        env: The environment.
+        drives: Whether it acts there, rather than being asked what it thinks: one of several choices drives nothing.
+
+    Raises:
+        EnvironmentFitError: The observations or the actions do not fit.
+    """
     _check_read(env)
-    observed, wanted = _shape(env.observation_space), _observed_by(policy)
+    observed = _shape(with_masks(env, policy.observation_space).observation_space)
+    wanted = _observed_by(policy)
     if wanted is not None and observed != wanted and not _turned_round(policy, observed, wanted):
-        raise EnvironmentFitError(
-            "The environment's observations do not fit the policy.",
-            given=f"{_name(env)} observes {observed}",
-            expected=f"{wanted}",
-            fix=_training(policy),
-        )
+        try:
+            fitting = policy.fitting(_example(env.observation_space))
+            why = ""
+        except ObservationError as error:
+            fitting, why = policy, f"; on them the network says: {error.given.partition('it says: ')[2]}"
+        if _observed_by(fitting) != observed:
+            raise EnvironmentFitError(
+                "The environment's observations do not fit the policy.",
+                given=f"{_name(env)} observes {observed}{why}",
+                expected=f"{wanted}",
+                fix=_training(policy),
+            )
+        policy = fitting
     n_given, n_wanted = _n_actions(env.action_space), _n_scored(policy)
-    if n_given != n_wanted:
+    if n_given != n_wanted and (drives or not policy.is_one_choice):
         raise EnvironmentFitError(
             "The environment's actions do not fit the policy.",
             given=f"{_name(env)} takes {env.action_space}",
             expected=f"{n_wanted} actions",
-            fix=_training(policy),
+            fix="what drives makes all choices: give the policy itself, not policy.choice(...)"
+            if policy.is_one_choice
+            else _training(policy),
         )
+    return policy
+
+
+def _example(space: spaces.Space) -> Any:
+    """A batch of one observation of zeros; not drawn, which would move the space's generator."""
+    if isinstance(space, spaces.Dict):
+        return {key: _example(part) for key, part in space.spaces.items()}
+    return np.zeros((1, *(space.shape or ())), dtype=space.dtype)
 
 
 def _check_read(env: gym.Env) -> None:

@@ -21,8 +21,9 @@ RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
     "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
     "Hopper-v3": "Hopper-v4",
+    "Swimmer-v3": "Swimmer-v4",
 }
-"""An id that Gymnasium has no longer -> the one under which published agents return what they did."""
+"""An id that Gymnasium cannot make any longer -> the one where published agents return what they did."""
 LIBRARIES = (
     *("sb3_contrib.common.wrappers.", "stable_baselines3.common.atari_wrappers.", "gymnasium.wrappers."),
     "minigrid.wrappers.",
@@ -33,7 +34,26 @@ _CALL = re.compile(r"([\w.]+)(?:\((.*)\))?", re.DOTALL)
 
 def current_id(env_id: str) -> str:
     """The id of today for an environment."""
-    return env_id if env_id in gym.registry else RENAMED.get(env_id, env_id)
+    today = RENAMED.get(env_id, env_id)
+    return today if today in gym.registry else env_id
+
+
+def later_ids(env_id: str) -> list[str]:
+    """Later versions of an environment that are registered, the next one first.
+
+    Example:
+        >>> later_ids("Hopper-v3")
+        ['Hopper-v4', 'Hopper-v5']
+    """
+    name, _, version = env_id.rpartition("-v")
+    others = [
+        known for known in gym.registry if known.startswith(f"{name}-v") and known.removeprefix(f"{name}-v").isdecimal()
+    ]
+    number = int(version) if version.isdecimal() else 0
+    return sorted(
+        (known for known in others if int(known.rpartition("-v")[2]) > number),
+        key=lambda known: int(known.rpartition("-v")[2]),
+    )
 
 
 def wrapped(env: gym.Env, wrappers: tuple[str, ...]) -> gym.Env:

@@ -3,6 +3,7 @@
 Each function returns a `KnownPolicy`: a float64 policy, pairs of observations, the equations of all units, the edges of
 the circuit, and effects derived by hand. `brute_force` evaluates the equations with any edges fed from another run.
 Those that remember are `KnownMemory`: pairs of sequences, and what each state and observation does to the last step.
+Of a `KnownSubspace` it is known along which directions of a layer a variable stands.
 """
 
 from rlmech.testbed.braking import brake
@@ -15,12 +16,14 @@ from rlmech.testbed.nearest import nearest_vehicle
 from rlmech.testbed.oracle import brute_force, brute_force_paths, paths_between, unit_values
 from rlmech.testbed.random_circuits import random_circuit
 from rlmech.testbed.scoring import edge_auroc
+from rlmech.testbed.subspaces import KnownSubspace, planted_subspace
 
 __all__ = [
     "Edge",
     "Equation",
     "KnownMemory",
     "KnownPolicy",
+    "KnownSubspace",
     "and_gate",
     "backup",
     "brake",
@@ -36,6 +39,7 @@ __all__ = [
     "nearest_vehicle",
     "or_gate",
     "paths_between",
+    "planted_subspace",
     "random_circuit",
     "unit_values",
 ]

@@ -157,12 +157,27 @@ def test_heads_cannot_be_told_from_tensors_and_are_asked_for(ego_checkpoint):
     assert "config={'model': {'attention_layer': {'heads': 4}}}" in error.value.fix
 
 
-def test_the_number_of_entities_cannot_be_told_and_is_asked_for(ego_checkpoint):
-    with pytest.raises(ConfigError, match="does not tell how many entities an observation has") as error:
-        load(ego_checkpoint, config=HEADS)
+def test_a_checkpoint_without_its_environment_takes_any_number_of_entities(ego_checkpoint):
+    policy = load(ego_checkpoint, config=HEADS)
+    known = load(ego_checkpoint, config=HEADS, observation_space=SCENES)
 
-    assert "env_config='env.json'" in error.value.fix
-    assert "Box(-1, 1, (15, 7))" in error.value.fix
+    obs = np.random.default_rng(0).random((5, 4, 7), dtype=np.float32)
+    assert policy.hook_dict["hook_obs"].shape == (None, 5, 7)
+    assert torch.equal(policy(obs), known(obs))
+    assert policy(np.repeat(obs, 3, axis=1)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_policy_opens_for_an_environment_that_shows_other_numbers_of_vehicles(ego_checkpoint, n):
+    columns = ["presence", "x", "y", "vx", "vy", "cos_h", "sin_h"]
+    observation = {"type": "Kinematics", "vehicles_count": n, "features": columns}
+    env = {"id": "intersection-v2", "observation": observation}
+
+    policy = load(ego_checkpoint, config=HEADS, observation_space=SCENES, env_config=env)
+    path = save_policy(policy, ego_checkpoint.with_suffix(".safetensors"))
+
+    assert policy.hook_dict["hook_obs"].labels["entity"] == ("ego", *(f"vehicle_{i}" for i in range(1, n)))
+    assert load(path).spec.entities == policy.spec.entities
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from rlmech.adapters.load import load
+from rlmech.adapters.native import save_policy
 from rlmech.adapters.sb3 import from_sb3
 from rlmech.adapters.sb3.extractor_class import extractor_class
+from rlmech.cli import app
 from rlmech.errors import CheckpointError, ConfigError
 
 SCENES = spaces.Box(-np.inf, np.inf, (10, 7), np.float32)
@@ -142,16 +145,74 @@ def test_its_class_is_asked_for_by_name(model, tmp_path):
     assert error.value.fix == "import it: load(..., features_extractor_class=TransformerExtractor)"
 
 
-def test_the_class_of_an_extractor_may_be_named(tmp_path):
-    source = tmp_path / "extractors.py"
+PUBLISHED = {
+    "in_size": 5 * 15,
+    "embedding_layer_kwargs": {"in_size": 7, "layer_sizes": [16, 16], "reshape": False},
+    "attention_layer_kwargs": {"feature_size": 16, "heads": 2},
+}
+
+
+class CustomExtractor(TransformerExtractor):
+    """With the keywords of highway-env's script."""
+
+    def __init__(self, observation_space, **kwargs):
+        BaseFeaturesExtractor.__init__(self, observation_space, features_dim=16)
+        self.extractor = Network({"sizes": [7, 16, 16]}, {"feature_size": 16, "heads": 2})
+
+
+def saved(make_model, path, **changed):
+    kwargs = {"features_extractor_class": CustomExtractor, "features_extractor_kwargs": PUBLISHED | changed}
+    model = make_model(PPO, obs=SCENES, actions=ACTIONS, policy_kwargs=kwargs)
+    model.save(path)
+    return model
+
+
+def test_the_published_extractor_opens_by_its_keywords_alone(make_model, scenes, tmp_path):
+    model = saved(make_model, tmp_path / "model.zip")
+
+    with pytest.warns(UserWarning, match=r"is taken for that of highway-env's sb3_highway_ppo_transformer\.py"):
+        policy = load(tmp_path / "model.zip")
+    again = load(save_policy(policy, tmp_path / "own.safetensors"))
+
+    with torch.no_grad():
+        own = model.policy.get_distribution(torch.as_tensor(scenes)).distribution.logits
+    torch.testing.assert_close(policy(scenes).log_softmax(-1), own)
+    assert torch.equal(again(scenes), policy(scenes))
+    np.testing.assert_array_equal(policy.predict(scenes)[0], model.predict(scenes, deterministic=True)[0])
+    assert policy.attention[BLOCK].n_heads == 2
+    assert policy(scenes[:, :6]).shape == (1000, 5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attention_layer_kwargs": {"feature_size": 16, "heads": 2, "dropout_factor": 0.2}},
+        {"embedding_layer_kwargs": {"in_size": 7, "layer_sizes": [16, 16], "reshape": False, "activation": "ELU"}},
+        {"embedding_layer_kwargs": {"in_size": 7, "layer_sizes": [16], "reshape": False}},
+        {"num_layers": 3},
+    ],
+    ids=["dropout", "another activation", "other weights", "a keyword of its own"],
+)
+def test_an_extractor_of_that_name_that_is_not_the_published_one_is_asked_for(make_model, tmp_path, changed):
+    saved(make_model, tmp_path / "model.zip", **changed)
+
+    with pytest.raises(CheckpointError, match="CustomExtractor' is a class of its own"):
+        load(tmp_path / "model.zip")
+
+
+def test_the_class_of_an_extractor_may_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_extractors.py").write_text("HALF = 2\n")
+    source = tmp_path / "own_extractors.py"
     source.write_text(
-        "import torch\nfrom stable_baselines3.common.torch_layers import BaseFeaturesExtractor\n\n\n"
+        "import torch\nfrom beside_extractors import HALF\n"
+        "from stable_baselines3.common.torch_layers import BaseFeaturesExtractor\n\n\n"
         "class Halves(BaseFeaturesExtractor):\n"
         "    def __init__(self, space):\n"
         "        super().__init__(space, 70)\n"
         "        self.layer = torch.nn.Linear(70, 70)\n\n"
         "    def forward(self, obs):\n"
-        "        return self.layer(obs.flatten(1)) / 2\n"
+        "        return self.layer(obs.flatten(1)) / HALF\n"
     )
     named = f"{source}:Halves"
     kwargs = {"features_extractor_class": extractor_class(named)}
@@ -164,6 +225,9 @@ def test_the_class_of_an_extractor_may_be_named(tmp_path):
     policy = load(tmp_path / "model.zip", features_extractor_class=named)
 
     assert policy.predict(obs)[0] == model.predict(obs, deterministic=True)[0]
+    typed = CliRunner().invoke(app, ["inspect", "model.zip", "--features-extractor-class", "own_extractors:Halves"])
+    assert typed.exit_code == 0, typed.output
+    assert "features_extractor.layer.hook_out" in typed.output
     with pytest.raises(ConfigError, match="has no features extractor 'Halve'") as error:
         load(tmp_path / "model.zip", features_extractor_class=f"{source}:Halve")
     assert error.value.fix == "did you mean 'Halves'?"

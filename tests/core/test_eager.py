@@ -339,3 +339,26 @@ def test_attribution_works_on_a_mixture_of_experts_and_leaves_out_what_it_cannot
     same = (chosen[0] == chosen[1]).numpy()
     assert same.any()
     assert found.estimate.values[0][same] == pytest.approx((found.patched - found.corrupt).values[0][same], abs=1e-5)
+
+
+class OneMoreAxisWhenAsked(RowsInTwo):
+    """Its layer sees rows of another rank on the branch that the example did not take."""
+
+    def forward(self, x):
+        if (x > 10).any():
+            return self.head(self.relu(self.inner(x.reshape(-1, 1, 2))).reshape(-1, 10))
+        return super().forward(x)
+
+
+def test_a_value_of_another_rank_than_the_examples_is_shown_and_edited_as_it_is():
+    torch.manual_seed(0)
+    module = OneMoreAxisWhenAsked()
+    policy, obs = rlm.HookedPolicy(module, torch.rand(3, 4)), torch.rand(2, 4) + 10
+    assert policy.engine == "eager"
+    scores, cache = policy.run_with_cache(obs, ["inner.hook_out"])
+    shown = module.inner(obs.reshape(-1, 1, 2))
+    assert cache["inner.hook_out"].shape == (4, 1, 5)
+    torch.testing.assert_close(cache["inner.hook_out"], shown)
+    torch.testing.assert_close(scores, module(obs))
+    doubled = policy.run_with_hooks(obs, fwd_hooks=[("inner.hook_out", lambda value, hook: 2 * value)])
+    torch.testing.assert_close(doubled, module.head(torch.relu(2 * shown).reshape(-1, 10)))

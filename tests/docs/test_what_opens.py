@@ -1,4 +1,4 @@
-"""The README's table of what opens: every row of it is opened here, and the table is written from these rows."""
+"""The table of what opens: every row of it is opened here, and the table is written from these rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import nn
 import rlmech as rlm
 from rlmech import nets
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "opens.md"
 OBS, THREE, STEER = spaces.Box(-1, 1, (4, 7), np.float32), spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)
 SMALL: dict[str, Any] = {"n_steps": 8, "batch_size": 8}
 SMALL_BUFFER: dict[str, Any] = {"buffer_size": 10}
@@ -155,8 +155,10 @@ ROWS = [
     Row(
         "rl-agents DQN",
         '`rlm.load("x.tar", config="x.json")`, `HookedPolicy.from_rl_agents(agent)`',
-        "ego attention, perceptron, dueling and convolutional networks; the run's `metadata*.json` is found beside it",
+        "ego attention (any number of vehicles at each call), perceptron, dueling and convolutional networks; the "
+        "run's `metadata*.json` is found beside it",
         {
+            "any number of vehicles": rl_agents(EGO, {"attention_layer": {"heads": 4}}),
             "ego attention": rl_agents(EGO, {"attention_layer": {"heads": 4}}, observation_space=OBS),
             "perceptron": rl_agents(
                 nets.MultiLayerPerceptron(28, (8,), d_out=3, flatten=True),
@@ -240,17 +242,17 @@ THINGS = [(row, name) for row in ROWS for name in row.opens]
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(("row", "name"), THINGS, ids=[f"{row.policy.split(',')[0]}: {name}" for row, name in THINGS])
-def test_what_the_readme_says_opens_opens(row, name, tmp_path):
+def test_what_the_table_says_opens_opens(row, name, tmp_path):
     for policy in row.opens[name](tmp_path):
         assert policy.engine == "graph"
         assert len(policy.hook_dict) > 2
 
 
-def test_the_readmes_table_is_these_rows():
+def test_the_table_is_these_rows():
     written = "\n".join(
         ["| policy | how | notes |", "|---|---|---|"] + [f"| {r.policy} | {r.how} | {r.notes} |" for r in ROWS]
     )
-    found = re.search(r"\| policy \| how \| notes \|\n(\|.*\n)+", README.read_text(encoding="utf-8"))
+    found = re.search(r"\| policy \| how \| notes \|\n(\|.*\n)+", TABLE.read_text(encoding="utf-8"))
 
     assert found is not None
     assert found[0].strip() == written

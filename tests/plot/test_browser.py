@@ -13,7 +13,8 @@ import pytest
 import xarray as xr
 
 from rlmech.episodes import Recording
-from rlmech.plot import Frame, Panel, Section, Steps, SvgFigure, attention, episodes, heatmap, report
+from rlmech.plot import Frame, Panel, Section, Steps, SvgFigure, attention, episodes, heatmap
+from rlmech.plot import page as write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -81,7 +82,7 @@ def test_a_page_of_every_kind_of_figure_is_drawn_without_a_network(recording: Re
         Panel(title=title, meaning="", figure=figure, code="x = 1")
         for title, figure in (("Episodes", episodes(recording)), ("Heat", heat), ("Square", square))
     ]
-    page = report([Section(title="All", panels=tuple(panels))], tmp_path / "page.html")
+    page = write_page([Section(title="All", panels=tuple(panels))], tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", f"{WALK}</body>"))
     dom, console = opened(page, tmp_path / "profile")
     assert console == []
@@ -101,7 +102,7 @@ def test_a_page_of_every_kind_of_figure_is_drawn_without_a_network(recording: Re
 def test_a_figure_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path):
     broken = attention(xr.DataArray([[1.0]], dims=("head", "key")))
     panel = Panel(title="T", meaning="", figure=broken)
-    page = report([Section(title="S", panels=(panel,))], tmp_path / "page.html")
+    page = write_page([Section(title="S", panels=(panel,))], tmp_path / "page.html")
     page.write_text(page.read_text().replace('"props"', '"prop s'))
     dom, _ = opened(page, tmp_path / "profile")
     assert "This figure could not be drawn" in dom
@@ -111,7 +112,9 @@ def test_a_figure_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path):
 def test_a_run_without_steps_that_change_still_shows_its_first(tmp_path: Path):
     svg = SvgFigure(svg='<svg xmlns="http://www.w3.org/2000/svg" id="first"><rect width="9" height="9"/></svg>')
     steps = Steps(frames=(Frame(group="run", label="step 0: WAIT", figures=(svg,)),))
-    page = report([Section(title="S", panels=(Panel(title="T", meaning="", figure=steps),))], tmp_path / "page.html")
+    page = write_page(
+        [Section(title="S", panels=(Panel(title="T", meaning="", figure=steps),))], tmp_path / "page.html"
+    )
     dom, console = opened(page, tmp_path / "profile")
     assert console == []
     assert '<div class="main"><div class="cell"><div class="drawing"><svg' in dom
@@ -138,7 +141,7 @@ def test_many_changes_are_a_strip_that_is_clicked_anywhere_and_two_buttons(tmp_p
         Frame(group="run", label=f"step {n}", mark="changed" if n % 2 else "", figures=(svg,)) for n in range(400)
     )
     panel = Panel(title="T", meaning="", figure=Steps(frames=frames))
-    page = report([Section(title="S", panels=(panel,))], tmp_path / "page.html")
+    page = write_page([Section(title="S", panels=(panel,))], tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", f"{JUMP}</body>"))
     dom, console = opened(page, tmp_path / "profile")
     assert console == []

@@ -37,6 +37,12 @@ def measured(kind: str, values: Any, *, edited: bool = False) -> xr.Dataset:
 VALUES = [[-1.0, 2.0], [0.5, 0.25], [0.0, 1.0]]
 
 
+def test_a_field_of_actions_is_drawn_without_an_edit() -> None:
+    names = [trace.name for trace in field(measured("action", [[0, 1], [1, 0], [1, 1]])).data]
+
+    assert {"SLOWER", "FASTER"} <= set(names)
+
+
 def test_before_after_and_difference_stand_side_by_side() -> None:
     figure = field(measured("gap", VALUES, edited=True))
     maps = [trace for trace in figure.data if trace.type == "heatmap" and trace.coloraxis]

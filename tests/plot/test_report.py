@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 from rlmech.errors import ConfigError
-from rlmech.plot import Frame, Panel, Section, Steps, SvgFigure, attention, heatmap, report
+from rlmech.plot import Frame, Panel, Section, Steps, SvgFigure, attention, heatmap
+from rlmech.plot import page as write_page
 from tests.plot.pages import frames as frames_of
 from tests.plot.pages import unpacked
 
@@ -24,7 +25,7 @@ def panel(figure: object, **more: str) -> Panel:
 
 
 def written(path: Path, *panels: Panel, **more: str) -> str:
-    page = report([Section(title="S", panels=panels)], path / "page.html", **more)  # type: ignore[arg-type]
+    page = write_page([Section(title="S", panels=panels)], path / "page.html", **more)  # type: ignore[arg-type]
     return page.read_text(encoding="utf-8")
 
 
@@ -139,12 +140,12 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 
 def test_a_report_without_sections_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="a section and an HTML file"):
-        report([], tmp_path / "page.html")
+        write_page([], tmp_path / "page.html")
 
 
 def test_a_report_that_is_not_html_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"ends in \.html"):
-        report([Section(title="S", panels=(panel(SVG),))], tmp_path / "page.pdf")
+        write_page([Section(title="S", panels=(panel(SVG),))], tmp_path / "page.pdf")
 
 
 def test_a_drawing_is_saved_as_svg(tmp_path: Path):

@@ -18,7 +18,20 @@ import xarray as xr
 from torch import nn
 
 import rlmech as rlm
-from rlmech import attribution, certify, circuits, distil, edges, episodes, patching, plot, probes, scenes
+from rlmech import (
+    attribution,
+    certify,
+    circuits,
+    distil,
+    edges,
+    episodes,
+    features,
+    patching,
+    plot,
+    probes,
+    scenes,
+    similarity,
+)
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.public_names import MODULES
 from rlmech.results import storable
@@ -202,6 +215,29 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         progress=False,
     ),
     "episodes.seeds_needed": lambda: episodes.seeds_needed(compared(), half_width=1.0),
+    "features.align_subspace": lambda: (
+        features.align_subspace(
+            perceptron(),
+            features.InterchangePairs(base=vectors(40), source=vectors(40, seed=1), expected=[0, 1] * 20),
+            site="1.hook_out",
+            sizes=[1],
+            n_steps=2,
+            n_controls=1,
+        ).result
+    ),
+    "features.compare_dictionaries": lambda: (
+        features.compare_dictionaries(perceptron(), vectors(200), site="1.hook_out", k=2, n_steps=2, n_fits=2).result
+    ),
+    "features.drive_features": lambda: features.drive_features(
+        perceptron(),
+        gym.make("CartPole-v1"),
+        dictionary(),
+        features=[0],
+        seeds=range(4),
+        n_controls=1,
+        progress=False,
+    ),
+    "features.feature_effects": lambda: features.feature_effects(perceptron(), dictionary(), vectors(40)),
     "patching.ablation_sweep": lambda: patching.ablation_sweep(perceptron(), vectors()),
     "patching.ablation_sweep of groups": lambda: patching.ablation_sweep(
         perceptron(), vectors(), sites=patching.sliding_windows(perceptron().sites("1.hook_out", over="neuron"), size=2)
@@ -243,7 +279,23 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         *road(), over={"speed": [20.0, 25.0], "along": [0.0, 5.0]}, edited=road()[1].remove(1)
     ),
     "scenes.smallest_change": lambda: scenes.smallest_change(*road(), vehicles=[0], quantities=["along"], n_grid=4),
+    "similarity.compare_policies": lambda: similarity.compare_policies(
+        perceptron(), perceptron(), vectors(60), n_neighbours=3
+    ),
+    "similarity.stitch": lambda: similarity.stitch(
+        perceptron(),
+        perceptron(),
+        vectors(60),
+        site="1.hook_out",
+        env=gym.make("CartPole-v1"),
+        seeds=range(4),
+    ),
 }
+
+
+@functools.cache
+def dictionary() -> features.Dictionary:
+    return features.fit_dictionary(perceptron(), vectors(200), site="1.hook_out", k=2, n_steps=2)
 
 
 @functools.cache

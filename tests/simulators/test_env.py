@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.errors import ConfigError, EnvironmentFitError
+from rlmech.errors import ConfigError, EnvironmentFitError, MissingPackageError
 from rlmech.simulators.env import check_fit, make_env, spec_of
+from rlmech.simulators.training_env import current_id
 
 
 def test_importing_episodes_does_not_import_highway_env() -> None:
@@ -81,3 +82,16 @@ def test_a_policy_of_other_actions_does_not_fit() -> None:
     policy = rlm.HookedPolicy(nn.Linear(4, 3), torch.rand(2, 4))
     with pytest.raises(EnvironmentFitError, match="actions do not fit"):
         check_fit(policy, make_env("CartPole-v1"))
+
+
+@pytest.mark.parametrize(("old", "new"), [("LunarLander-v2", "LunarLander-v3"), ("Hopper-v3", "Hopper-v4")])
+def test_an_id_that_cannot_be_made_any_longer_is_that_of_today(old, new):
+    assert current_id(old) == new
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+def test_an_environment_whose_package_is_missing_says_so_and_names_later_versions():
+    with pytest.raises(MissingPackageError, match="HalfCheetah-v3 cannot be made here") as error:
+        make_env("HalfCheetah-v3")
+
+    assert "HalfCheetah-v4" in error.value.fix

@@ -204,6 +204,19 @@ def test_the_ego_of_the_intersection_says_where_it_goes() -> None:
         assert (egos[0]["lane_from"], egos[0]["lane_to"], egos[0]["lane"]) == ("o0", "ir0", 0)
 
 
+def test_a_vehicle_that_has_driven_its_route_says_where_it_went_and_how_it_turned() -> None:
+    world, scenes = drive("intersection-v2", seed=3, steps=1, action=0)
+    before = {vehicle["vehicle"]: (vehicle["destination"], vehicle["turn"]) for vehicle in scenes[-1]}
+    for vehicle in world.env.unwrapped.road.vehicles:
+        vehicle.route = []  # as the simulator leaves it at the end of the last lane
+    world.step(0)
+    after = {vehicle["vehicle"]: (vehicle["destination"], vehicle["turn"]) for vehicle in named(world.entities)}
+    known = before.keys() & after.keys()
+    assert len(known) > 1
+    assert all(before[vehicle][0] for vehicle in known)
+    assert {vehicle: after[vehicle] for vehicle in known} == {vehicle: before[vehicle] for vehicle in known}
+
+
 def test_routes_turn_as_their_ends_lie_to_each_other() -> None:
     seen: set[str] = set()
     for seed in range(2):

@@ -206,7 +206,7 @@ SLIPS = {
     "a name of another module": (lambda: rlm.steering_sweep, UnknownNameError, "rlm.patching.steering_sweep"),
     "a name with a slip": (lambda: rlm.steering_swep, UnknownNameError, "rlm.patching.steering_sweep"),
     "a tensor as a pattern to draw": (lambda: rlm.plot.attention(torch.rand(4, 1, 15)), ConfigError, "xr.DataArray"),
-    "a figure as a section": (lambda: rlm.report([object()], "x.html"), ConfigError, "rlm.plot.Section"),
+    "a figure as a section": (lambda: rlm.plot.page([object()], "x.html"), ConfigError, "rlm.plot.Section"),
     "an action's name with a slip": (
         lambda: rlm.attribute_actions(ego(), states(), better="FASTR"),
         MetricError,

@@ -15,7 +15,14 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlmech.adapters.environment import action_space_of, check_spec, observation_space_of, read_spec
+from rlmech.adapters.environment import (
+    action_space_of,
+    check_spec,
+    in_environment,
+    observation_space_of,
+    read_spec,
+    with_own_entities,
+)
 from rlmech.adapters.rl_agents.config import (
     Config,
     find_metadata,
@@ -33,6 +40,8 @@ from rlmech.errors import CheckpointError, ConfigError, EnvironmentFitError
 from rlmech.spec import PolicySpec
 
 EXAMPLES = 8
+ENTITIES = 5
+"""As many as highway-env shows unless told otherwise: of a policy whose weights fit any number, and no file says."""
 
 
 def owns(values: Any) -> bool:
@@ -102,15 +111,17 @@ def open_checkpoint(
 
 def open_plan(plan: RlAgentsPlan, network: nn.Module, *, spec: PolicySpec) -> HookedPolicy:
     """Wrap a network that was built by a plan."""
-    check_spec(spec, shape=plan.observation_shape, n_actions=plan.n_actions)
-    return HookedPolicy(
+    own = with_own_entities(spec, plan.observation_shape)
+    check_spec(own, shape=plan.observation_shape, n_actions=plan.n_actions)
+    policy = HookedPolicy(
         network,
         draw_observations(plan.observation_space, EXAMPLES),
-        spec=spec,
+        spec=own,
         output_kind="q_values",
         observation_space=plan.observation_space,
         action_space=plan.action_space,
     )
+    return in_environment(policy, spec)
 
 
 def from_rl_agents(agent: Any, *, env: Any = None) -> HookedPolicy:
@@ -174,14 +185,15 @@ def _observation_shape(
     match model["type"]:
         case "ConvolutionalNetwork" if model["in_height"] and model["in_width"]:
             return (model["in_channels"], model["in_height"], model["in_width"])
-        case "ConvolutionalNetwork" | "EgoAttentionNetwork":
-            unknown = "entities" if model["type"] == "EgoAttentionNetwork" else "rows and columns"
-            shape = f"(15, {model['in']})" if unknown == "entities" else f"({model['in_channels']}, 11, 11)"
+        case "EgoAttentionNetwork":
+            return (ENTITIES, model["in"])  # its weights fit any number, and it takes any
+        case "ConvolutionalNetwork":
             raise ConfigError(
-                f"{name} does not tell how many {unknown} an observation has: its weights fit any number.",
+                f"{name} does not tell how many rows and columns an observation has: its weights fit several.",
                 given="no env_config, no env and no observation_space",
                 expected="one of them",
-                fix=f"load(..., env_config='env.json'), or observation_space=gymnasium.spaces.Box(-1, 1, {shape})",
+                fix="load(..., env_config='env.json'), or observation_space=gymnasium.spaces.Box(-1, 1, "
+                f"({model['in_channels']}, 11, 11))",
             )
         case _:
             return (model["in"],)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -32,7 +34,11 @@ def extractor_class(given: type[nn.Module] | str) -> type[nn.Module]:
             fix="e.g. features_extractor_class='my_package.extractors:MyExtractor'",
         )
     try:
-        module = _from_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+        if place.endswith(".py"):
+            module = _from_file(Path(place).expanduser())
+        else:
+            with _on_path(Path.cwd()):  # which a command has not on its path, as `python -m` has
+                module = importlib.import_module(place)
     except (ImportError, OSError) as error:
         raise ConfigError(
             f"{place} cannot be imported: {error}.",
@@ -59,5 +65,16 @@ def _from_file(file: Path) -> object:
         raise OSError(f"there is no file {file}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # so that what it defines can be pickled
-    spec.loader.exec_module(module)
+    with _on_path(file.resolve().parent):  # a script imports what lies beside it
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _on_path(folder: Path) -> Generator[None]:
+    """Let modules of a folder be imported, as they are where a script of it runs."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

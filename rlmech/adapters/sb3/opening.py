@@ -7,6 +7,7 @@ scores are compared with those of SB3's own `predict`. Statistics of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from rlmech.adapters.environment import check_spaces, check_spec, read_spec
+from rlmech.adapters.environment import check_spaces, check_spec, in_environment, read_spec, with_own_entities
 from rlmech.adapters.safe import fit_weights
 from rlmech.adapters.sb3.algorithms import Family, algorithm_of, plain
 from rlmech.adapters.sb3.extractor_class import extractor_class
@@ -85,6 +86,13 @@ def open_zip(
         in_kwargs = (policy_kwargs or {}).get("features_extractor_class")
         named = features_extractor_class or (in_kwargs if isinstance(in_kwargs, type) else None)
         extractor = None if named is None else extractor_class(named)
+        if extractor is None and plan.features_extractor == "HighwayExtractor":
+            warnings.warn(
+                f"{path.name}: its features extractor CustomExtractor, only there as a pickle, is taken for that of "
+                "highway-env's sb3_highway_ppo_transformer.py, whose keywords and weights it has; give "
+                "features_extractor_class= to be sure",
+                stacklevel=3,
+            )
         policy = plan.build(features_extractor_class=extractor)
         fix = "give the class of the features extractor: features_extractor_class=..., with its config={...}"
         fit_weights(policy, tensors, name=path.name, fix=fix)
@@ -168,11 +176,12 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
     state = None if family.initial_state is None else family.initial_state(policy)
     has_value = _check_actions(policy, family, scores, seen, output_kind, state=state)
     n_actions = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else None
-    check_spec(spec, shape=policy.observation_space.shape, n_actions=n_actions)
-    return HookedPolicy(
+    own = with_own_entities(spec, policy.observation_space.shape)
+    check_spec(own, shape=policy.observation_space.shape, n_actions=n_actions)
+    wrapped = HookedPolicy(
         module,
         example,
-        spec=spec,
+        spec=own,
         output_kind=output_kind,
         root=root,
         observation_space=space,
@@ -181,6 +190,7 @@ def wrap(policy: BasePolicy, *, spec: PolicySpec, statistics: Statistics | None 
         value=1 if has_value and state is None else None,
         state=state,
     )
+    return in_environment(wrapped, spec)
 
 
 def _to(obs: Observation, device: torch.device) -> Observation:

@@ -29,6 +29,7 @@ from rlmech.adapters.sb3.options import options_of_scores
 from rlmech.adapters.sb3.scores import SharedLayers
 from rlmech.adapters.spaces import space_from_json, space_to_json
 from rlmech.errors import CheckpointError, nearest
+from rlmech.nets.highway_extractor import HighwayExtractor
 from rlmech.nets.sb3_extractor import EgoAttentionExtractor
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
@@ -36,6 +37,7 @@ EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "NatureCNN": NatureCNN,
     "CombinedExtractor": CombinedExtractor,
     "EgoAttentionExtractor": EgoAttentionExtractor,
+    "HighwayExtractor": HighwayExtractor,
 }
 ACTIVATIONS = [
     "CELU",
@@ -267,6 +269,8 @@ def _extractor_kwargs(extractor: nn.Module) -> dict[str, Any]:
         case CombinedExtractor():
             widths = [child.features_dim for child in extractor.extractors.values() if isinstance(child, NatureCNN)]
             return {"cnn_output_dim": widths[0]} if widths else {}
+        case HighwayExtractor():
+            return dict(extractor.keywords)
         case EgoAttentionExtractor():
             return {
                 "d_model": extractor.attention_layer.d_model,

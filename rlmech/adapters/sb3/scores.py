@@ -15,6 +15,8 @@ from jaxtyping import Float
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
+from rlmech.core.points import QUANTILES
+
 OutputKind = Literal["q_values", "logits", "mean_action"]
 LSTMState = tuple[Float[Tensor, "layer batch unit"], Float[Tensor, "layer batch unit"]]
 OBSERVATION_KEY, MASK_KEY, FORBIDDEN = "observation", "action_mask", -1e8
@@ -123,16 +125,24 @@ class ActorScores(nn.Module):
 class QuantileScores(nn.Module):
     """A quantile network (QR-DQN): observation -> Q-values, the mean over each action's quantiles.
 
-    The quantiles themselves are what the network's last layer puts out, `n_quantiles` groups of one number an action.
+    The quantiles themselves, `[batch axis_1 action]`, are the hook point `hook_quantiles`.
     """
 
     def __init__(self, quantile_net: nn.Module) -> None:
         super().__init__()
         self.quantile_net = quantile_net
+        self.add_module(QUANTILES, _Mean())
 
     def forward(self, obs: Any) -> Float[Tensor, "batch action"]:
         """Score the actions."""
-        return self.quantile_net(obs).mean(dim=1)
+        return self.get_submodule(QUANTILES)(self.quantile_net(obs))
+
+
+class _Mean(nn.Module):
+    """The mean over quantiles."""
+
+    def forward(self, quantiles: Float[Tensor, "batch axis_1 action"]) -> Float[Tensor, "batch action"]:
+        return quantiles.mean(dim=1)
 
 
 class ContinuousScores(nn.Module):

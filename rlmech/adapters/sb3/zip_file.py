@@ -27,6 +27,7 @@ from rlmech.adapters.sb3.plan import EXTRACTORS, SB3Plan
 from rlmech.adapters.spaces import ordered_dict, space_to_json
 from rlmech.errors import CheckpointError, ConfigError, nearest
 from rlmech.files import DamagedError, parse_json
+from rlmech.nets.highway_extractor import is_published
 
 KWARGS = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "normalize_images")
 TOLD_BY_TENSORS = ("net_arch", "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "use_sde")
@@ -103,6 +104,13 @@ def read_zip(
     stored = data.get("policy_kwargs")
     kwargs = {**(stored if isinstance(stored, dict) else {}), **overrides}
     extractor = _class_name(kwargs.get("features_extractor_class")) or algorithm.variants[variant]
+    if extractor not in EXTRACTORS and extractor.endswith(".CustomExtractor"):
+        own = {
+            key.removeprefix(algorithm.family.extractor)
+            for key in tensors
+            if key.startswith(algorithm.family.extractor)
+        }
+        extractor = "HighwayExtractor" if is_published(kwargs.get("features_extractor_kwargs"), own) else extractor
     actions = _space(data, "action_space", given=action_space, otherwise=action_space_of(env))
     plan = SB3Plan(
         policy_class=algorithm.name,

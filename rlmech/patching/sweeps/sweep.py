@@ -96,7 +96,7 @@ def run_sweep(
 
     Args:
         policy: The policy.
-        obs: The base runs' observations, one row per pair.
+        obs: The base runs' observations, one row per pair; who binds the metric compares them with the live module.
         jobs: What is replaced.
         sources: What it is replaced by.
         metric: Bound to the unpatched runs.
@@ -115,7 +115,7 @@ def run_sweep(
             mine = [sources[i] for i in own]
             return _forward_passes(policy, obs, jobs, mine, metric, journal, on_jobs)
         check_rows(policy, obs)
-        return _Sweep(policy, policy.coerce(obs), jobs, sources, metric, own).run(journal, on_jobs)
+        return _Sweep(policy, policy.coerce(obs, compare=False), jobs, sources, metric, own).run(journal, on_jobs)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -373,7 +373,7 @@ def _forward_passes(
     journal: Journal | None,
     on_jobs: Callable[[int], None],
 ) -> Swept:
-    n_pairs = policy.coerce(obs)[0].shape[0]
+    n_pairs = policy.coerce(obs, compare=False)[0].shape[0]
     measured = torch.empty(len(jobs), n_pairs, dtype=torch.float64)
     for place, job in enumerate(jobs):
         done = None if journal is None else journal.read(place)
