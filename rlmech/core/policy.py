@@ -366,8 +366,12 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             >>> bool((policy.run_rows(obs)[0][3] == policy.run_rows(obs[3:4])[0][0]).all())
             True
         """
-        chosen = () if names == () else self._names(names)
-        return self._rows.run(self._format.coerce(obs, self.module), chosen, edits, rows)
+        try:
+            arrays = self._format.coerce(obs, self.module)
+        except ObservationError as error:
+            taken, own = self._taken(obs, error)
+            return taken.run_rows(own, names, edits=edits, rows=rows)
+        return self._rows.run(arrays, () if names == () else self._names(names), edits, rows)
 
     @property
     def rows_at_once(self) -> int:

@@ -120,7 +120,8 @@ def decided(
     """Scores `[1 action]` and the state afterwards, of one observation: the numbers that a recording has of it."""
     several = isinstance(observation, Mapping)
     one = {k: np.asarray(v)[None] for k, v in observation.items()} if several else np.asarray(observation)[None]
-    return policy.run_rows(policy.with_state(one, state), policy.state_names)
+    own = policy.fitting(one)
+    return own.run_rows(own.with_state(one, state), own.state_names)
 
 
 def roll(

@@ -20,12 +20,8 @@ from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.decision import Decision, decision_of
 from rlmech.scenes.pair import aligned_rows, scene_pair
-<<<<<<< HEAD
 from rlmech.scenes.rolling import Roll, decided, remembered, roll
-=======
-from rlmech.scenes.rolling import Roll, remembered, roll
 from rlmech.simulators.action_masks import with_mask_of
->>>>>>> main
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import acting_in, action_number, environment, spec_of
 from rlmech.simulators.highway.staging.road import ROAD
@@ -223,19 +219,8 @@ class Scene:
         policy = acting_in(policy, self.stage.env, drives=False)
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
-<<<<<<< HEAD
-            found, after = decided(policy, self.observation, before)
-            scores = found[0].cpu().numpy()
-            continuous = policy.output_kind == "mean_action"
-=======
             observation = with_mask_of(self.stage.env, self.observation, policy.observation_space)
-            batch = (
-                {key: np.asarray(value)[None] for key, value in observation.items()}
-                if isinstance(observation, Mapping)
-                else np.asarray(observation)[None]
-            )
-            found, after = policy.step(batch, before)
->>>>>>> main
+            found, after = decided(policy, observation, before)
             chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
         return decision_of(policy, found[0].cpu().numpy(), chosen, after, names=self.spec.actions)
 
