@@ -18,7 +18,19 @@ from rlmech.cli.ablations import conditions
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.simulators import make_env, spec_of
 
-COMMANDS = ("demo", "train", "inspect", "record", "compare", "patch", "ablate", "circuits", "view", "report")
+COMMANDS = (
+    "demo",
+    "train",
+    "inspect",
+    "record",
+    "compare",
+    "patch",
+    "ablate",
+    "circuits",
+    "features",
+    "view",
+    "report",
+)
 
 
 @pytest.fixture(scope="module")
@@ -365,3 +377,18 @@ def test_json_holds_no_nan(capsys: pytest.CaptureFixture[str]):
 
     print_result(plain({"a": np.float32("nan"), "b": np.arange(2), "c": [np.int64(1)]}), as_json=True)
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [0, 1], "c": [1]}
+
+
+def test_features_writes_a_page_and_says_whether_a_dictionary_is_worth_it(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    page = tmp_path / "features.html"
+    small = ("--episodes", "4", "--driven", "1", "--steps", "5", "--n-features", "12", "--active", "2")
+    found = result(capsys, "features", saved, "--out", str(page), *small)
+    assert found["site"] == "output_layer.relu_0.hook_out"
+    assert [row["dictionary"] for row in found["dictionaries"]] == ["topk", "pca", "ica", "neurons", "nothing"]
+    assert found["says"] == "too few episodes for an interval"
+    written = page.read_text()
+    assert all(title in written for title in ("Is a dictionary worth it here?", "to be sorted", "How it drives"))
+    said = error(capsys, "features", saved, "--site", "no_such_point", "--episodes", "1")
+    assert "no hook point" in said

@@ -14,6 +14,7 @@ import typer
 
 from rlmech.cli.comparison import compare
 from rlmech.cli.episodes import record, view
+from rlmech.cli.features import features
 from rlmech.cli.look import demo, report
 from rlmech.cli.policies import inspect, train
 from rlmech.cli.sweeps import ablate, circuits, patch
@@ -45,7 +46,7 @@ def root(
     """Open a trained reinforcement-learning policy: see, change and measure what it computes."""
 
 
-for _command in (demo, report, train, inspect, record, compare, patch, ablate, circuits, view):
+for _command in (demo, report, train, inspect, record, compare, patch, ablate, circuits, features, view):
     app.command()(_command)
 
 

@@ -153,14 +153,15 @@ def _independent(centred: np.ndarray, n: int, seed: int) -> tuple[Tensor, Tensor
             expected="scikit-learn",
             fix='pip install "rlmech[probes]"',
         ) from error
-    sizes = np.linalg.svd(centred, compute_uv=False)
-    rank = int((sizes > _LEAST_SHARE * sizes[0]).sum())  # whitening divides by what is left of a flat direction
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    n = min(n, int((sizes > _LEAST_SHARE * sizes[0]).sum()))  # whitening divides by what is left of a flat direction
+    # whitened here: scikit-learn's own whitening multiplies by the sign of the first number's part, 0 where it is dead
+    whitening = directions[:n].T / sizes[:n] * np.sqrt(len(centred))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says when it has not converged; what it then gives is scored like all else
-        found = decomposition.FastICA(min(n, rank), whiten="unit-variance", random_state=seed, max_iter=300).fit(
-            centred
-        )
-    return torch.as_tensor(found.components_).float(), torch.as_tensor(found.mixing_.T.copy()).float()
+        found = decomposition.FastICA(whiten=False, random_state=seed, max_iter=300).fit(centred @ whitening)
+    encoder = found.components_ @ whitening.T
+    return torch.as_tensor(encoder).float(), torch.as_tensor(np.linalg.pinv(encoder).T.copy()).float()
 
 
 def _check(

@@ -298,6 +298,9 @@ def _words(one: xr.Dataset) -> str:
     unstable = f"; {1 - stability:.0%} of a direction is chance" if stability < STABLE else ""
     if low > 0:
         return f"keeps {value:.1%} more decisions than {one.attrs['best_base']}{unstable}"
+    if value > 0:
+        interval = f"[{low:+.1%}, {float(one['advantage_high']):+.1%}]"
+        return f"not shown to be worth it: {value:+.1%} {interval} decisions beside {one.attrs['best_base']}{unstable}"
     return f"not worth it: {one.attrs['best_base']} keeps as many decisions with as many active units{unstable}"
 
 

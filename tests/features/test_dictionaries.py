@@ -113,6 +113,10 @@ def test_components_of_directions_that_hardly_vary_are_left_out(policy: rlm.Hook
     obs[:, :16] = 0  # eight numbers in twelve neurons
     found = fit_dictionary(policy, obs, site="0.hook_out", kind="ica", k=8)
     assert len(found) == 8
+    dead = rlm.HookedPolicy(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.rand(2, 4))
+    with torch.no_grad():
+        dead.module[0].weight[0] = 0  # the first neuron: scikit-learn's own whitening then gives NaN
+    assert len(fit_dictionary(dead, torch.randn(200, 4), site="0.hook_out", kind="ica", k=2)) == 4
     assert float(found.encoder.abs().max()) < 1e3
 
 
