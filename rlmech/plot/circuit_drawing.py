@@ -43,7 +43,7 @@ def circuit_graph(circuit: Circuit, *, title: str | None = None) -> PlotFigure:
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> found = discover_circuit(policy, clean=torch.rand(16, 4), corrupt=torch.rand(16, 4))
         >>> type(circuit_graph(found)).__name__
-        'Figure'
+        'PlotFigure'
     """
     names = _names(circuit)
     columns = _columns(circuit, names)

@@ -55,7 +55,7 @@ def q_values(
         >>> env = gym.make("CartPole-v1")
         >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
         >>> type(rlm.plot.q_values(recording, episode=0)).__name__
-        'Figure'
+        'PlotFigure'
     """
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
