@@ -77,6 +77,8 @@ def assemble(target: Path, pages: list[gallery.Page]) -> dict[str, list[str]]:
     for picture in (ROOT / "experiments").glob("*/*.png"):
         _copy(picture, target / picture.relative_to(ROOT))
     nav = {name: list(paths) for name, paths in NAV.items()}
+    listed = {path for paths in nav.values() for path in paths} | {"index.md", "glossary.md"}
+    nav["Understand"] += [name for name in written if "/" not in name and name not in listed]  # guides of their own
     nav["Gallery"] += [f"gallery/{page.name}.md" for page in pages]
     nav["Experiments"] += [str(path.relative_to(ROOT)) for path in experiments]
     nav["Reference"] += [name for name in written if re.match(r"reference/(?!index|rlmech)", name)] + ["glossary.md"]

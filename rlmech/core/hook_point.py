@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -211,6 +211,23 @@ class HookRegistry:
         return value
 
 
+class Interceptors(Protocol):
+    """What stands between values that are computed and their use; a `HookRegistry` is one."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing."""
+        ...
+
+    def active(self) -> set[str]:
+        """Names of the points where there is something."""
+        ...
+
+    def intercept(self, point: HookPoint, value: Tensor) -> Tensor:
+        """What takes a value's place, in canonical axes and of the same shape, dtype and device."""
+        ...
+
+
 class HookPoint(nn.Module):
     """A named place in a policy where activations can be read and changed.
 
@@ -300,7 +317,7 @@ class HookPoint(nn.Module):
         return f"{self.name} [{sizes}]"
 
 
-def check_replacement(point: HookPoint, value: Tensor, result: object) -> None:
+def check_replacement(point: HookPoint, value: Tensor, result: Any) -> None:
     """Refuse a replacement that is not a tensor of the activation's own shape, dtype and device."""
     if isinstance(result, Tensor) and (result.shape, result.dtype, result.device) == (
         value.shape,

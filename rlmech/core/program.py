@@ -11,9 +11,11 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from rlmech.core.conditions import conditions
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.table import known
@@ -50,6 +52,7 @@ def compile_program(
 class _Writer:
     def __init__(self, graph: Graph, *, given: Sequence[Node], hooked: Sequence[Node]) -> None:
         self.graph, self.given, self.hooked = graph, list(given), list(hooked)
+        self.conditions = conditions(graph)
         self.bound: JsonObject = {}
         self.owners: dict[int, str] = {}
         replaced = {*given, *hooked}
@@ -138,7 +141,8 @@ class _Writer:
         if node in self.definition:
             return self._name(self.definition[node])
         if node.op == "input":
-            return f"X[{self.graph.inputs.index(node)}]"
+            value = f"X[{self.graph.inputs.index(node)}]"
+            return f"{value}.bool()" if node in self.conditions else value  # on a line between two states a real number
         if node.op == "constant":
             self.bound["C"] = self.graph.constants
             return f"C[{node.args[0]!r}]"
@@ -174,7 +178,7 @@ class _Writer:
         start = 0 if start is None else start + source.shape[dim] if start < 0 else start
         return f"{self._name(source)}.narrow({dim}, {start}, {node.shape[dim]})"
 
-    def _text(self, value: object) -> str:
+    def _text(self, value: Any) -> str:
         if isinstance(value, Node):
             return self._name(value)
         if isinstance(value, list | tuple):

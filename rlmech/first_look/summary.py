@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from rlmech.episodes import Recording
 from rlmech.first_look.analysis import FirstLook
 from rlmech.untyped import JsonObject
 
@@ -27,7 +28,7 @@ def summary(look: FirstLook) -> JsonObject:
         "n_episodes": len(table),
         "n_steps": len(look.recording.steps),
     }
-    for name in ("return", "crashed", "arrived", "length", "speed"):
+    for name in dict.fromkeys(("return", *shares(look.recording), "length", "speed")):
         if name in table:
             values = np.asarray(table[name], dtype=float)
             error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -50,6 +51,11 @@ def summary(look: FirstLook) -> JsonObject:
             "conditions": conditions(look.driven.result),
         }
     return found
+
+
+def shares(recording: Recording) -> list[str]:
+    """What the simulator tells of an episode as true or false: `crashed`, `arrived`, `success`."""
+    return [str(one["name"]) for one in recording.manifest["outcomes"] if one["kind"] == "share"]
 
 
 def conditions(result: xr.Dataset) -> list[JsonObject]:
@@ -88,6 +94,6 @@ def rows(result: xr.Dataset) -> list[JsonObject]:
     return table
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain

@@ -1,7 +1,8 @@
 """Results as figures: heat maps, attention, roads and grids, episodes, comparisons, and one page that holds them all.
 
-Figures take results and compute nothing. Each is a plotly figure, an `SvgFigure` or an `AttentionFigure`; all of them
-show in a notebook, and `page` puts them into one self-contained HTML page.
+Figures take results and compute nothing. Each is a `PlotFigure` of plotly, an `SvgFigure` or an `AttentionFigure`; all
+of them show in a notebook and `save` themselves by the ending of a path, and `page` puts them into one self-contained
+HTML page.
 """
 
 from rlmech.plot.attention_heads import AttentionFigure, attention, recorded_pattern
@@ -16,6 +17,7 @@ from rlmech.plot.fields import field
 from rlmech.plot.heatmaps import circuit, heatmap, sweep
 from rlmech.plot.probing import probe_scores
 from rlmech.plot.report_page import Figure, Frame, Panel, Section, Steps, page
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.strongest_sites import ranking
 from rlmech.plot.student_curves import students
 from rlmech.plot.svg import SvgFigure
@@ -26,6 +28,7 @@ __all__ = [
     "Figure",
     "Frame",
     "Panel",
+    "PlotFigure",
     "Section",
     "Steps",
     "SvgFigure",

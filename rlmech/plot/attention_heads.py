@@ -20,6 +20,7 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, MissingPackageError
+from rlmech.plot.saving import ending_among
 from rlmech.plot.style import NEGATIVE, POSITIVE, head_colour
 from rlmech.results import storable
 from rlmech.untyped import JsonObject
@@ -71,8 +72,13 @@ class AttentionFigure:
         return f"<style>{STYLE}</style>{self.fragment()}<script>{circuitsvis_js()}\n{RENDER}</script>"
 
     def save(self, path: str | Path) -> Path:
-        """Write the figure as a self-contained page and return its path."""
-        target = Path(path)
+        """Write the figure as a self-contained page and return its path.
+
+        Raises:
+            ConfigError: The path ends in anything but `.html`: CircuitsVis draws in a browser alone;
+                `rlm.plot.heatmap` draws a pattern for a paper.
+        """
+        target = ending_among(path, (".html",))
         target.write_text(f'<!doctype html><meta charset="utf-8">{self._repr_html_()}', encoding="utf-8")
         return target
 

@@ -14,6 +14,7 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.style import CELLS, INK, TEMPLATE, VEHICLE, action_colour
 
 _CHANGES, _UNKNOWN = "rgba(255,255,255,0.55)", "rgba(120,128,138,0.85)"
@@ -21,7 +22,7 @@ _WORDS = {1: "proved for the whole cell", -1: "changes within the cell", 0: "unk
 
 
 @explain_misuse
-def certified_map(result: xr.Dataset, *, title: str | None = None) -> go.Figure:
+def certified_map(result: xr.Dataset, *, title: str | None = None) -> PlotFigure:
     """Draw a certified action map.
 
     Args:
@@ -63,7 +64,7 @@ def certified_map(result: xr.Dataset, *, title: str | None = None) -> go.Figure:
         for line, kinds in zip(action, state, strict=True)
     ]
     hover = f"{columns} %{{x:.3~g}}<br>{rows} %{{y:.3~g}}<br>%{{text}}<extra></extra>"
-    figure = go.Figure(
+    figure = PlotFigure(
         go.Heatmap(
             z=action,
             x=across,

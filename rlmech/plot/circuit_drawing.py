@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from rlmech.arguments import explain_misuse
 from rlmech.edges.circuit import Circuit
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.style import INK, MUTED, NEGATIVE, PAPER, POSITIVE, TEMPLATE
 
 _WIDTHS = (0.7, 1.4, 2.4, 3.8, 5.6, 8.0)
@@ -23,7 +24,7 @@ Places = dict[int, tuple[float, float]]
 
 
 @explain_misuse
-def circuit_graph(circuit: Circuit, *, title: str | None = None) -> go.Figure:
+def circuit_graph(circuit: Circuit, *, title: str | None = None) -> PlotFigure:
     """Draw a circuit's units and edges.
 
     Args:
@@ -42,12 +43,12 @@ def circuit_graph(circuit: Circuit, *, title: str | None = None) -> go.Figure:
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> found = discover_circuit(policy, clean=torch.rand(16, 4), corrupt=torch.rand(16, 4))
         >>> type(circuit_graph(found)).__name__
-        'Figure'
+        'PlotFigure'
     """
     names = _names(circuit)
     columns = _columns(circuit, names)
     places, headings = _places(circuit, columns)
-    figure = go.Figure(layout={"template": TEMPLATE})
+    figure = PlotFigure(layout={"template": TEMPLATE})
     _draw_edges(figure, circuit, names, places)
     _draw_units(figure, names, places)
     for x, y, text in headings:

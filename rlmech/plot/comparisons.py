@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError, nearest
+from rlmech.plot.saving import PlotFigure, subplots
 from rlmech.plot.style import INK, MINUS, MUTED, POSITIVE, RULE, TEMPLATE
 
 BASELINE = "baseline"
@@ -27,7 +27,7 @@ _CONTROL = "#9aa5b1"
 
 
 @explain_misuse
-def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
+def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> PlotFigure:
     """Draw each condition's difference from the baseline, with its interval.
 
     Args:
@@ -57,7 +57,7 @@ def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, ti
     chosen = _chosen(result, variables)
     order = _order(result)
     places = {name: place for place, name in enumerate(order)}
-    figure = make_subplots(rows=1, cols=len(chosen), shared_yaxes=True, horizontal_spacing=0.025)
+    figure = subplots(rows=1, cols=len(chosen), shared_yaxes=True, horizontal_spacing=0.025)
     for column, variable in enumerate(chosen, start=1):
         for kind in ("condition", "control"):
             names = [name for name in order if bool(_owner(result, name)) == (kind == "control")]
@@ -85,7 +85,9 @@ def comparison(result: xr.Dataset, *, variables: Sequence[str] | None = None, ti
 
 
 @explain_misuse
-def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None) -> go.Figure:
+def dose_response(
+    result: xr.Dataset, *, variables: Sequence[str] | None = None, title: str | None = None
+) -> PlotFigure:
     """Draw the means of episodes against the coefficient of what is added to the policy.
 
     Args:
@@ -120,7 +122,7 @@ def dose_response(result: xr.Dataset, *, variables: Sequence[str] | None = None,
     doses = {str(name): float(dose) for name, dose in zip(_names(result), result["coefficient"].values, strict=True)}
     given = sorted((name for name in doses if np.isfinite(doses[name])), key=lambda name: doses[name])
     controls = [name for name in doses if _owner(result, name) in given]
-    figure = make_subplots(rows=1, cols=len(chosen), horizontal_spacing=0.06)
+    figure = subplots(rows=1, cols=len(chosen), horizontal_spacing=0.06)
     for column, variable in enumerate(chosen, start=1):
         for trace in _curve(result.sel(condition=given), variable, [doses[name] for name in given]):
             figure.add_trace(trace, row=1, col=column)

@@ -12,6 +12,7 @@ from rlmech.arguments import explain_misuse
 from rlmech.core.masked import is_masked
 from rlmech.errors import ConfigError, RecordingError
 from rlmech.plot.actions_taken import action_names
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, RULE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
 
@@ -27,7 +28,7 @@ SCORES = {"q_values": "Q-value [return]", "logits": "logit [nat]", "mean_action"
 @explain_misuse
 def q_values(
     recording: Recording, *, episode: int, output_kind: str = "q_values", title: str | None = None
-) -> go.Figure:
+) -> PlotFigure:
     """Draw the action scores along one episode.
 
     A marker stands on the action that was taken; a vertical line where it differs from the step before, unless it
@@ -54,7 +55,7 @@ def q_values(
         >>> env = gym.make("CartPole-v1")
         >>> recording = rlm.record(policy, env, seeds=[0], progress=False)
         >>> type(rlm.plot.q_values(recording, episode=0)).__name__
-        'Figure'
+        'PlotFigure'
     """
     rows = _rows(recording, episode)
     steps = recording.steps["step"].to_numpy()[rows]
@@ -70,7 +71,7 @@ def q_values(
     taken = np.full(len(rows), -1) if continuous else np.asarray(recording.actions)[rows].astype(int)
     names = action_names(recording, scores.shape[1])
     few = len(steps) <= FEW_STEPS
-    figure = go.Figure()
+    figure = PlotFigure()
     changes = steps[np.flatnonzero(np.diff(taken)) + 1].astype(float)
     line = {"color": MUTED, "width": 1, "dash": "dot"}
     lines = [

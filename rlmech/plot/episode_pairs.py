@@ -22,6 +22,7 @@ from rlmech.plot.drawn_scene import is_drawable, is_grid, scene
 from rlmech.plot.episode import SCORES, scores
 from rlmech.plot.report_page import Frame, Steps
 from rlmech.plot.road import PIXELS, ego_way
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.style import CRASHED, FONT, INK, MINUS, MUTED, POSITIVE, TEMPLATE, action_colour
 from rlmech.plot.svg import SvgFigure, tag, text
 
@@ -226,9 +227,9 @@ def _so_far(side: _Side, step: int) -> list[str]:
     return said
 
 
-def _returned(first: _Side, second: _Side, parted: int | None) -> go.Figure:
+def _returned(first: _Side, second: _Side, parted: int | None) -> PlotFigure:
     """What has been returned by the end of each step, in both."""
-    figure = go.Figure()
+    figure = PlotFigure()
     for side, colour, dash in zip((first, second), _LINE, ("solid", "dash"), strict=True):
         steps, total = np.arange(len(side)), np.cumsum(side.rewards)
         figure.add_trace(

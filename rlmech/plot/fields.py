@@ -11,10 +11,10 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.saving import PlotFigure, subplots
 from rlmech.plot.style import CELLS, INK, MUTED, PAPER, TEMPLATE, action_colour, colour_axis
 from rlmech.untyped import JsonObject
 
@@ -25,7 +25,7 @@ _MOST_WORDS = 90
 
 
 @explain_misuse
-def field(result: xr.Dataset, *, title: str | None = None, limit: float | None = None) -> go.Figure:
+def field(result: xr.Dataset, *, title: str | None = None, limit: float | None = None) -> PlotFigure:
     """Draw what `scene_field` measured: before, and with an edited scene after and the difference.
 
     Args:
@@ -53,7 +53,7 @@ def field(result: xr.Dataset, *, title: str | None = None, limit: float | None =
     _check(result)
     conditions = [str(name) for name in result["condition"].values]
     panels = [*conditions, *(["difference"] if "difference" in result else [])]
-    figure = make_subplots(
+    figure = subplots(
         rows=1,
         cols=len(panels),
         subplot_titles=[_panel_title(result, panel) for panel in panels],

@@ -11,12 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
 from rlmech.plot.panels import Panel, draw
+from rlmech.plot.saving import PlotFigure
 
 Circuit = xr.Dataset | xr.DataArray
 _TOGETHER = " & "
@@ -35,7 +35,7 @@ def heatmap(
     spread: xr.DataArray | None = None,
     title: str | None = None,
     limit: float | None = None,
-) -> go.Figure:
+) -> PlotFigure:
     """Draw a named array of one, two or three dimensions as heat maps on one colour scale.
 
     Args:
@@ -66,7 +66,7 @@ def heatmap(
 @explain_misuse
 def sweep(
     result: xr.Dataset | Mapping[str, xr.Dataset], *, title: str | None = None, limit: float | None = None
-) -> go.Figure:
+) -> PlotFigure:
     """Draw a sweep's effect of every site, with its interval, as heat maps on one colour scale.
 
     Sites that select the same axes (say, a head, or a head and an entity) share a panel; a site that selects one axis
@@ -124,7 +124,7 @@ def circuit(
     entity: str | None = None,
     title: str | None = None,
     limit: float | None = None,
-) -> go.Figure:
+) -> PlotFigure:
     """Draw a QK or OV circuit, one panel per head on one colour scale.
 
     Args:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from rlmech.plot.saving import PlotFigure, subplots
 from rlmech.plot.style import CELLS, INK, MINUS, MUTED, TEMPLATE, colour_axis
 
 MAX_PANELS_PER_ROW = 4
@@ -36,7 +36,9 @@ class Panel:
     spread: np.ndarray | None = None
 
 
-def draw(grids: list[Panel], *, colour_title: str, title: str | None, limit: float | None, group: int = 1) -> go.Figure:
+def draw(
+    grids: list[Panel], *, colour_title: str, title: str | None, limit: float | None, group: int = 1
+) -> PlotFigure:
     """Draw panels on one colour axis, side by side where they are alike; `group` of them always stay together."""
     alike = len({(grid.rows, grid.columns) for grid in grids}) == 1
     fitting = min(MAX_PANELS_PER_ROW, max(1, CELLS_PER_ROW // len(grids[0].columns))) if alike else 1
@@ -48,7 +50,7 @@ def draw(grids: list[Panel], *, colour_title: str, title: str | None, limit: flo
     tallest = [max(len(grid.rows) for grid in grids[row * n_columns : (row + 1) * n_columns]) for row in range(n_rows)]
     heights = [max(size * CELL, 56) if size < 12 else size * 26 for size in tallest]
     inner = sum(heights) + 104 * (n_rows - 1)
-    figure = make_subplots(
+    figure = subplots(
         rows=n_rows,
         cols=n_columns,
         subplot_titles=[grid.title for grid in grids],

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.saving import PlotFigure, subplots
 from rlmech.plot.style import INK, MUTED, POSITIVE, TEMPLATE
 
 _SYMBOLS = {
@@ -22,7 +22,7 @@ _ROW, _TOP, _BOTTOM, _LOWEST = 30, 110, 60, -0.25
 
 
 @explain_misuse
-def probe_scores(scores: xr.Dataset, *, title: str | None = None) -> go.Figure:
+def probe_scores(scores: xr.Dataset, *, title: str | None = None) -> PlotFigure:
     """Draw what a probe reads at each site, with the same probe's scores where it should find nothing, or everything.
 
     Args:
@@ -53,7 +53,7 @@ def probe_scores(scores: xr.Dataset, *, title: str | None = None) -> go.Figure:
         )
     targets, labels = scores["target"].values.tolist(), _labels(scores)
     names = [f"{one}, {_measured(scores, one)}" for one in targets]
-    figure = make_subplots(rows=1, cols=len(targets), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03)
+    figure = subplots(rows=1, cols=len(targets), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03)
     for column, target in enumerate(targets, start=1):
         for control, (symbol, colour, name) in _SYMBOLS.items():
             one = scores.sel(target=target, control=control)

@@ -8,13 +8,14 @@ import xarray as xr
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.saving import PlotFigure
 from rlmech.plot.style import MUTED, NEGATIVE, POSITIVE, TEMPLATE
 
 _BAR, _AROUND = 26, 96  # pixels
 
 
 @explain_misuse
-def ranking(result: xr.Dataset, *, n: int = 12, title: str | None = None) -> go.Figure:
+def ranking(result: xr.Dataset, *, n: int = 12, title: str | None = None) -> PlotFigure:
     """Draw the sites of a sweep that have the largest effects as bars, with their intervals.
 
     Args:
@@ -48,7 +49,7 @@ def ranking(result: xr.Dataset, *, n: int = 12, title: str | None = None) -> go.
     effect = shown["effect"].values
     low, high = (np.nan_to_num(np.abs(shown[f"effect_{end}"].values - effect)) for end in ("low", "high"))
     names = site_names(shown)
-    figure = go.Figure(
+    figure = PlotFigure(
         go.Bar(
             x=effect,
             y=names,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from rlmech.arguments import explain_misuse
 from rlmech.errors import ConfigError
+from rlmech.plot.saving import PlotFigure, subplots
 from rlmech.plot.style import INK, MUTED, POSITIVE, TEMPLATE
 
 _WIDTH, _HEIGHT = 330, 340
 
 
 @explain_misuse
-def students(result: xr.Dataset, *, title: str | None = None) -> go.Figure:
+def students(result: xr.Dataset, *, title: str | None = None) -> PlotFigure:
     """Draw fidelity, return and, where the environment has crashes, their rate against the students' size.
 
     Args:
@@ -46,7 +46,7 @@ def students(result: xr.Dataset, *, title: str | None = None) -> go.Figure:
         )
     measured = ["fidelity", *(name for name in ("return", "crashed") if f"delta_{name}" in result)]
     names = {"fidelity": "share of steps alike", "return": "return", "crashed": "share of episodes with a crash"}
-    figure = make_subplots(
+    figure = subplots(
         rows=1, cols=len(measured), subplot_titles=[names[name] for name in measured], horizontal_spacing=0.08
     )
     taught = result.isel(condition=slice(1, None))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from rlmech.errors import ConfigError
+from rlmech.plot.saving import ending_among, write_drawing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +29,22 @@ class SvgFigure:
         return self.svg
 
     def save(self, path: str | Path) -> Path:
-        """Write the drawing to an `.svg` file and return its path."""
-        target = Path(path)
-        if target.suffix != ".svg":
-            raise ConfigError(
-                "A drawing is saved as SVG.", given=str(path), expected="a path that ends in .svg", fix="use .svg"
-            )
-        target.write_text(self.svg, encoding="utf-8")
-        return target
+        """Write the drawing to a file and return its path.
+
+        Args:
+            path: Ends in `.svg`, or in `.pdf` or `.png`, which Kaleido makes.
+
+        Raises:
+            ConfigError: Another ending.
+            MissingPackageError: Kaleido, or a browser for it, is asked for and not there.
+        """
+        target = ending_among(path, (".svg", ".pdf", ".png"))
+        if target.suffix == ".svg":
+            target.write_text(self.svg, encoding="utf-8")
+            return target
+        box = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"', self.svg)
+        width, height = (float(side) for side in box.groups()) if box else (700.0, 500.0)
+        return write_drawing(self.svg, target, width=width, height=height)
 
 
 def tag(element: str, content: str = "", /, **attributes: str | float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
 from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
@@ -41,15 +41,15 @@ class DrivenScene(Protocol):
         ...
 
     @property
-    def past(self) -> Sequence[object] | None:
+    def past(self) -> Sequence[Any] | None:
         """What was observed before; None where it is not known."""
         ...
 
-    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit], state: Mapping[str, object] | None) -> Decision:
+    def decide(self, policy: HookedPolicy, *, edits: Sequence[Edit], state: Settings | None) -> Decision:
         """What a policy would do here."""
         ...
 
-    def advance(self, action: object) -> tuple[Self, float, Mapping[str, object]]:
+    def advance(self, action: Any) -> tuple[Self, float, Settings]:
         """The scene after an action, the reward, and the info."""
         ...
 
@@ -96,7 +96,7 @@ class Roll(Generic[S]):
         return self.outcomes.get("arrived")
 
 
-def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str, object]:
+def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Settings:
     """The state of a recurrent policy after some observations.
 
     Raises:
@@ -110,11 +110,17 @@ def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str,
             fix="or give its state: scene.decide(policy, state=...), at the beginning policy.initial_state()",
         )
     state: Settings = policy.initial_state()
-    with torch.no_grad():
-        for seen in past:
-            one = {key: np.asarray(value)[None] for key, value in seen.items()} if isinstance(seen, Mapping) else seen
-            _, state = policy.step(one if isinstance(seen, Mapping) else np.asarray(seen)[None], state)
+    for seen in past:
+        _, state = decided(policy, seen, state)
     return state
+
+
+def decided(policy: HookedPolicy, observation: Any, state: Settings | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores `[1 action]` and the state afterwards, of one observation: the numbers that a recording has of it."""
+    several = isinstance(observation, Mapping)
+    one = {k: np.asarray(v)[None] for k, v in observation.items()} if several else np.asarray(observation)[None]
+    own = policy.fitting(one)
+    return own.run_rows(own.with_state(one, state), own.state_names)
 
 
 def roll(
@@ -123,7 +129,7 @@ def roll(
     *,
     n_steps: int | None,
     edits: Sequence[Edit],
-    state: Mapping[str, object] | None,
+    state: Settings | None,
 ) -> Roll[S]:
     """Let a policy drive on from a scene; see `Scene.roll`."""
     if scene.ended or (n_steps is not None and n_steps < 1):

@@ -150,5 +150,5 @@ def test_a_report_that_is_not_html_is_refused(tmp_path: Path):
 
 def test_a_drawing_is_saved_as_svg(tmp_path: Path):
     assert SVG.save(tmp_path / "road.svg").read_text() == SVG.svg
-    with pytest.raises(ConfigError, match="saved as SVG"):
-        SVG.save(tmp_path / "road.png")
+    with pytest.raises(ConfigError, match="ending of the path"):
+        SVG.save(tmp_path / "road.jpg")
