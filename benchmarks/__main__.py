@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import affine, certify, episodes, forward, startup, sweeps, tables
+from benchmarks import affine, certify, closed_loops, episodes, forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine", "certify", "episodes")
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "episodes", "closed_loops")
 
 
 def main() -> None:
@@ -43,7 +43,12 @@ def main() -> None:
         ):
             rows = list(measured)
             _finish(name, rows, tables.plain_table(rows), arguments.out)
-    plain = {"affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)), "certify": certify.measure}
+    few = max(3, arguments.rounds // 8)
+    plain = {
+        "affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)),
+        "certify": certify.measure,
+        "closed_loops": lambda: closed_loops.measure(rounds=few),
+    }
     for name in plain.keys() & set(arguments.suites):
         rows = list(plain[name]())
         _finish(name, rows, tables.plain_table(rows), arguments.out)

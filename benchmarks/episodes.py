@@ -28,7 +28,7 @@ from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Driver
 from rlmech.episodes.shards import FINAL, Episodes, Writer
-from rlmech.episodes.simulation import Simulator
+from rlmech.episodes.simulation import Runner
 
 POLICY, ENV = "zoo:intersection-ego-attention", "intersection-v2"
 N_STEPS, STEPS_AN_EPISODE, EPISODES_A_SHARD = 1_000_000, 10, 500
@@ -46,7 +46,7 @@ def driving(*, rounds: int) -> Iterator[dict[str, object]]:
         "recorded": Driver(policy=policy, names="*.hook_pattern"),
         "edited, all activations kept, recorded": Driver(policy=policy, edits=(_edit(policy, 1),), names=None),
     }
-    simulators = {name: Simulator(rlm.make_env(ENV), {"": driver}) for name, driver in drivers.items()}
+    simulators = {name: Runner(rlm.make_env(ENV), {"": driver}) for name, driver in drivers.items()}
     bare = rlm.make_env(ENV)
     with tempfile.TemporaryDirectory() as folder:
         writers: dict[str, Writer] = {}
@@ -67,12 +67,12 @@ def driving(*, rounds: int) -> Iterator[dict[str, object]]:
 
 
 def _round(
-    policy: Any, bare: Any, simulators: dict[str, Simulator], writers: dict[str, Writer], seed: int
+    policy: Any, bare: Any, simulators: dict[str, Runner], writers: dict[str, Writer], seed: int
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in simulators if seed % 2 else reversed(simulators):
         start = time.thread_time()
-        episode = simulators[name].run(seed, seed)[""]
+        episode = _one(simulators[name], seed)[""]
         writers[name].add(episode)
         found[name] = time.thread_time() - start
         actions = episode.arrays["action"].tolist()
@@ -90,19 +90,24 @@ def _round(
     return found
 
 
+def _one(runner: Runner, seed: int) -> dict[str, Episodes]:
+    (found,) = runner.run([(seed, seed)])
+    return found
+
+
 def sharing(*, rounds: int) -> Iterator[dict[str, object]]:
     """Nine conditions that share their simulation, against the same nine one after the other."""
     policy = rlm.load(POLICY)
     drivers = {f"head {h} {k}": Driver(policy=policy, edits=(e,)) for h in range(4) for k, e in _ablations(policy, h)}
     drivers["baseline"] = Driver(policy=policy)
-    together, apart = Simulator(rlm.make_env(ENV), drivers), Simulator(rlm.make_env(ENV), drivers)
-    together.run(0, 1000)
+    together, apart = Runner(rlm.make_env(ENV), drivers), Runner(rlm.make_env(ENV), drivers)
+    _one(together, 1000)
     apart.sharing = "no: measured apart"
     before, seconds = together.n_simulated, {"together": list[float](), "apart": list[float]()}
     for seed in range(rounds):
         for name, simulator in (("together", together), ("apart", apart))[:: 1 if seed % 2 else -1]:
             start = time.thread_time()
-            simulator.run(seed, seed)
+            _one(simulator, seed)
             seconds[name].append(time.thread_time() - start)
     yield _quotient("nine conditions together / one after the other", seconds["together"], seconds["apart"], aim="")
     share = (together.n_simulated - before) / apart.n_simulated
@@ -148,14 +153,14 @@ def workers(*, rounds: int, n_seeds: int = 32) -> Iterator[dict[str, object]]:
 def writing(*, n_episodes: int = 1500) -> Iterator[dict[str, object]]:
     """What the one process that writes can take: episodes a second, merging included, and bytes that come to it."""
     policy = rlm.load(POLICY)
-    simulator = Simulator(rlm.make_env(ENV), {"": Driver(policy=policy)})
-    made = [simulator.run(seed, seed)[""] for seed in range(4)]
+    simulator = Runner(rlm.make_env(ENV), {"": Driver(policy=policy)})
+    made = [_one(simulator, seed)[""] for seed in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         manifests.create(Path(folder) / "r", {})
         writer = Writer(Path(folder) / "r")
         start = time.thread_time()
         for number in range(n_episodes):
-            writer.add(made[number % len(made)].numbered(number))
+            writer.add(made[number % len(made)].numbered([number]))
         writer.close()
         rate = n_episodes / (time.thread_time() - start)
     yield {"measured": "episodes that one process writes a second", "value": rate, "aim": ""}
@@ -242,7 +247,7 @@ def _shard(first: int, rng: np.random.Generator) -> Episodes:
     return Episodes(
         episodes=pa.table(summary | {"length": np.full(len(numbers), STEPS_AN_EPISODE)}),
         steps=pa.table(steps),
-        vehicles=pa.table(vehicles),
+        entities=pa.table(vehicles),
         arrays=arrays,
     )
 

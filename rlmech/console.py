@@ -66,8 +66,8 @@ def look_tables(found: Mapping[str, Any]) -> list[Table]:
     """The summary of a first look in tables: episode means, each sweep's five largest effects, ablations that drove."""
     means = [
         (name, found[name]["mean"], found[name]["se"])
-        for name in ("return", "crashed", "arrived", "length", "speed")
-        if name in found
+        for name in found
+        if isinstance(found[name], Mapping) and "se" in found[name]
     ]
     effects: list[Sequence[object]] = []
     for label, sweeps in (
@@ -94,7 +94,9 @@ def look_tables(found: Mapping[str, Any]) -> list[Table]:
 
 def _driven(driven: Mapping[str, Any]) -> Table:
     """Differences of whole episodes under each ablation."""
-    outcomes = [name for name in ("return", "crashed", "length") if f"delta_{name}" in driven["conditions"][0]]
+    outcomes = [
+        name for name in ("return", "crashed", "success", "length") if f"delta_{name}" in driven["conditions"][0]
+    ]
     cells: list[Sequence[object]] = []
     for row in driven["conditions"]:
         if row["condition"] != "baseline":

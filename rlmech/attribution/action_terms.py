@@ -283,7 +283,9 @@ def _add(
     if sources:
         gradients = {source.node: slope for source, slope in zip(sources, slopes, strict=True)}
         columns = torch.tensor([plan.sources.index(source.name) for source in sources], device=bias.device)
-        bias.index_add_(1, columns, offsets(part, gradients, values, sources=sources))
+        bias.index_add_(
+            1, columns, offsets(part, gradients, values, sources=sources).to(bias)
+        )  # statistics are float64
 
 
 def _to_values(block: _Through, held: dict[Node, Tensor], slope: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmech.attribution.readouts import observed_arrays
+from rlmech.core.conditions import conditions, keys_of
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ObservationError
@@ -35,6 +37,15 @@ def baseline_arrays(policy: HookedPolicy, obs: Observation, baseline: Observatio
             fix="give one baseline for all, or one for each observation in the same order",
         )
     start = tuple(value.expand_as(whole) for value, whole in zip(start, arrays, strict=True))
+    held = keys_of(conditions(policy.graph_engine.graph)) if policy.engine == "graph" else frozenset[str]()
+    for observed, own, other in zip(observed_arrays(policy), arrays, start, strict=True):
+        if observed.key in held and not torch.equal(own, other):
+            raise ObservationError(
+                "The baseline leaves other actions open than the observation: there is nothing between two masks.",
+                given=f"{observed.key or 'masks'} that differ",
+                expected="the observation's own mask in the baseline",
+                fix=f"baseline = {{**baseline, {observed.key!r}: obs[{observed.key!r}]}}",
+            )
     differing = _differing(policy, arrays, start) if n else torch.zeros(0, dtype=torch.bool)
     if bool(differing.any()):
         feature = policy.spec.presence

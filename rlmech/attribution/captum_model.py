@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlmech.attribution.baselines import baseline_arrays
 from rlmech.attribution.readouts import ObservedArray, Readouts, array, observed_arrays
+from rlmech.core.conditions import conditions, keys_of
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.masked import less, weighed
 from rlmech.core.observation import Observation
@@ -27,13 +28,14 @@ MIDPOINT_RULE = "riemann_middle"
 class ReadoutModule(nn.Module):
     """What the policy runs, its scores combined into the numbers that are explained.
 
-    An array that the scores do not read has the gradient zero, not none.
+    An array that the scores do not read has the gradient zero, not none; so has an action mask, which is held.
     """
 
     def __init__(self, policy: HookedPolicy, rows: Readouts) -> None:
         super().__init__()
         self.module, self.weights = policy.scored_module, rows.weights
         self.keys = [observed.key for observed in observed_arrays(policy)]
+        self.held = keys_of(conditions(policy.graph_engine.graph)) if policy.engine == "graph" else frozenset[str]()
 
     def forward(self, *arrays: Tensor) -> Float[Tensor, "batch readout"]:
         """Every readout of a batch."""
@@ -42,6 +44,7 @@ class ReadoutModule(nn.Module):
 
     def scores(self, arrays: Sequence[Tensor]) -> Tensor:
         """The action scores of a batch."""
+        arrays = [value.bool() if key in self.held else value for key, value in zip(self.keys, arrays, strict=True)]
         scores = self.module(arrays[0] if self.keys == [""] else dict(zip(self.keys, arrays, strict=True)))
         return scores[0] if isinstance(scores, tuple) else scores
 
@@ -93,7 +96,11 @@ def inputs_of(model: ReadoutModule, policy: HookedPolicy, obs: Observation) -> t
     arrays = policy.coerce(obs)
     real = model.real(arrays)
     for place, (key, value) in enumerate(zip(model.keys, arrays, strict=True)):
-        if not value.is_floating_point() and not _is_reached(model, arrays, real[place], place):
+        if (
+            key not in model.held
+            and not value.is_floating_point()
+            and not _is_reached(model, arrays, real[place], place)
+        ):
             raise ObservationError(
                 "The observation is whole numbers that the network looks up, as a one-hot row or an embedding: the "
                 "scores have no gradient with respect to them.",

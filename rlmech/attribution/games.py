@@ -149,7 +149,7 @@ def table_of(policy: HookedPolicy, obs: Observation, *, players: Players) -> Tab
             expected="one array [entity feature]" + (", or [feature]" if players == "features" else ""),
             fix="name entities and features: HookedPolicy(..., spec=PolicySpec(entities=..., features=...))"
             if players == "entities"
-            else "of other observations use exact_integrated_gradients or saliency",
+            else "of other observations use rlm.ablation_sweep, or where they are real numbers saliency",
         )
     return Table(policy.coerce(obs)[0], policy.spec.presence_index if observed[0].dims[0] == "entity" else None)
 

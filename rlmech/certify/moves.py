@@ -99,6 +99,8 @@ class Move:
         return tuple(self._reach_one(policy, array) for array in arrays)
 
     def _reach_one(self, policy: HookedPolicy, array: Tensor) -> Tensor:
+        if array.dtype is torch.bool:  # which action may be taken is no matter of degree
+            return torch.zeros(array.shape, dtype=torch.float64, device=array.device)
         spec, size = policy.spec, array.shape[-1]
         names = spec.names("feature") if len(spec.features) == size else ()
         each = torch.zeros(size, dtype=torch.float64, device=array.device)

@@ -22,8 +22,10 @@ from rlmech.core.bounds.calls import double
 from rlmech.core.bounds.groups import Groups
 from rlmech.core.bounds.intervals import Interval
 from rlmech.core.bounds.region import Region, fused
+from rlmech.core.conditions import looked_up
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
+from rlmech.errors import EngineError
 
 Method = Literal["interval", "linear"]
 _NUMBERS_AT_ONCE = 2**20
@@ -59,6 +61,13 @@ class ScoreRegions:
 
     def __init__(self, policy: HookedPolicy) -> None:
         self.policy, self.address, self.graph = policy, scores_of(policy), policy.graph_engine.graph
+        for node in looked_up(self.graph):
+            raise EngineError(
+                "The observation is whole numbers that the network looks up: no region lies around one.",
+                given=f"{node.dtype}" + (f" at {node.owner!r}" if node.owner else ""),
+                expected="an observation of real numbers",
+                fix="try each of them: policy(obs)",
+            )
         point = next(point for point in policy.hook_dict.values() if point.kind == "output")
         self.n_actions = point.size("action")
         parameter = next(policy.module.parameters(), None)

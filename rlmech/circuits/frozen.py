@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlmech.core.conditions import conditions, looked_up
 from rlmech.core.graph import Node
 from rlmech.core.hold import hold
 from rlmech.core.operations.reading import boundaries_of, nodes_in, record_of, rows_first
@@ -143,7 +144,7 @@ def freeze(
     """
     graph, held = policy.graph_engine.graph, hold(policy, cut=given)
     namer = _Namer(policy)
-    varying = {*given, *(graph.inputs if vary == "all" else ())}
+    varying = {*given, *({*graph.inputs} - conditions(graph) if vary == "all" else ())}
     gates: list[Gate] = []
     bent: list[Gate] = []
     sources: list[Source] = []
@@ -311,11 +312,28 @@ def _bent(policy: HookedPolicy, node: Node, place: str) -> AttentionError | Engi
             expected="attention that passes its check, or none",
             fix="policy.attention[path] says why a block is not offered; patching and ablation need none",
         )
+    if any(
+        node.op in ("one_hot", "embedding") and _reads(node, source) for source in looked_up(policy.graph_engine.graph)
+    ):
+        return EngineError(
+            "The observation is whole numbers that the network looks up, which have no slope.",
+            given=f"{node.op!r} in {place!r}",
+            expected="an observation of real numbers",
+            fix="rlm.activation_patching or rlm.ablation_sweep, at hook points behind the lookup",
+        )
     return EngineError(
         f"The scores are not piecewise linear: {node.op!r} in {place!r} bends between gates.",
         given=type(policy.module).__name__,
         expected="linear layers, convolutions, ReLU-like gates, max-pools, sums and scalings; attention is frozen",
         fix="use rlm.activation_patching, or captum's integrated_gradients, which asks for no linear pieces",
+    )
+
+
+def _reads(node: Node, source: Node) -> bool:
+    """Whether a node reads another one, over whatever moves or counts it."""
+    return any(
+        before is source or (before.dtype is not None and not before.dtype.is_floating_point and _reads(before, source))
+        for before in node.inputs()
     )
 
 

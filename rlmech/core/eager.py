@@ -25,7 +25,7 @@ from rlmech.core.attention_nodes import Found, Role
 from rlmech.core.attention_search import find_attention
 from rlmech.core.engine import EngineName, leave_out
 from rlmech.core.graph import Graph, Node, Size
-from rlmech.core.hook_point import HookPoint, HookRegistry
+from rlmech.core.hook_point import HookPoint, Interceptors
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.operations.aliases import plain_name
@@ -103,7 +103,7 @@ class EagerEngine:
         self,
         arrays: tuple[Tensor, ...],
         names: tuple[str, ...],
-        registry: HookRegistry,
+        registry: Interceptors,
         hook_dict: Mapping[str, HookPoint],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scores and the named activations in canonical axes, with the registry's functions applied."""

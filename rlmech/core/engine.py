@@ -16,7 +16,7 @@ from rlmech.core.attention_verify import verify
 from rlmech.core.folds import mark_folds
 from rlmech.core.graph import Graph, Node
 from rlmech.core.graph_file import NotStorable, graph_key, graph_of, to_json
-from rlmech.core.hook_point import HookPoint, HookRegistry
+from rlmech.core.hook_point import HookPoint, Interceptors
 from rlmech.core.layout import Layout
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
@@ -77,7 +77,7 @@ class Engine(Protocol):
         self,
         arrays: tuple[Tensor, ...],
         names: tuple[str, ...],
-        registry: HookRegistry,
+        registry: Interceptors,
         hook_dict: Mapping[str, HookPoint],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scores and the named activations in canonical axes, with the registry's functions applied."""
@@ -160,7 +160,7 @@ class GraphEngine:
         self,
         arrays: tuple[Tensor, ...],
         names: tuple[str, ...],
-        registry: HookRegistry,
+        registry: Interceptors,
         hook_dict: Mapping[str, HookPoint],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scores and the named activations in canonical axes, with the registry's functions applied."""
@@ -240,7 +240,7 @@ class GraphEngine:
         self._plain = self.program(returned=(self._scores.node,))
 
     def _interceptor(
-        self, names: Sequence[str], registry: HookRegistry, hook_dict: Mapping[str, HookPoint]
+        self, names: Sequence[str], registry: Interceptors, hook_dict: Mapping[str, HookPoint]
     ) -> Callable[[Tensor], Tensor]:
         def intercept(value: Tensor) -> Tensor:
             for name in names:

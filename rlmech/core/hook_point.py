@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,23 @@ class HookRegistry:
         for handle in handles:
             value.register_hook(_backward(self, handle, point))
         return value
+
+
+class Interceptors(Protocol):
+    """What stands between values that are computed and their use; a `HookRegistry` is one."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing."""
+        ...
+
+    def active(self) -> set[str]:
+        """Names of the points where there is something."""
+        ...
+
+    def intercept(self, point: HookPoint, value: Tensor) -> Tensor:
+        """What takes a value's place, in canonical axes and of the same shape, dtype and device."""
+        ...
 
 
 class HookPoint(nn.Module):

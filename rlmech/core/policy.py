@@ -49,6 +49,8 @@ from rlmech.core.outputs import Scored, find_outputs
 from rlmech.core.parity import on_device
 from rlmech.core.points import OutputKind, Point
 from rlmech.core.recent import Recent
+from rlmech.core.row_edits import RowEdits
+from rlmech.core.row_passes import RowPasses
 from rlmech.core.sequences import run_sequence
 from rlmech.core.site import Site
 from rlmech.core.site_lists import automatic_sites, sites_along, sites_in_time
@@ -193,6 +195,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             if point.kind == "observation" and point.address.node.op == "input" and point.axes[1:2] == ("entity",)
         )
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in points.items()}
+        self._rows = RowPasses(self.module, self._wrapped, self._format, self._registry, self.hook_dict)
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
         self._at_once = tuple(name for name in self.hook_dict if name not in self._deferred)
         self._names = NameChooser(network, list(self.hook_dict), left_out=engine.left_out)
@@ -342,6 +345,38 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             given = self._format.restarted(given, episode_start)
         scores, cache = self.run_with_cache(given, self.state_names)
         return scores, {name: cache[name] for name in self.state_names}
+
+    def run_rows(
+        self, obs: Observation, names: Names = (), *, edits: RowEdits | None = None, rows: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch *choice action"], dict[str, Tensor]]:
+        """Action scores and activations of observations that are decided in each for itself, without gradients.
+
+        A row's numbers are the same, bit for bit, alone and in any company: what a closed loop decides by. Those of
+        `__call__` may differ by a rounding with the size of the batch.
+
+        Args:
+            obs: A batch of observations.
+            names: Which activations: as in `run_with_cache`.
+            edits: What is done in the rows, each its own; functions that are attached to the policy act besides.
+            rows: `[batch]`, numbers of the rows in `edits`.
+
+        Example:
+            >>> import torch, rlmech as rlm
+            >>> policy, obs = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4)), torch.rand(9, 4)
+            >>> bool((policy.run_rows(obs)[0][3] == policy.run_rows(obs[3:4])[0][0]).all())
+            True
+        """
+        try:
+            arrays = self._format.coerce(obs, self.module)
+        except ObservationError as error:
+            taken, own = self._taken(obs, error)
+            return taken.run_rows(own, names, edits=edits, rows=rows)
+        return self._rows.run(arrays, () if names == () else self._names(names), edits, rows)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the smallest pass that `run_rows` makes; 1 where rows are run one at a time."""
+        return self._rows.smallest()
 
     def run_sequence(
         self,

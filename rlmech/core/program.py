@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlmech.core.conditions import conditions
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.table import known
@@ -50,6 +51,7 @@ def compile_program(
 class _Writer:
     def __init__(self, graph: Graph, *, given: Sequence[Node], hooked: Sequence[Node]) -> None:
         self.graph, self.given, self.hooked = graph, list(given), list(hooked)
+        self.conditions = conditions(graph)
         self.bound: dict[str, Any] = {}
         self.owners: dict[int, str] = {}
         replaced = {*given, *hooked}
@@ -138,7 +140,8 @@ class _Writer:
         if node in self.definition:
             return self._name(self.definition[node])
         if node.op == "input":
-            return f"X[{self.graph.inputs.index(node)}]"
+            value = f"X[{self.graph.inputs.index(node)}]"
+            return f"{value}.bool()" if node in self.conditions else value  # on a line between two states a real number
         if node.op == "constant":
             self.bound["C"] = self.graph.constants
             return f"C[{node.args[0]!r}]"

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.conditions import looked_up
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.edges.components import ComponentGraph
@@ -133,6 +134,8 @@ def estimate_edges(
         raise ConfigError(
             "The number of steps is negative.", given=n_steps, expected="0, or the number of midpoints", fix="n_steps=8"
         )
+    if n_steps:
+        _refuse_lookups(graph)
     if after is None or n_steps:
         source = _given(source)
     n_pairs = base[0].shape[0]
@@ -146,10 +149,27 @@ def estimate_edges(
         with torch.no_grad():
             ends = graph.values(here), graph.values(there) if after is None else {k: v[rows] for k, v in after.items()}
         for share in shares:
-            arrays = [a + share * (b - a) if share else a for a, b in zip(here, there, strict=True)]
+            arrays = [_between(a, b, share) for a, b in zip(here, there, strict=True)]
             estimated = _Backward(graph, arrays, *ends, metric=metric, pair=pair[rows]).estimate()
             result[:, rows] += estimated.double().cpu().numpy() / len(shares)
     return result
+
+
+def _between(here: Tensor, there: Tensor, share: float) -> Tensor:
+    """A point of the line between two observations; a mask is held as it is here."""
+    return here + share * (there - here) if share and here.dtype is not torch.bool else here
+
+
+def _refuse_lookups(graph: ComponentGraph) -> None:
+    """Refuse to integrate along whole numbers that are looked up: there is nothing between them."""
+    for node in looked_up(graph.policy.graph_engine.graph):
+        raise MetricError(
+            "The observation is whole numbers that the network looks up: there is nothing between two of them to "
+            "integrate along.",
+            given=f"{node.dtype}" + (f" at {node.owner!r}" if node.owner else ""),
+            expected="an observation of real numbers",
+            fix="n_steps=0, or method='eap' or 'acdc'",
+        )
 
 
 def _given(source: Sequence[Tensor] | None) -> Sequence[Tensor]:

@@ -354,25 +354,31 @@ def _corrected(
 
 def _along(recording: Recording, baseline: Recording, seeds: list[int], policy: HookedPolicy | None) -> pd.DataFrame:
     """What happened along each seed's episode, beside the baseline's."""
-    theirs = _actions(baseline)
-    ours = _actions(recording)
-    steps = recording.steps[["seed", "step", "edited", "action_changed"]].copy()
-    steps["crashed"] = recording.steps.get("crashed", False)
-    steps["agrees"] = ~steps["action_changed"] if policy is None else _agrees(recording, policy)
+    theirs, ours, steps = _actions(baseline), _actions(recording), recording.steps
+    agrees = ~steps["action_changed"] if policy is None else _agrees(recording, policy)
+    crashed = steps["crashed"] if "crashed" in steps else np.zeros(len(steps), bool)
+    columns = [np.asarray(column).astype(bool) for column in (steps["edited"], agrees, crashed)]
+    ends = np.cumsum([len(actions) for actions in ours.values()])[:-1]
     rows: dict[int, dict[str, float]] = {}
-    for seed, own in steps.groupby("seed"):
-        active, crash = own["step"][own["edited"]], own["step"][own["crashed"].astype(bool)]
-        onset = float(active.iloc[0]) if len(active) else np.nan
-        divergence = _first_difference(ours[int(seed)], theirs[int(seed)]) if int(seed) in theirs else np.nan  # type: ignore[call-overload]
-        rows[int(seed)] = {  # type: ignore[call-overload]
-            "edited": own["edited"].mean(),
-            "agreement": own["agrees"].mean(),
+    for seed, *own in zip(ours, *(np.split(column, ends) for column in columns), strict=True):
+        edited, agreeing, crash = own
+        onset = _first(edited)
+        divergence = _first_difference(ours[seed], theirs[seed]) if seed in theirs else np.nan
+        ended = _first(crash) - onset
+        rows[seed] = {
+            "edited": edited.mean(),
+            "agreement": agreeing.mean(),
             "onset": onset,
             "divergence": divergence,
             "steps_to_change": divergence - onset,
-            "steps_to_crash": float(crash.iloc[0]) - onset if len(crash) and crash.iloc[0] >= onset else np.nan,
+            "steps_to_crash": ended if ended >= 0 else np.nan,
         }
     return pd.DataFrame.from_dict(rows, orient="index").loc[seeds]
+
+
+def _first(held: Bool[np.ndarray, " step"]) -> float:
+    """The first step at which something held; NaN where it never did."""
+    return float(held.argmax()) if held.any() else np.nan
 
 
 def _actions(recording: Recording) -> dict[int, Shaped[np.ndarray, "step ..."]]:

@@ -5,7 +5,7 @@ Every episode begins with `reset(seed=...)`, so that it depends on nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +73,25 @@ def step_of(
 
 
 def summary(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> dict[str, Value]:
-    """An episode in a row: return, length and its outcomes, a share as it was at the end, a mean over its steps."""
-    row: dict[str, Value] = {"return": float(sum(s.reward for s in steps)), "length": len(steps)}
+    """An episode in a row; see `summary_of`."""
+    return summary_of([step.reward for step in steps], [step.outcome for step in steps], outcomes)
+
+
+def summary_of(
+    rewards: Sequence[float], told: Sequence[Mapping[str, Value]], outcomes: Sequence[Outcome]
+) -> dict[str, Value]:
+    """An episode in a row: return, length and its outcomes, a share as it was at the end, a mean over its steps.
+
+    Args:
+        rewards: Of its steps.
+        told: Outcomes that each of them told.
+        outcomes: Those that there are.
+    """
+    row: dict[str, Value] = {"return": float(sum(rewards)), "length": len(rewards)}
     for outcome in outcomes:
-        told = [step.outcome[outcome.name] for step in steps if outcome.name in step.outcome]
-        if told and outcome.kind == "mean":
-            row[outcome.name] = float(np.mean(told))
-        elif outcome.name in steps[-1].outcome:
-            row[outcome.name] = steps[-1].outcome[outcome.name]
+        values = [step[outcome.name] for step in told if outcome.name in step]
+        if values and outcome.kind == "mean":
+            row[outcome.name] = float(np.mean(values))
+        elif told and outcome.name in told[-1]:
+            row[outcome.name] = told[-1][outcome.name]
     return row

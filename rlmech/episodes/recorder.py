@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import cache
-from operator import index
+from operator import index, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.modes import evaluating
 from rlmech.episodes import recording as store
-from rlmech.episodes.driving import Condition, Driver, Hook, Names
+from rlmech.episodes.driving import Condition, Driver, Hook, Names, hook_names
 from rlmech.episodes.manifest import FORMAT, MANIFEST, create, read_manifest, write_manifest
 from rlmech.episodes.recording import Recording
-from rlmech.episodes.shards import SHARDS, Writer, sole_writer
+from rlmech.episodes.shards import MOST_BYTES, MOST_EPISODES, SHARDS, Episodes, Writer, joined, sole_writer
 from rlmech.episodes.simulation import checked_outcomes
 from rlmech.episodes.when import Moment, When
 from rlmech.episodes.workers import Backend, Result, Work, one_thread, simulate_here, simulate_in_processes
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from rlmech.simulators.protocol import Outcome
 
 _TOLD_ELSEWHERE = ("config", "render_mode")
+PATIENCE = 20.0
+"""Between two times of writing, so many times what the last one took: writing takes a twentieth of the time."""
+SHARD_SECONDS = 0.005
+"""What a shard takes to write, until one has been written."""
 PACKAGES = ("rlmech", "torch", "numpy", "gymnasium", "highway-env")
 
 
@@ -200,16 +204,17 @@ def _simulate(
     progress: bool,
 ) -> dict[str, Any]:
     cost: dict[str, Any] = {"sharing": "nothing was left to simulate", "n_simulated": 0}
-    lacking = _lacking(logs, seeds)
+    lacking, flush = _lacking(logs, seeds), _Flush(logs)
     try:
         with progress_bar("recording", sum(map(len, lacking.values())), enabled=progress) as advance:
 
             def deliver(result: Result) -> None:
                 for episodes in result[0]:
-                    for name, episode in episodes.items():
-                        logs[name].add(episode)
+                    for name, part in episodes.items():
+                        logs[name].add(part)
+                    advance(len(next(iter(episodes.values())).numbers))
                 cost["sharing"], cost["n_simulated"] = result[1], cost["n_simulated"] + result[2]
-                advance(len(result[0]))
+                flush.if_due()
 
             for names, numbered in lacking.items():
                 own = replace(work, drivers={name: work.drivers[name] for name in names})
@@ -217,13 +222,41 @@ def _simulate(
                     simulate_here(env, own, numbered, deliver=deliver)
                 else:
                     simulate_in_processes(env, own, numbered, workers=workers, backend=backend, deliver=deliver)
+        flush.now()
         for log in logs.values():
             log.writer.close()
     except BaseException:
+        with suppress(RecordingError):  # what stopped it is raised, and may be this very error
+            flush.now()
         for log in logs.values():
             log.writer.abandon()
         raise
     return cost
+
+
+class _Flush:
+    """Writes what was delivered: at once where that is quick, else so that writing takes a small part of the time.
+
+    Args:
+        logs: Where it is written.
+    """
+
+    def __init__(self, logs: Mapping[str, _Log]) -> None:
+        self._logs = logs
+        self._due = time.monotonic() + PATIENCE * SHARD_SECONDS * len(logs)
+
+    def if_due(self) -> None:
+        """Write, unless that was done a short while ago."""
+        if time.monotonic() >= self._due or sum(log.n_bytes for log in self._logs.values()) >= MOST_BYTES:
+            self.now()
+
+    def now(self) -> None:
+        """Write."""
+        began = time.monotonic()
+        for log in self._logs.values():
+            log.flush()
+        ended = time.monotonic()
+        self._due = ended + PATIENCE * (ended - began)
 
 
 def _lacking(logs: Mapping[str, _Log], seeds: list[int]) -> dict[tuple[str, ...], list[tuple[int, int]]]:
@@ -261,14 +294,38 @@ class _Log:
             while_writing.enter_context(sole_writer(path))
         self.number_of = {seed: number for number, seed in enumerate(seeds)}
         self.writer = Writer(path)
+        self.n_bytes = 0
+        self._left: list[tuple[int, Episodes]] = []  # by their first numbers, episodes with consecutive numbers
 
     def lacks(self, seed: int) -> bool:
         return self.number_of[seed] not in self.writer.finished
 
-    def add(self, episode: Any) -> None:
-        """Write an episode under its number here, where seeds may have come in another order."""
-        number = self.number_of[episode.episodes["seed"][0].as_py()]
-        self.writer.add(episode if episode.numbers == [number] else episode.numbered(number))
+    def add(self, part: Episodes) -> None:
+        """Take episodes to be written, under their numbers here, where seeds may have come in another order."""
+        numbers = [self.number_of[seed] for seed in part.episodes["seed"].to_pylist()]
+        own = part if part.numbers == numbers else part.numbered(numbers)
+        start = 0
+        for place in range(1, len(numbers) + 1):
+            if place == len(numbers) or numbers[place] != numbers[place - 1] + 1 or place - start == MOST_EPISODES:
+                whole = start == 0 and place == len(numbers)
+                self._left.append((numbers[start], own if whole else own.part(start, place)))
+                start = place
+        self.n_bytes += sum(array.nbytes for array in part.arrays.values())
+
+    def flush(self) -> None:
+        """Write what was taken, as few shards.
+
+        Raises:
+            RecordingError: There is no room for it.
+        """
+        left, self._left, self.n_bytes = sorted(self._left, key=itemgetter(0)), [], 0
+        while left:
+            run = [left.pop(0)[1]]
+            n_episodes = len(run[0].numbers)
+            while left and left[0][0] == run[-1].numbers[-1] + 1 and n_episodes < MOST_EPISODES:
+                run.append(left.pop(0)[1])
+                n_episodes += len(run[-1].numbers)
+            self.writer.add(joined(run) if len(run) > 1 else run[0])
 
 
 def _remove_unbegun(path: Path) -> None:
@@ -287,6 +344,7 @@ def _check_same(path: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -
             expected="the environment that was recorded, with its keywords, configuration, wrappers and attributes",
             fix="choose another path, or make the environment as it was",
         )
+    there = {"pass_rows": 1, **there}  # as all were before it was told
     keys = [key for key in ours if key not in ("seeds", "lanes", "identity", "acceleration") and key in there]
     differ = [key for key in keys if there[key] != ours[key]]
     if differ or None in ours["edits_digest"] or not ours["when_told"]:
@@ -344,9 +402,8 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
     observation, spec, simulator = env.reset(seed=seeds[0])[0], spec_of(env), simulator_of(env)
     manifests: dict[str, dict[str, Any]] = {}
     for name, driver in work.drivers.items():
-        with torch.no_grad():
-            activations = driver.look(observation, driver.names).activations
         policy = driver.policy
+        activations = hook_names(policy, driver.names)
         manifest = {
             "format": FORMAT,
             "versions": {package: _version(package) for package in PACKAGES},
@@ -360,6 +417,7 @@ def _manifests(work: Work, env: gym.Env, seeds: list[int]) -> dict[str, dict[str
             "seeds": seeds,
             "activations": {point: ["step", *policy.hook_dict[point].axes[1:]] for point in activations},
             "observation_keys": list(observation) if isinstance(observation, dict) else [],
+            "pass_rows": policy.rows_at_once,
             "frames": work.frames,
             "lanes": simulator.map(env),
         }

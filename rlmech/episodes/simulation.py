@@ -1,15 +1,19 @@
-"""Episodes of several drivers from one seed, each stretch of road simulated once.
+"""Episodes of several drivers, in the way that costs least; whichever it is, the same episodes bit for bit.
 
-An episode follows from its seed and its actions. So as long as drivers do the same, they share one simulation; where
-they part, the environment is copied and each group goes on in its own. Bit for bit the same episodes as one after the
-other: checked on the first seed that parts drivers, and given up, with the reason, where a copy goes on differently.
-Cost: the distinct stretches, a forward pass or two for each driver and step, a millisecond for each copy.
+    a seed at a time    in the environment that was given: for those whose steps cost more than forward passes
+    many at once        every seed in an environment of its own, one forward pass for all: for cheap ones
+
+Either way drivers share the simulation of each stretch in which they do the same, where copies of the environment are
+not dearer than that: an episode follows from its seed and its actions, and a decision does not depend on what is
+decided beside it. What is cheap is measured on the first steps. Copies are checked: of shared simulations on the first
+seed that parts drivers, of environments on the first and the last episode of the first wave; where one differs, that is
+given up, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,63 +21,35 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlmech.episodes import recording as store
-from rlmech.episodes.driving import Decision, Drive, Driver, Look
-from rlmech.episodes.episode import Step, step_of, summary
-from rlmech.episodes.shards import FINAL, Episodes, entity_table, table_of
-from rlmech.errors import ConfigError, EnvironmentFitError, RlmechError
+from rlmech.episodes.driving import Driver
+from rlmech.episodes.sending import made, sent
+from rlmech.episodes.shards import Episodes
+from rlmech.episodes.waves import Setting, Wave
+from rlmech.errors import ConfigError, CopyError, RlmechError
 from rlmech.simulators.choice import simulator_of
-from rlmech.simulators.protocol import Outcome, Simulator, Value
+from rlmech.simulators.protocol import Outcome, Simulator
 from rlmech.simulators.world import World
 
-_COLUMNS = (
+COLUMNS = (
     *("episode", "seed", "step", "action", "edited", "action_changed", "reward", "terminated", "truncated"),
     *("return", "length", "shard", "start"),
 )
 """Columns of a recording's own tables."""
-
-
-@dataclass(slots=True)
-class _Trace:
-    """What one driver's episode has left so far."""
-
-    drive: Drive
-    simulator: Simulator
-    outcomes: Sequence[Outcome]
-    beginning: Mapping[str, Value | str]
-    steps: list[Step] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-    scenes: list[list[tuple[Any, ...]]] = field(default_factory=list)
-    frames: list[np.ndarray] = field(default_factory=list)
-
-    def episode(self, number: int) -> Episodes:
-        """The finished episode."""
-        seed = self.drive.seed
-        head = {"episode": number, "seed": seed}
-        arrays = _stacked(store.OBSERVATION, [step.observation for step in self.steps])
-        arrays |= _stacked(FINAL, [self.steps[-1].next_observation])
-        arrays[store.ACTION] = np.stack([np.asarray(step.action) for step in self.steps])
-        arrays[store.SCORES] = np.stack([decision.scores for decision in self.decisions])
-        for name in self.decisions[0].activations:
-            arrays[store.ACTIVATION + name] = np.stack([decision.activations[name] for decision in self.decisions])
-        if self.frames:
-            arrays[store.FRAMES] = np.stack(self.frames)
-        rows = zip(self.steps, self.decisions, self.scenes, strict=False)  # of scenes there is one more
-        return Episodes(
-            episodes=table_of([head | summary(self.steps, self.outcomes) | dict(self.beginning)]),
-            steps=table_of([head | _row(t, *row, self.simulator) for t, row in enumerate(rows)]),
-            entities=entity_table(self.scenes, self.simulator.entity_columns, **head),
-            arrays=arrays,
-        )
-
-
-@dataclass(slots=True)
-class _Branch:
-    """Drivers that have done the same so far, and the world in which they did."""
-
-    world: World
-    observation: Any
-    names: list[str]
+PROBED = 24
+"""Steps on which the ways are measured."""
+CHEAP = 2.0
+"""A step that costs less than so many forward passes of a single row is cheap."""
+FORK = 40.0
+"""A copy that costs less than so many steps pays: few drivers part earlier."""
+FEWEST, MOST = 4, 4096
+"""Episodes of a wave: with fewer, copies do not pay; with more, passes get no cheaper."""
+MOST_BYTES = 2**28
+MOST_SECONDS = 30.0
+"""Of a wave, if its episodes last as long as they may: what a kill loses."""
+LENGTH = 1000
+"""Steps that an episode is taken to last where the environment sets no limit."""
+Numbered = tuple[int, int]
+"""An episode's number and seed."""
 
 
 class Runner:
@@ -84,6 +60,7 @@ class Runner:
         drivers: By name.
         frames: Whether to keep a picture of every scene decided in; drivers then share nothing.
         outcomes: What to tell of each episode beside what the simulator tells.
+        identity: The environment's, where it is known.
 
     Raises:
         ConfigError: An outcome has the name of another, or of a column.
@@ -94,33 +71,153 @@ class Runner:
     """
 
     def __init__(
-        self, env: gym.Env, drivers: Mapping[str, Driver], *, frames: bool = False, outcomes: Sequence[Outcome] = ()
+        self,
+        env: gym.Env,
+        drivers: Mapping[str, Driver],
+        *,
+        frames: bool = False,
+        outcomes: Sequence[Outcome] = (),
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         self.simulator = simulator_of(env)
-        self._asked = checked_outcomes(self.simulator, outcomes)
-        self.outcomes = (*self.simulator.outcomes, *self._asked)
-        self._action_names = self.simulator.spec(env).actions
-        self.world, self.drivers, self.frames = self.simulator.world(env), dict(drivers), frames
+        asked = checked_outcomes(self.simulator, outcomes)
+        self._setting = Setting(
+            simulator=self.simulator,
+            outcomes=(*self.simulator.outcomes, *asked),
+            asked=asked,
+            action_names=self.simulator.spec(env).actions,
+            frames=frames,
+        )
+        self.world, self.drivers = self.simulator.world(env), dict(drivers)
         self.sharing = "no: frames are drawn" if frames else "unknown"
         self.n_simulated = 0
+        self._identity = identity
         self._parted: tuple[str, ...] = ()
+        # many at once only what acts alike in any order, in environments that leave one another alone
+        calm = self.simulator.side_by_side and not frames and env.render_mode != "human"
+        mixable = calm and all(driver.is_told for driver in drivers.values())
+        self._at_once: bool | None = None if mixable else False
+        self._shares, self._proved = False, False
+        self._apart_because = "no: a copy of the environment costs more than what it spares"
+        self._sent = b""
+        self._worlds: list[World] = []
+        self._most = MOST
 
-    def run(self, number: int, seed: int) -> dict[str, Episodes]:
-        """The episode of one seed for every driver."""
-        try:
+    def run(self, numbered: Sequence[Numbered]) -> Iterator[dict[str, Episodes]]:
+        """The episodes of some seeds for every driver, some seeds after the other.
+
+        Args:
+            numbered: Their numbers and seeds.
+        """
+        left = list(numbered)
+        while left:
+            if self._at_once is None and len(left) * len(self.drivers) >= FEWEST:
+                self._choose(left[0])
+            now = left[: max(1, self._most // len(self.drivers)) if self._at_once else 1]
+            if self._at_once and len(now) * len(self.drivers) >= FEWEST:
+                wave = self._many(now)
+                if wave is None:
+                    continue  # the environments are no copies: a seed at a time, then
+                if finished := wave.episodes():
+                    yield finished
+                if wave.error is not None:
+                    raise wave.error
+            else:
+                now = now[:1]
+                yield self._one(*now[0])
+            del left[: len(now)]
+
+    # ---- many at once
+
+    def _choose(self, first: Numbered) -> None:
+        """Measure on the first steps which way costs less."""
+        driver = dict([next(iter(self.drivers.items()))])
+        for most_steps in (2, PROBED):  # what is only done once goes first
+            probe = Wave(self._setting, driver, [first], [self.world], _forked)
             with torch.no_grad():
-                if self.sharing.startswith("no"):
-                    return self._apart(number, seed)
-                return self._checked(number, seed) if self.sharing == "unknown" else self._together(number, seed)
-        except Exception as error:
-            error.add_note(f"This happened in the episode of seed {seed}.")
-            raise
+                probe.run(most_steps=most_steps)
+            if probe.error is not None:
+                self._at_once = False  # it is raised again, in its order
+                return
+        self._at_once = probe.seconds_stepping <= CHEAP * probe.seconds_deciding
+        if self._at_once:
+            self._most = self._most_rows(probe)
+            self._shares = len(self.drivers) > 1 and self._forks_within(FORK * probe.seconds_stepping / PROBED)
+            try:
+                identity = self._identity or self.simulator.identity(self.world.env)
+                self._sent = sent(self.world.env, identity)
+            except RlmechError:  # it cannot be sent
+                self._at_once = False
+
+    def _most_rows(self, probe: Wave) -> int:
+        spec = self.world.env.spec
+        length = (None if spec is None else spec.max_episode_steps) or LENGTH
+        by_bytes = MOST_BYTES / (length * max(1.0, probe.bytes_a_step))
+        by_time = MOST_SECONDS / (length * max(1e-6, probe.seconds_stepping / max(1, probe.n_simulated)))
+        return int(max(FEWEST, min(MOST, by_bytes, by_time)))
+
+    def _forks_within(self, seconds: float) -> bool:
+        """Whether the environment is copied in the middle of an episode, and in that time."""
+        try:
+            self.world.fork()  # proves that a copy goes on alike
+            began = time.thread_time()
+            self.world.fork()
+        except RlmechError as error:
+            self._apart_because = _no(error)
+            return False
+        return time.thread_time() - began <= seconds
+
+    def _many(self, now: Sequence[Numbered]) -> Wave | None:
+        """The episodes of some seeds, each in an environment of its own; None where they turned out to be others."""
+        n_worlds = len(now) * (1 if self._shares else len(self.drivers))
+        while len(self._worlds) < n_worlds:
+            self._worlds.append(self.simulator.world(made(self._sent)))
+        wave = Wave(self._setting, self.drivers, now, self._worlds[:n_worlds], _forked)
+        with torch.no_grad():
+            wave.run()
+        self._proved = self._proved or self._is_alike(now, wave.episodes())
+        if self._shares and (not self._proved or isinstance(wave.error, CopyError)):
+            self._shares = False  # once more without
+            if isinstance(wave.error, CopyError):
+                self._apart_because = _no(wave.error)
+            return None
+        if not self._proved:
+            self._at_once, self._worlds = False, []
+            return None
+        self.n_simulated += wave.n_simulated
+        self.sharing = "yes" if self._shares else self._apart_because
+        return wave
+
+    def _is_alike(self, now: Sequence[Numbered], found: Mapping[str, Episodes]) -> bool:
+        """Whether the first and the last episode are those of the environment itself, driven alone."""
+        names = list(self.drivers)
+        for name, (number, seed) in ((names[0], now[0]), (names[-1], now[-1])):
+            alone = self._wave(number, seed, [name])
+            with torch.no_grad():
+                alone.run()
+            if alone.error is not None:
+                continue  # of the episode, which the wave met too
+            own = alone.episodes()[name]
+            if name not in found or number not in found[name].numbers:
+                return False
+            at = found[name].numbers.index(number)
+            if not _equal(own, found[name].part(at, at + 1)):
+                return False
+        return True
+
+    # ---- a seed at a time
+
+    def _one(self, number: int, seed: int) -> dict[str, Episodes]:
+        """The episode of one seed for every driver."""
+        if self.sharing.startswith("no"):
+            return self._apart(number, seed)
+        return self._checked(number, seed) if self.sharing == "unknown" else self._together(number, seed)
 
     def _apart(self, number: int, seed: int) -> dict[str, Episodes]:
-        return {name: self._traces(seed, [name])[name].episode(number) for name in self.drivers}
+        return {name: self._driven(number, seed, [name])[name] for name in self.drivers}
 
     def _together(self, number: int, seed: int) -> dict[str, Episodes]:
-        return {name: trace.episode(number) for name, trace in self._traces(seed, list(self.drivers)).items()}
+        return self._driven(number, seed, list(self.drivers))
 
     def _checked(self, number: int, seed: int) -> dict[str, Episodes]:
         """Share, and where drivers part for the first time run two that parted once more, each by itself."""
@@ -129,78 +226,45 @@ class Runner:
         except Exception as error:
             if self.sharing != "copying":
                 raise  # what is raised while copying for another reason is raised again, apart
-            said = f"{error.problem} {error.given}" if isinstance(error, RlmechError) else f"{error}"
-            self.sharing = f"no: {type(error).__name__}: {said}"
+            self.sharing = _no(error)
             return self._apart(number, seed)
         if self.sharing == "unknown":  # nobody parted yet
             return shared
-        alone = {name: self._traces(seed, [name])[name].episode(number) for name in self._parted}
+        alone = {name: self._driven(number, seed, [name])[name] for name in self._parted}
         if not all(_equal(shared[name], episode) for name, episode in alone.items()):
             self.sharing = "no: a copy of the environment goes on differently"
             return self._apart(number, seed)
         self.sharing = "yes"
         return shared
 
-    def _traces(self, seed: int, names: list[str]) -> dict[str, _Trace]:
-        drives = {
-            name: Drive(self.drivers[name], seed, self._action_names, self.simulator.step_values) for name in names
-        }
-        observation, _ = self.world.reset(seed=seed)
-        told = (self.simulator, self.outcomes, self.simulator.episode_values(self.world))
-        traces = {name: _Trace(drive, *told) for name, drive in drives.items()}
-        _check_finite(observation, "the first observation")
-        branches = [_Branch(self.world, _kept(observation), names)]
-        while branches:
-            branches += self._advance(branches.pop(), traces)
-        return {name: traces[name] for name in names}
+    def _wave(self, number: int, seed: int, names: Sequence[str]) -> Wave:
+        drivers = {name: self.drivers[name] for name in names}
+        return Wave(self._setting, drivers, [(number, seed)], [self.world], self._part)
 
-    def _advance(self, branch: _Branch, traces: Mapping[str, _Trace]) -> list[_Branch]:
-        """One decision of all drivers of a branch: the branches that it goes on in."""
-        picture = [_picture(branch.world.env)] if self.frames else []
-        looks: dict[tuple[object, ...], Look] = {}
-        groups: dict[bytes, list[str]] = {}
-        for name in branch.names:
-            trace, driver = traces[name], self.drivers[name]
-            asked = id(driver.policy), repr(driver.unedited_names), *trace.drive.told
-            if asked not in looks:
-                looks[asked] = trace.drive.look(branch.observation, driver.unedited_names)
-            decision = trace.drive.decide(branch.observation, branch.world.entities, looks[asked])
-            trace.decisions.append(decision)
-            trace.scenes.append(branch.world.entities)
-            trace.frames += picture
-            groups.setdefault(np.asarray(decision.action).tobytes(), []).append(name)
-        worlds = self._worlds(branch.world, list(groups.values()))
-        ahead = [
-            self._step(world, branch.observation, names, traces)
-            for world, names in zip(worlds, groups.values(), strict=True)
-        ]
-        return [after for after in ahead if after is not None]
-
-    def _worlds(self, world: World, groups: list[list[str]]) -> list[World]:
-        """A world for each group; all but the first are copies."""
-        if len(groups) == 1:
-            return [world]
+    def _part(self, world: World, groups: list[list[str]]) -> list[World]:
         if self.sharing == "unknown":
             self.sharing, self._parted = "copying", (groups[0][0], groups[-1][0])
-        return [world, *(world.fork() for _ in groups[1:])]
+        return _forked(world, groups)
 
-    def _step(self, world: World, observation: Any, names: list[str], traces: Mapping[str, _Trace]) -> _Branch | None:
-        action = traces[names[0]].decisions[-1].action
-        after, *told, info = world.step(action)
-        result: Any = (_kept(after), *told, info)
-        step = step_of(observation, action, result, self.outcomes)
-        self.n_simulated += 1
-        done = step.terminated or step.truncated
-        place = f"step {len(traces[names[0]].steps)}"
-        _check_finite(step.reward, f"the reward of {place}")
-        _check_finite(step.next_observation, f"the observation after {place}")
-        if done:
-            _check_told(self._asked, [*traces[names[0]].steps, step], info)
-        for name in names:
-            traces[name].steps.append(step)
-            if done:
-                traces[name].scenes.append(world.entities)
-        return None if done else _Branch(world, step.next_observation, names)
+    def _driven(self, number: int, seed: int, names: Sequence[str]) -> dict[str, Episodes]:
+        wave = self._wave(number, seed, names)
+        with torch.no_grad():
+            wave.run()
+        self.n_simulated += wave.n_simulated
+        if wave.error is not None:
+            raise wave.error
+        return wave.episodes()
+
+
+def _no(error: Exception) -> str:
+    """Why nothing is shared, where copying raised something."""
+    said = f"{error.problem} {error.given}" if isinstance(error, RlmechError) else f"{error}"
+    return f"no: {type(error).__name__}: {said}"
+
+
+def _forked(world: World, groups: list[list[str]]) -> list[World]:
+    """A world for each group; all but the first are copies."""
+    return [world, *(world.fork() for _ in groups[1:])]
 
 
 def checked_outcomes(simulator: Simulator, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
@@ -209,7 +273,7 @@ def checked_outcomes(simulator: Simulator, outcomes: Sequence[Outcome]) -> tuple
     Raises:
         ConfigError: It is no outcome, or has the name of another, or of a column.
     """
-    taken = {*_COLUMNS, *simulator.step_values([]), *(outcome.name for outcome in simulator.outcomes)}
+    taken = {*COLUMNS, *simulator.step_values([]), *(outcome.name for outcome in simulator.outcomes)}
     given: Any = [outcomes] if isinstance(outcomes, Outcome | str) else outcomes
     for outcome in given:
         called = outcome if isinstance(outcome, str) else "is_success"
@@ -231,67 +295,6 @@ def checked_outcomes(simulator: Simulator, outcomes: Sequence[Outcome]) -> tuple
     return tuple(given)
 
 
-def _check_told(asked: Sequence[Outcome], steps: Sequence[Step], info: Mapping[str, Any]) -> None:
-    """Check that an environment told what was asked for: a share at the last step, a mean at one step at least."""
-    for outcome in asked:
-        where = steps[-1:] if outcome.kind == "share" else steps
-        if not any(outcome.name in step.outcome for step in where):
-            raise ConfigError(
-                f"The environment does not tell the outcome {outcome.name!r}.",
-                given=f"an info with {sorted(map(str, info)) or 'nothing'} at the episode's last step",
-                expected="a value there" if outcome.kind == "share" else "a value at one step of the episode, or more",
-                fix="check the name, or say what stands for nothing told: "
-                f"read=lambda info: info.get({outcome.name!r}, False)",
-            )
-
-
-def _check_finite(value: Any, what: str) -> None:
-    """Check that an environment gives numbers.
-
-    Raises:
-        EnvironmentFitError: One is infinite or not a number; whatever is made of it would be neither.
-    """
-    for key, part in value.items() if isinstance(value, dict) else (("", value),):
-        array = np.asarray(part)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            place = np.argwhere(~np.isfinite(array))[0].tolist()
-            where = "".join([f" of {key!r}" if key else "", f" at {place}" if place else ""])
-            raise EnvironmentFitError(
-                f"The environment gave {'NaN' if np.isnan(array).any() else 'an infinite number'}.",
-                given=f"{array[tuple(place)]}{where} in {what}",
-                expected="finite rewards and observations",
-                fix="mend the environment, or wrap it: gymnasium.wrappers.TransformObservation or TransformReward",
-            )
-
-
-def _row(t: int, step: Step, decision: Decision, scene: list[tuple[Any, ...]], simulator: Simulator) -> dict[str, Any]:
-    action = {"action": int(step.action)} if np.ndim(step.action) == 0 else {}
-    return {
-        "step": t,
-        **action,
-        "edited": decision.edited,
-        "action_changed": decision.action_changed,
-        **simulator.step_values(scene),
-        "reward": step.reward,
-        "terminated": step.terminated,
-        "truncated": step.truncated,
-        **step.outcome,
-    }
-
-
-def _kept(observation: Any) -> Any:
-    """A copy: many environments write every observation into the same array."""
-    if isinstance(observation, dict):
-        return {key: np.array(value) for key, value in observation.items()}
-    return np.array(observation)
-
-
-def _stacked(name: str, observations: list[Any]) -> dict[str, np.ndarray]:
-    if isinstance(observations[0], dict):
-        return {f"{name}/{key}": np.stack([o[key] for o in observations]) for key in observations[0]}
-    return {name: np.stack([np.asarray(o) for o in observations])}
-
-
 def _equal(ours: Episodes, theirs: Episodes) -> bool:
     tables: list[tuple[pa.Table, pa.Table]] = [(ours.steps, theirs.steps)]
     if ours.entities is not None and theirs.entities is not None:
@@ -301,10 +304,3 @@ def _equal(ours: Episodes, theirs: Episodes) -> bool:
         and ours.arrays.keys() == theirs.arrays.keys()
         and all(np.array_equal(ours.arrays[name], theirs.arrays[name]) for name in ours.arrays)
     )
-
-
-def _picture(env: gym.Env) -> np.ndarray:
-    picture = np.array(env.render())  # a copy, as of the observations
-    if hasattr(env.unwrapped, "enable_auto_render"):  # else highway-env draws every frame in between, too
-        setattr(env.unwrapped, "enable_auto_render", False)  # noqa: B010
-    return picture

@@ -21,7 +21,8 @@ import cloudpickle
 import gymnasium as gym
 import torch
 
-from rlmech.episodes.simulation import Runner
+from rlmech.episodes.sending import made, sent
+from rlmech.episodes.simulation import Numbered, Runner
 from rlmech.errors import ConfigError, MissingPackageError, WorkerError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from rlmech.simulators.protocol import Outcome
 
 Backend = Literal["processes", "ray", "dask"]
-Numbered = tuple[int, int]  # an episode's number and seed
-Result = tuple[list["dict[str, Episodes]"], str, int]  # episodes by driver, why they share, steps simulated
+Result = tuple[list["dict[str, Episodes]"], str, int]  # episodes by driver, why those share, steps simulated
 
 MOST_LOSSES = 3
 MOST_SEEDS = 16  # in a task: what a lost worker loses
@@ -64,14 +64,16 @@ class Work:
 
     def runner(self, env: gym.Env) -> Runner:
         """What runs them in an environment."""
-        return Runner(env, self.drivers, frames=self.frames, outcomes=self.outcomes)
+        return Runner(env, self.drivers, frames=self.frames, outcomes=self.outcomes, identity=self.identity)
 
 
 def simulate_here(env: gym.Env, work: Work, numbered: list[Numbered], *, deliver: Callable[[Result], None]) -> None:
     """Run episodes in this process; arguments as for `simulate_in_processes`."""
     runner = work.runner(env)
-    for number, seed in numbered:
-        deliver(_simulated(runner, [(number, seed)]))
+    before = 0
+    for episodes in runner.run(numbered):
+        deliver(([episodes], runner.sharing, runner.n_simulated - before))
+        before = runner.n_simulated
 
 
 def simulate_in_processes(
@@ -134,7 +136,7 @@ def _packed(env: gym.Env, work: Work, *, parent: int | None) -> bytes:
             fix="give what acts as edits=..., or set workers=1",
         )
     try:
-        sent = cloudpickle.dumps(work)
+        packed = cloudpickle.dumps(work)
     except Exception as error:
         raise ConfigError(
             "The policy, its edits or the outcomes cannot be sent to workers.",
@@ -142,38 +144,7 @@ def _packed(env: gym.Env, work: Work, *, parent: int | None) -> bytes:
             expected="edits, conditions, outcomes and policies without open files, locks and the like",
             fix="set workers=1",
         ) from error
-    return cloudpickle.dumps((_sent(env, work.identity), sent, parent))
-
-
-def _sent(env: gym.Env, identity: Mapping[str, str]) -> bytes:
-    """An environment as a worker gets it: pickled, or where that loses something, what Gymnasium makes it of."""
-    told: list[str] = []
-    for what, content in (("pickled", env), ("made anew", simulator_of(env).maker(env))):
-        if content is None:
-            continue
-        try:
-            sent = cloudpickle.dumps(content)
-            made = _made(sent)
-            different = differences(identity, simulator_of(made).identity(made))
-        except Exception as error:  # whatever an environment raises when it is pickled, or made
-            told.append(f"{what}: {type(error).__name__}: {error}")
-            continue
-        if not different:
-            return sent
-        told.append(f"{what}, it differs in {listed(different)} (here, there)")
-    raise ConfigError(
-        "The environment cannot be sent to workers as it is.",
-        given="; ".join(told),
-        expected="an environment that pickles with all that makes its episodes, or that gymnasium.make makes again",
-        fix="set workers=1, or give what was changed as keywords to gymnasium.make; a wrapper of your own is made "
-        "again when it inherits gymnasium.utils.RecordConstructorArgs, too",
-    )
-
-
-def _made(sent: bytes) -> gym.Env:
-    """The environment that comes out of what was sent."""
-    content: Any = cloudpickle.loads(sent)
-    return content if isinstance(content, gym.Env) else content()
+    return cloudpickle.dumps((sent(env, work.identity), packed, parent))
 
 
 @contextmanager
@@ -259,7 +230,7 @@ def _work(job: bytes, task: int, numbered: list[Numbered]) -> tuple[int, Result]
 
 def _simulated(runner: Runner, numbered: list[Numbered]) -> Result:
     before = runner.n_simulated
-    episodes = [runner.run(number, seed) for number, seed in numbered]
+    episodes = list(runner.run(numbered))
     return episodes, runner.sharing, runner.n_simulated - before
 
 
@@ -267,11 +238,11 @@ def _runner(job: bytes) -> Runner:
     key = hashlib.sha256(job).hexdigest()
     if key not in _READY:
         _READY.clear()
-        sent, packed, parent = cloudpickle.loads(job)
+        environment, packed, parent = cloudpickle.loads(job)
         if parent is not None and parent not in _WATCHING:
             _WATCHING.add(parent)
             threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        env, work = _made(sent), cloudpickle.loads(packed)
+        env, work = made(environment), cloudpickle.loads(packed)
         if different := differences(work.identity, simulator_of(env).identity(env)):
             raise ConfigError(
                 "A worker's environment is not the one that was given.",

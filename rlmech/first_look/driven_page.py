@@ -62,7 +62,7 @@ def _what_changed(driven: Driven) -> str:
             before, after = (float(here[name].sel(condition=one)) for one in (BASELINE, driven.condition))
             unit = {"length": " decisions", "speed": " m/s"}.get(name, "")
             said.append(f"{name} {before:.{digits}f} → {after:.{digits}f}{unit}".replace("-", MINUS))
-    for name in ("crashed", "arrived"):
+    for name in ("crashed", "arrived", "success"):
         if name in here:
             before, after = (
                 "yes" if bool(here[name].sel(condition=one)) else "no" for one in (BASELINE, driven.condition)

@@ -11,7 +11,7 @@ import xarray as xr
 from rlmech.first_look.analysis import HEAD_PARTS, FirstLook, Pairs, clusters, vehicle_embedding
 from rlmech.first_look.driven_page import driven_section
 from rlmech.first_look.neurons import acting_layers, spread_rows
-from rlmech.first_look.summary import summary
+from rlmech.first_look.summary import shares, summary
 from rlmech.plot import (
     Panel,
     Section,
@@ -91,7 +91,9 @@ def _env_code(look: FirstLook) -> str:
 def _facts(look: FirstLook, found: dict[str, Any], source: str | None) -> list[tuple[str, str]]:
     facts = [("policy", _name(look, source)), ("environment", str(look.recording.manifest["env"]["id"]))]
     facts.append(("episodes", f"{found['n_episodes']}, {found['n_steps']} decisions"))
-    for name, label in (("return", "return ± standard error"), ("crashed", "crash rate"), ("arrived", "arrival rate")):
+    labels = {"return": "return ± standard error", "crashed": "crash rate", "arrived": "arrival rate"}
+    labels |= {name: f"{name} rate" for name in shares(look.recording) if name not in labels}
+    for name, label in labels.items():
         if name in found:
             mean, error = found[name]["mean"], found[name]["se"]
             facts.append((label, f"{mean:.2f} ± {error:.2f}" if np.isfinite(error) else f"{mean:.2f}, of one episode"))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from rlmech.episodes import Recording
 from rlmech.first_look.analysis import FirstLook
 
 MOST_NEURONS = 16
@@ -26,7 +27,7 @@ def summary(look: FirstLook) -> dict[str, Any]:
         "n_episodes": len(table),
         "n_steps": len(look.recording.steps),
     }
-    for name in ("return", "crashed", "arrived", "length", "speed"):
+    for name in dict.fromkeys(("return", *shares(look.recording), "length", "speed")):
         if name in table:
             values = np.asarray(table[name], dtype=float)
             error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -49,6 +50,11 @@ def summary(look: FirstLook) -> dict[str, Any]:
             "conditions": conditions(look.driven.result),
         }
     return found
+
+
+def shares(recording: Recording) -> list[str]:
+    """What the simulator tells of an episode as true or false: `crashed`, `arrived`, `success`."""
+    return [str(one["name"]) for one in recording.manifest["outcomes"] if one["kind"] == "share"]
 
 
 def conditions(result: xr.Dataset) -> list[dict[str, Any]]:

@@ -177,18 +177,20 @@ class _Search:
     def run(self, *, n_steps: int, learning_rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """The constants `[site 1 ...]`, and the losses per site of the mean and of the constant."""
         n_sites = len(self.masks)
-        mean = self.base.mean(0, keepdim=True)
-        spread = self.base.std(0, correction=0, keepdim=True)
+        wide = torch.promote_types(self.base.dtype, torch.float32)  # in 16 bits the optimiser's own numbers vanish
+        mean = self.base.to(wide).mean(0, keepdim=True)
+        spread = self.base.to(wide).std(0, correction=0, keepdim=True)
         unit = torch.where(spread > 0, spread, 1)  # also where a masked score is -inf, and stays so
         moved = torch.zeros(n_sites, *mean.shape, dtype=mean.dtype, device=mean.device, requires_grad=True)
         optimiser = torch.optim.Adam([moved], lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
         first = best = torch.full((n_sites,), torch.inf, dtype=mean.dtype, device=mean.device)
-        constants = mean.expand(n_sites, *mean.shape).clone()
+        mean_here = mean.to(self.base.dtype)
+        constants = mean_here.expand(n_sites, *mean.shape).clone()
         for step in range(n_steps + 1):
             with torch.enable_grad():
-                candidates = mean + moved * unit
-                losses = self._losses(candidates)
+                candidates = (mean + moved * unit).to(self.base.dtype)
+                losses = self._losses(candidates).to(wide)
                 total = losses.sum()
             first = losses.detach() if step == 0 else first
             better = losses.detach() < best
@@ -198,7 +200,7 @@ class _Search:
                 (moved.grad,) = torch.autograd.grad(total, moved, materialize_grads=True)
                 optimiser.step()
                 schedule.step()
-        return torch.where(self.masks, constants, mean), first, best
+        return torch.where(self.masks, constants, mean_here), first, best
 
     def _losses(self, constants: Tensor) -> Float[Tensor, " site"]:
         ablated = torch.where(self.masks, constants, self.base[None]).flatten(0, 1)

@@ -52,7 +52,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
 
 def _choose(policy: HookedPolicy, sites: str | Site | tuple[Site | str, ...], reads: Reads) -> list[Site]:
     if isinstance(sites, str):
-        chosen = _measured(policy, policy.sites("auto"), reads) if sites == "auto" else policy.sites(sites)
+        chosen = _measured(policy, _of_numbers(policy), reads) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -68,6 +68,17 @@ def _choose(policy: HookedPolicy, sites: str | Site | tuple[Site | str, ...], re
     for site in chosen:
         site.positions(policy.point(site.name))  # raises where it does not fit
     return chosen
+
+
+def _of_numbers(policy: HookedPolicy) -> list[Site]:
+    """The automatic sites without whole numbers that are observed, which have no mean and no gradient."""
+    sites = policy.sites("auto")
+    real = [
+        site
+        for site in sites
+        if (dtype := policy.points[site.name].address.node.dtype) is None or dtype.is_floating_point
+    ]
+    return real or sites
 
 
 def choose_groups(

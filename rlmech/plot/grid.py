@@ -6,7 +6,7 @@ the observation does not show has a dashed outline. Nothing is computed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,20 @@ def grid_scene(recording: Recording, *, episode: int, step: int, title: str = ""
             fix="recording.steps lists them all",
         )
     episodes: Any = recording.episodes
-    rows = str(episodes[episodes["episode"] == episode]["layout"].iloc[0]).split("/")
+    layout = str(episodes[episodes["episode"] == episode]["layout"].iloc[0])
+    return draw_grid(here, layout, title=title, label=f"the grid at step {step} of episode {episode}")
+
+
+def draw_grid(here: Sequence[Mapping[Any, Any]], layout: str, *, title: str, label: str) -> SvgFigure:
+    """Draw a grid.
+
+    Args:
+        here: Who is there, the agent first.
+        layout: The walls, a row of letters for each row of cells.
+        title: One line above the grid.
+        label: What it shows, where there is no title.
+    """
+    rows = layout.split("/")
     agent, objects = here[0], here[1:]
     n_across, n_down = len(rows[0]), len(rows)
     cell = min(CELL, WIDEST / n_across)
@@ -83,7 +96,7 @@ def grid_scene(recording: Recording, *, episode: int, step: int, title: str = ""
             height=BAND + height,
             font_family=FONT,
             role="img",
-            aria_label=title or f"the grid at step {step} of episode {episode}",
+            aria_label=title or label,
         )
     )
 

@@ -8,7 +8,7 @@ and absent rows are not drawn. The y axis points down, as in highway-env's own w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ _KEY = 48.0  # pixels of a key of the legend, beside its label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Vehicle:
+class DrawnVehicle:
     """What is drawn of a vehicle or an obstacle."""
 
     row: int
@@ -89,18 +89,46 @@ def road_scene(
     way: np.ndarray | None,
 ) -> SvgFigure:
     """Draw the road at one step of a recording; arguments as for `rlm.plot.scene`."""
-    vehicles = _vehicles(recording, episode, step)
+    return draw_road(
+        _vehicles(recording, episode, step),
+        recording.manifest.get("lanes", []),
+        way=ego_way(recording, episode) if way is None else way,
+        entities=recording.spec.entities,
+        pattern=pattern,
+        title=title,
+        label=f"the road at step {step} of episode {episode}",
+    )
+
+
+def draw_road(
+    vehicles: Sequence[DrawnVehicle],
+    lanes_told: Sequence[Mapping[str, Any]],
+    *,
+    way: np.ndarray | None,
+    entities: Sequence[str],
+    pattern: xr.DataArray | None,
+    title: str,
+    label: str,
+) -> SvgFigure:
+    """Draw a road.
+
+    Args:
+        vehicles: Who is there, the ego in row 0.
+        lanes_told: The lanes, as the simulator's map tells them.
+        way: Positions that the window lies around; None for the ego's own.
+        entities: Names of the observation's rows.
+        pattern: Attention, or None.
+        title: One line above the drawing.
+        label: What it shows, where there is no title.
+    """
     ego = next(vehicle for vehicle in vehicles if vehicle.row == 0)
     weights = None if pattern is None else _weights(pattern)
-    lanes = [
-        _Lane(points=np.asarray(lane["points"], dtype=float), width=float(lane["width"]))
-        for lane in recording.manifest.get("lanes", [])
-    ]
-    window = _window(ego_way(recording, episode) if way is None else way, ego, lanes)
+    lanes = [_Lane(points=np.asarray(lane["points"], dtype=float), width=float(lane["width"])) for lane in lanes_told]
+    window = _window(np.array([[ego.x, ego.y]]) if way is None else way, ego, lanes)
     content = _road(lanes)
     if weights is not None:
         content += _attention(ego, vehicles, weights)
-    content += "".join(_drawn(vehicle, recording.spec.entities, weights) for vehicle in vehicles)
+    content += "".join(_drawn(vehicle, entities, weights) for vehicle in vehicles)
     if weights is not None:
         content += _beyond(ego, vehicles, weights, window)
     content += _scale_bar(window)
@@ -120,12 +148,12 @@ def road_scene(
             height=BAND + height,
             font_family=FONT,
             role="img",
-            aria_label=title or f"the road at step {step} of episode {episode}",
+            aria_label=title or label,
         )
     )
 
 
-def _vehicles(recording: Recording, episode: int, step: int) -> list[_Vehicle]:
+def _vehicles(recording: Recording, episode: int, step: int) -> list[DrawnVehicle]:
     table = recording.vehicles
     if len(table) == 0:
         raise RecordingError(
@@ -135,8 +163,21 @@ def _vehicles(recording: Recording, episode: int, step: int) -> list[_Vehicle]:
             fix="rlm.plot.q_values draws any recording",
         )
     here: Any = table[(table["episode"] == episode) & (table["step"] == step)]
-    vehicles = [
-        _Vehicle(
+    vehicles = vehicles_of(here)
+    if not any(vehicle.row == 0 for vehicle in vehicles):
+        raise RecordingError(
+            "The recording has no such step.",
+            given=f"episode {episode}, step {step}",
+            expected=f"one of its {len(recording.steps)} steps",
+            fix="recording.steps lists them all",
+        )
+    return vehicles
+
+
+def vehicles_of(table: Any) -> list[DrawnVehicle]:
+    """The vehicles of a table, a line each."""
+    return [
+        DrawnVehicle(
             row=int(one["row"]),
             x=float(one["x"]),
             y=float(one["y"]),
@@ -146,16 +187,8 @@ def _vehicles(recording: Recording, episode: int, step: int) -> list[_Vehicle]:
             width=float(one["width"]),
             crashed=bool(one["crashed"]),
         )
-        for one in here.to_dict("records")
+        for one in table.to_dict("records")
     ]
-    if not any(vehicle.row == 0 for vehicle in vehicles):
-        raise RecordingError(
-            "The recording has no such step.",
-            given=f"episode {episode}, step {step}",
-            expected=f"one of its {len(recording.steps)} steps",
-            fix="recording.steps lists them all",
-        )
-    return vehicles
 
 
 def ego_way(recording: Recording, episode: int) -> np.ndarray:
@@ -180,7 +213,7 @@ def _weights(pattern: xr.DataArray) -> _Weights:
     return _Weights(heads=tuple(str(head) for head in heads), values=np.asarray(pattern.values, dtype=float))
 
 
-def _window(way: np.ndarray, ego: _Vehicle, lanes: Sequence[_Lane]) -> _Window:
+def _window(way: np.ndarray, ego: DrawnVehicle, lanes: Sequence[_Lane]) -> _Window:
     """Around the ego's whole way where it is short, so that the view stands still; else around the ego."""
     low, high = way.min(axis=0), way.max(axis=0)
     if (high - low).max() > WIDEST - 2 * MARGIN:
@@ -225,7 +258,7 @@ def _road(lanes: Sequence[_Lane]) -> str:
     return surface(0.5, _EDGE) + surface(0.0, ROAD) + lines
 
 
-def _attention(ego: _Vehicle, vehicles: Sequence[_Vehicle], weights: _Weights) -> str:
+def _attention(ego: DrawnVehicle, vehicles: Sequence[DrawnVehicle], weights: _Weights) -> str:
     n_heads = len(weights.heads)
     drawn: list[str] = []
     for head in range(n_heads):
@@ -247,7 +280,7 @@ def _attention(ego: _Vehicle, vehicles: Sequence[_Vehicle], weights: _Weights) -
     return "".join(drawn)
 
 
-def _line(ego: _Vehicle, vehicle: _Vehicle, *, shift: float, style: dict[str, str | float]) -> str:
+def _line(ego: DrawnVehicle, vehicle: DrawnVehicle, *, shift: float, style: dict[str, str | float]) -> str:
     """A line beside the straight way, so that the heads' lines to one vehicle lie next to each other."""
     dx, dy = vehicle.x - ego.x, vehicle.y - ego.y
     length = math.hypot(dx, dy) or 1.0
@@ -256,7 +289,7 @@ def _line(ego: _Vehicle, vehicle: _Vehicle, *, shift: float, style: dict[str, st
     return tag("line", "", stroke_linecap="round", **ends, **style)
 
 
-def _drawn(vehicle: _Vehicle, names: Sequence[str], weights: _Weights | None) -> str:
+def _drawn(vehicle: DrawnVehicle, names: Sequence[str], weights: _Weights | None) -> str:
     row, seen = vehicle.row, vehicle.row >= 0
     fill = CRASHED if vehicle.crashed else EGO if row == 0 else VEHICLE
     body = tag(
@@ -295,7 +328,7 @@ def _label(content: str, x: float, y: float) -> str:
     )  # fmt: skip
 
 
-def _beyond(ego: _Vehicle, vehicles: Sequence[_Vehicle], weights: _Weights, window: _Window) -> str:
+def _beyond(ego: DrawnVehicle, vehicles: Sequence[DrawnVehicle], weights: _Weights, window: _Window) -> str:
     """At the window's edge: which vehicle a line leads to that ends outside, and how far away that is."""
     labels = ""
     middle = np.array([ego.x, ego.y])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
 from rlmech.core.hook_point import at_step
 from rlmech.errors import SceneError
@@ -109,11 +109,19 @@ def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Mapping[str,
             fix="or give its state: scene.decide(policy, state=...), at the beginning policy.initial_state()",
         )
     state: Mapping[str, Any] = policy.initial_state()
-    with torch.no_grad():
-        for seen in past:
-            one = {key: np.asarray(value)[None] for key, value in seen.items()} if isinstance(seen, Mapping) else seen
-            _, state = policy.step(one if isinstance(seen, Mapping) else np.asarray(seen)[None], state)
+    for seen in past:
+        _, state = decided(policy, seen, state)
     return state
+
+
+def decided(
+    policy: HookedPolicy, observation: Any, state: Mapping[str, Any] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores `[1 action]` and the state afterwards, of one observation: the numbers that a recording has of it."""
+    several = isinstance(observation, Mapping)
+    one = {k: np.asarray(v)[None] for k, v in observation.items()} if several else np.asarray(observation)[None]
+    own = policy.fitting(one)
+    return own.run_rows(own.with_state(one, state), own.state_names)
 
 
 def roll(

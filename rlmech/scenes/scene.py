@@ -12,7 +12,6 @@ from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Self
 
 import gymnasium as gym
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
@@ -21,7 +20,7 @@ from rlmech.core.acting import choose_actions
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.decision import Decision, decision_of
 from rlmech.scenes.pair import aligned_rows, scene_pair
-from rlmech.scenes.rolling import Roll, remembered, roll
+from rlmech.scenes.rolling import Roll, decided, remembered, roll
 from rlmech.simulators.action_masks import with_mask_of
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.env import acting_in, action_number, environment, spec_of
@@ -221,12 +220,7 @@ class Scene:
         before = remembered(policy, self.past) if policy.is_recurrent and state is None else state
         with torch.no_grad(), policy.edited(edits):
             observation = with_mask_of(self.stage.env, self.observation, policy.observation_space)
-            batch = (
-                {key: np.asarray(value)[None] for key, value in observation.items()}
-                if isinstance(observation, Mapping)
-                else np.asarray(observation)[None]
-            )
-            found, after = policy.step(batch, before)
+            found, after = decided(policy, observation, before)
             chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
         return decision_of(policy, found[0].cpu().numpy(), chosen, after, names=self.spec.actions)
 

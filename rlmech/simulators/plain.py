@@ -21,6 +21,7 @@ class Plain:
 
     name = "plain"
     can_accelerate = False
+    side_by_side = True
     entity = "entity"
     entity_columns: Mapping[str, Column] = {}
     outcomes: Sequence[Outcome] = ()

@@ -115,6 +115,8 @@ class Simulator(Protocol):
         outcomes: What the environment tells of each episode.
         staging: What scenes need of it, with the edits that are a scene's methods; None where its state is not known.
         can_accelerate: Whether there is a faster way for environments of this kind, wherever it can be used.
+        side_by_side: Whether its environments leave one another alone in one process, so that their episodes may be
+            stepped in turn: highway-env's write into their classes.
 
     Example:
         >>> import rlmech as rlm
@@ -125,6 +127,7 @@ class Simulator(Protocol):
 
     name: str
     can_accelerate: bool
+    side_by_side: bool
     entity: str
     entity_columns: Mapping[str, Column]
     outcomes: Sequence[Outcome]

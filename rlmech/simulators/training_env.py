@@ -21,7 +21,6 @@ RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
     "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
     "Hopper-v3": "Hopper-v4",
-    "Swimmer-v3": "Swimmer-v4",
 }
 """An id that Gymnasium cannot make any longer -> the one where published agents return what they did."""
 LIBRARIES = (

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rlmech.errors import CheckpointError
@@ -44,12 +45,16 @@ class Evaluation:
     difference: dict[str, dict[str, float]]
 
     def table(self) -> pd.DataFrame:
-        """One row a driver: n, then mean, low and high of each quantity."""
+        """One row a driver: n, then mean, low and high of each quantity; NaN where no interval is known.
+
+        None is where all episodes gave the same number, as an untrained policy's zero return.
+        """
         rows = {
             name: {"n": row["n"]} | {_column(q, end): v for q, s in row.items() if q != "n" for end, v in s.items()}
             for name, row in self.drivers.items()
         }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("driver")
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("driver")
+        return table.replace([np.inf, -np.inf], np.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

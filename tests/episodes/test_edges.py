@@ -199,7 +199,7 @@ def test_what_cannot_be_sent_to_workers_is_told_before_any_starts(policy: rlm.Ho
 
 
 def test_hooks_that_workers_would_not_see_are_told(policy: rlm.HookedPolicy) -> None:
-    with policy.edited(STILL), pytest.raises(ConfigError, match="stay behind"):
+    with pytest.raises(ConfigError, match="stay behind"), policy.edited(STILL):
         recorded(policy, workers=2)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.episodes import moments
+from rlmech.episodes import moments, simulation
 from rlmech.errors import ConfigError, RecordingError, SceneError
 from rlmech.training.evaluate import evaluate
 
@@ -72,7 +72,8 @@ def test_a_memory_wiped_before_a_step_is_gone_in_that_episode_from_there_on(poli
     assert not recording.activation("hook_state")[steps["step"] >= 2, 0].any()
 
 
-def test_conditions_share_simulation_while_they_do_the_same_and_not_their_states(policy, env):
+def test_conditions_share_simulation_while_they_do_the_same_and_not_their_states(policy, env, monkeypatch):
+    monkeypatch.setattr(simulation, "CHEAP", 0.0)  # a seed at a time, although these steps are cheap
     wipe = [rlm.zero_ablation(rlm.Site("hook_state_pre", step=2))]
     late = [rlm.zero_ablation(rlm.Site("hook_state_pre", step=3))]
     together = rlm.compare_rollouts(

@@ -11,6 +11,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.episodes.driving import Driver
+from rlmech.episodes.shards import Episodes
 from rlmech.episodes.simulation import Runner, _equal
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.simulators import make_env
@@ -41,15 +42,20 @@ def crossing(order: str) -> gym.Env:
     return make_env("intersection-v2", config=CROSSING | {"observation": base.config["observation"] | {"order": order}})
 
 
+def one(runner: Runner, number: int, seed: int) -> dict[str, Episodes]:
+    (found,) = runner.run([(number, seed)])
+    return found
+
+
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
 def test_together_they_drive_as_each_alone(drivers: dict[str, Driver], order: str) -> None:
     simulator = Runner(crossing(order), drivers)
     n_steps = 0
     for number, seed in enumerate([4, 11, 2]):
-        shared = simulator.run(number, seed)
+        shared = one(simulator, number, seed)
         n_steps += sum(len(episode.steps) for episode in shared.values())
         for name, driver in drivers.items():
-            alone = Runner(crossing(order), {name: driver}).run(number, seed)[name]
+            alone = one(Runner(crossing(order), {name: driver}), number, seed)[name]
             assert _equal(shared[name], alone), f"{name}, seed {seed}"
             assert shared[name].episodes.equals(alone.episodes)
     assert simulator.sharing == "yes"
@@ -61,7 +67,7 @@ def test_together_they_drive_as_each_alone(drivers: dict[str, Driver], order: st
 
 def test_conditions_that_do_the_same_cost_nothing(drivers: dict[str, Driver]) -> None:
     simulator = Runner(crossing("sorted"), {name: drivers[name] for name in ("baseline", "nothing")})
-    episodes = simulator.run(0, 4)
+    episodes = one(simulator, 0, 4)
     assert simulator.n_simulated == len(episodes["baseline"].steps)
     assert simulator.sharing == "unknown", "nobody parted"
 
@@ -112,7 +118,7 @@ def test_an_environment_that_cannot_be_copied_is_run_apart(env: gym.Env, sharing
     drivers = {name: Driver(policy=policy, edits=edits) for name, edits in push.items()}
     simulator = Runner(env, drivers)
     for number in range(2):
-        episodes = simulator.run(number, number)
+        episodes = one(simulator, number, number)
         assert episodes["never"].episodes["return"].to_pylist() == [0.0]
         assert episodes["always"].episodes["return"].to_pylist() == [1.0 + 2 + 3 + 4]
     assert sharing in simulator.sharing
@@ -125,5 +131,5 @@ def test_an_error_in_an_episode_tells_its_seed() -> None:
 
     policy = rlm.HookedPolicy(torch.nn.Linear(4, 2), torch.rand(2, 4))
     with pytest.raises(ZeroDivisionError) as caught:
-        Runner(Breaking(), {"": Driver(policy=policy)}).run(0, 41)
+        one(Runner(Breaking(), {"": Driver(policy=policy)}), 0, 41)
     assert "seed 41" in caught.value.__notes__[0]

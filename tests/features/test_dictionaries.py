@@ -227,6 +227,10 @@ def test_features_drive_beside_random_directions() -> None:
     assert driven["control_of"].values.tolist()[:3] == ["", "", "feature 0"]
     own = [float(driven["delta_return"].sel(condition=f"feature {i}")) for i in range(3)]
     assert min(own) < -5
+    with pytest.raises(ConfigError, match="no other site"):
+        rlm.compare_rollouts(
+            policy, env, conditions={"x": [found.ablate(0)]}, controls=["random_site"], seeds=[0], progress=False
+        )
     scores = compare_dictionaries(
         policy,
         recording,

@@ -248,3 +248,20 @@ def test_a_policy_without_entities_gets_episodes_and_ablations(tmp_path: Path):
     assert "<h3>Ablating each layer" in page
     with pytest.raises(ObservationError, match="No vehicle can be taken away"):
         take_away(policy, record(policy, env, seeds=[0], progress=False))
+
+
+def test_the_page_of_a_grid_is_about_a_grid_and_its_code_makes_the_environment(tmp_path: Path):
+    pytest.importorskip("minigrid")
+    policy = rlm.load("zoo:minigrid-doorkey-mlp")
+    look = first_look(policy, make_env(policy.spec), seeds=[0, 1], n_driven=1, progress=False)
+
+    page = write_page(look, tmp_path / "index.html", source="zoo:minigrid-doorkey-mlp").read_text(encoding="utf-8")
+
+    assert "The grid and the scores, step by step" in page
+    assert "The road" not in page
+    assert "success rate" in page
+    assert "env = rlm.make_env(policy.spec)" in unescape(re.sub("<[^>]+>", "", page))
+    hooks = set(look.ablation["mean ablation"]["hook"].values)
+    assert hooks == {"mlp_extractor.policy_net.1.hook_out", "mlp_extractor.policy_net.3.hook_out"}
+    assert all("value_net" not in site.name for site in look.driven.sites.values())
+    assert summary(look)["success"]["mean"] == look.recording.episodes["success"].mean()

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import xarray as xr
 
 import rlmech as rlm
 from rlmech.episodes import Recording
@@ -79,3 +80,29 @@ def test_attention_over_a_grid_is_refused_in_words(turning: Recording) -> None:
 
     with pytest.raises(ConfigError, match="over a road alone"):
         scene(turning, episode=0, step=0, pattern=xr.DataArray([[1.0]], dims=("head", "key")))
+
+
+def test_a_scene_is_drawn_as_it_was_edited() -> None:
+    replayed = rlm.Scene.replay(rlm.make_env("MiniGrid-DoorKey-6x6-v0"), seed=0, actions=[2])
+    key = replayed.entities.set_index("type").loc["key", "object"]
+
+    drawn, without = scene(replayed).svg, scene(replayed.remove(object=int(key)), title="No key").svg
+
+    assert len(groups(drawn, "object")) == len(groups(without, "object")) + 1
+    assert len(groups(drawn, "wall")) == len(groups(without, "wall"))
+    assert "No key" in without
+    with pytest.raises(ConfigError, match="over a road alone"):
+        scene(replayed, pattern=xr.DataArray([[1.0]], dims=("head", "key")))
+
+
+def test_a_scene_of_a_road_is_drawn_like_the_step_of_its_recording() -> None:
+    env = rlm.make_env("highway-fast-v0", config={"vehicles_count": 4, "duration": 3})
+    recording = rlm.record(rlm.load("zoo:highway-dqn-mlp"), env, seeds=[0], progress=False)
+    replayed = rlm.Scene.replay(env, seed=0, actions=recording.actions[:1])
+    ego = recording.vehicles[recording.vehicles["row"] == 0][["x", "y"]].to_numpy()
+
+    drawn = scene(replayed, way=ego, title="Here").svg
+
+    assert drawn == scene(recording, episode=0, step=1, way=ego, title="Here").svg
+    with pytest.raises(ConfigError, match="Which step of the recording"):
+        scene(recording)

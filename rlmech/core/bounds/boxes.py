@@ -61,6 +61,8 @@ def _one(array: Tensor, box: Any) -> Interval:
                 expected="low <= observation <= high",
             )
         return Interval(low, high)
+    if array.dtype is torch.bool:  # which action may be taken is no matter of degree
+        return Interval(centre, centre)
     radius = _fitted(box, centre)
     if bool((radius < 0).any()):
         raise _unfit("A radius is negative.", given=float(radius.min()), expected="0 or more")

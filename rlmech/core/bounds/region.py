@@ -23,6 +23,7 @@ from rlmech.core.bounds.bends import Lines, Remainder, Slopes, bends, bound_bend
 from rlmech.core.bounds.calls import call, double, leaf
 from rlmech.core.bounds.groups import Groups
 from rlmech.core.bounds.intervals import Interval, Known, add_interval, each
+from rlmech.core.conditions import conditions
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.reading import behaviour, record_of
@@ -84,7 +85,8 @@ class Region:
         groups: Groups | None = None,
     ) -> None:
         self.graph, self.replaced = graph, frozenset(given) | fused(graph)
-        self.arrays, self.box, self.ball = tuple(double(array) for array in arrays), tuple(box), ball
+        self.arrays, self.box, self.ball = tuple(array.double() for array in arrays), tuple(box), ball
+        self._conditions = conditions(graph)
         self.refined, self.groups = refined, groups
         self.known = Known(n_rows=len(arrays[0]), epsilon=float(torch.finfo(precision).eps))
         self.known.centre.update({node: double(value.detach()) for node, value in given.items()})
@@ -180,6 +182,9 @@ class Region:
         known = self.known
         if node.op == "input":
             place = self.graph.inputs.index(node)
+            if node in self._conditions:  # a mask is held
+                known.centre[node] = self.arrays[place].bool()
+                return
             known.centre[node], known.intervals[node] = self.arrays[place], self.box[place]
             return
         if node.op in ("parameter", "constant"):

@@ -33,6 +33,7 @@ class Highway:
 
     name = "highway"
     can_accelerate = True
+    side_by_side = False
     entity = "vehicle"
     entity_columns: Mapping[str, Column] = VEHICLE_COLUMNS
     staging: Staging | None = ROAD

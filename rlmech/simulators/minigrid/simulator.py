@@ -31,6 +31,7 @@ class MiniGrid:
 
     name = "minigrid"
     can_accelerate = False
+    side_by_side = True
     entity = "object"
     entity_columns: Mapping[str, Column] = objects.OBJECT_COLUMNS
     outcomes: Sequence[Outcome] = (
