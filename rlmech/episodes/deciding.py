@@ -23,6 +23,7 @@ from rlmech.core.row_edits import Change, RowEdits
 from rlmech.episodes.driving import Driver, Hook, hook_names
 from rlmech.episodes.when import Moment
 from rlmech.simulators.protocol import Value
+from rlmech.untyped import Row
 
 DRAWS = 0x5EED
 """What tells the stream that actions are drawn from from others of the same seed."""
@@ -44,7 +45,7 @@ class Scenes:
 
     seen: Seen
     of_row: np.ndarray
-    entities: Sequence[list[tuple[Any, ...]]]
+    entities: Sequence[list[Row]]
     measured: Sequence[Mapping[str, Value | str]]
 
 
@@ -250,7 +251,7 @@ class Decider:
         return self._groups
 
     def _group(self, rows: list[int]) -> _Group:
-        numbers: dict[tuple[Any, ...], int] = {}
+        numbers: dict[tuple[object, ...], int] = {}
         plans: list[list[Change]] = []
         plan_of: list[int] = []
         for row in rows:

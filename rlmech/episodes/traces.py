@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +66,7 @@ class Stepped:
         self._n_seen += len(next(iter(seen.values())))
         return before
 
-    def add(self, results: Sequence[tuple[Any, ...]], rows: Sequence[Sequence[int]]) -> None:
+    def add(self, results: Sequence[Row], rows: Sequence[Sequence[int]]) -> None:
         """Note what the step gave in each lane, and whose lanes they are."""
         self.rewards.append(np.array([result[1] for result in results], float))
         self.ends.append(np.array([result[2:4] for result in results], bool).reshape(-1, 2))
@@ -101,7 +100,7 @@ class Told:
         self.beginnings: list[Mapping[str, Value | str]] = [{}] * n_seeds
         self.finished = np.zeros(n_rows, bool)
         self.outcomes: dict[int, list[Mapping[str, Value]]] = {}
-        self.scenes: dict[int, list[list[tuple[Any, ...]]]] = {}
+        self.scenes: dict[int, list[list[Row]]] = {}
         self.measured: dict[int, list[Mapping[str, Value | str]]] = {}
         self.frames: dict[int, list[np.ndarray]] = {}
         self.finals: dict[int, dict[str, np.ndarray]] = {}
@@ -110,7 +109,7 @@ class Told:
         self,
         rows: Sequence[int],
         lanes: Sequence[int],
-        entities: Sequence[list[tuple[Any, ...]]],
+        entities: Sequence[list[Row]],
         measured: Sequence[Mapping[str, Value | str]],
         frames: Sequence[np.ndarray],
     ) -> None:

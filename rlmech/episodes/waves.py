@@ -23,7 +23,7 @@ from rlmech.episodes.traces import Decided, Stepped, Told, episodes_of
 from rlmech.errors import ConfigError, EnvironmentFitError
 from rlmech.simulators.protocol import Outcome, Simulator, Value
 from rlmech.simulators.world import World
-from rlmech.untyped import JsonObject, Settings
+from rlmech.untyped import JsonObject, Row, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class Wave:
 
     def _made(self, drivers: list[Driver]) -> tuple[list[Decider], np.ndarray, np.ndarray]:
         """Those who decide, for each driver its number among them, for each row its place among those of its own."""
-        groups: dict[tuple[Any, ...], list[int]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
         for k, driver in enumerate(drivers):
             groups.setdefault((id(driver.policy), repr(driver.names), driver.deterministic), []).append(k)
         decider_of, place = np.zeros(len(drivers), int), np.zeros(len(self._driver_of), int)
@@ -294,7 +294,7 @@ class Wave:
             except EnvironmentFitError as error:
                 self._fail(error, lane.start)
 
-    def _end(self, lane: Lane, result: tuple[Any, ...], _: Any, final: dict[str, np.ndarray]) -> None:
+    def _end(self, lane: Lane, result: Row, _: object, final: dict[str, np.ndarray]) -> None:
         """Note that a lane's episodes are over."""
         try:
             _check_told(self._setting.asked, self._told.outcomes.get(lane.rows[0], []), result[4])
@@ -355,7 +355,7 @@ def _check_told(asked: Sequence[Outcome], told: Sequence[Mapping[str, Value]], i
             )
 
 
-def _check_finite(value: Any, what: str) -> None:
+def _check_finite(value: object, what: str) -> None:
     """Check that an environment gives numbers.
 
     Raises:
