@@ -78,8 +78,8 @@ class Wave:
 
     Attributes:
         n_simulated: Environment steps that were simulated.
-        seconds_deciding: Time that the policies' passes took.
-        seconds_stepping: Time that the environments' steps took.
+        seconds_deciding: Time that the policies' passes took, where the number of steps was limited.
+        seconds_stepping: Time that the environments' steps took, likewise.
         error: What an episode raised; episodes of the seeds before it are finished all the same.
     """
 
@@ -108,6 +108,7 @@ class Wave:
         self._peopled = bool(setting.simulator.entity_columns)
         self.n_simulated = 0
         self.seconds_deciding = self.seconds_stepping = 0.0
+        self._clock: Callable[[], float] = float  # zero: to read the time may cost as much as a decision
         self.error: BaseException | None = None
         self._failed = n_seeds  # the first seed that an error stopped
         self._decided = [Decided() for _ in self._deciders]
@@ -117,8 +118,10 @@ class Wave:
         """Drive all episodes to their ends.
 
         Args:
-            most_steps: Stop after so many steps, with nothing finished.
+            most_steps: Stop after so many steps, with nothing finished, and measure them.
         """
+        if most_steps is not None:
+            self._clock = time.thread_time
         try:
             seen, step = self._begin(), 0
             while self._lanes and step != most_steps:
@@ -193,13 +196,13 @@ class Wave:
 
     def _advance(self, seen: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
         """One decision and one step of all: what is observed then, in the lanes that go on."""
-        began = time.thread_time()
+        began = self._clock()
         lanes, actions = self._lanes, self._decide(seen, step)
-        self.seconds_deciding += time.thread_time() - began
+        self.seconds_deciding += self._clock() - began
         ahead = self._steered(lanes, actions)
-        began = time.thread_time()
+        began = self._clock()
         stepped, after = self._step(ahead, step)
-        self.seconds_stepping += time.thread_time() - began
+        self.seconds_stepping += self._clock() - began
         done = [result[2] or result[3] for _, result, _ in stepped]
         for place in (place for place, over in enumerate(done) if over):
             self._end(*stepped[place], {key: value[place].copy() for key, value in after.items()})
