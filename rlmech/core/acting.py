@@ -10,6 +10,11 @@ from torch import Tensor
 from rlmech.core.points import OutputKind
 
 
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array; bfloat16, which numpy has not, as float32."""
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).cpu().numpy()
+
+
 def choose_actions(
     scores: Float[Tensor, "batch *choice action"],
     kind: OutputKind,
@@ -28,7 +33,7 @@ def choose_actions(
         uniform: Numbers in [0, 1), `[batch *choice]`, that decide which; None draws with torch's generator.
     """
     if kind == "mean_action":
-        actions = (scores.float() if scores.dtype is torch.bfloat16 else scores).cpu().numpy()  # numpy has none
+        actions = as_numpy(scores)
         low, high = getattr(space, "low", None), getattr(space, "high", None)
         if low is None or high is None:
             return actions

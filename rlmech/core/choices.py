@@ -2,7 +2,7 @@
 
 A network gives them side by side, `[batch sum]`, as a list, or one on top of the other. Choices with fewer actions than
 the others are filled up with -inf, which counts as masked everywhere. A bit is a choice between 0 and 1, whose scores
-are 0 and its logit.
+are 0 and its logit, or a logit each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Choices:
 
     Attributes:
         sizes: Number of actions of each choice.
-        binary: Whether each choice is a bit with one logit.
+        binary: Whether each choice is a bit, which may have one logit.
     """
 
     sizes: tuple[int, ...]
@@ -94,7 +94,7 @@ class Choices:
         equal = len(set(self.sizes)) == 1
         flat = len(self.sizes) if self.binary else sum(self.sizes)
         fits = (
-            list(shapes) == [(flat,)]
+            list(shapes) in ([(flat,)], [(sum(self.sizes),)])
             or (equal and list(shapes) == [(len(self.sizes), self.sizes[0])])
             or (not self.binary and list(shapes) == [(size,) for size in self.sizes])
         )
@@ -113,7 +113,7 @@ class Choices:
         first = parts[0]
         if len(parts) == 1 and first.ndim == 3:
             return first
-        if self.binary:
+        if self.binary and first.shape[-1] == len(self.sizes):
             return torch.stack((torch.zeros_like(first), first), dim=-1)
         if len(set(self.sizes)) == 1:
             return (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlmech.arguments import explain_misuse
 from rlmech.axes import Axis
-from rlmech.core.acting import choose_actions
+from rlmech.core.acting import as_numpy, choose_actions
 from rlmech.core.agents import AGENT, recurrent_agent
 from rlmech.core.attention import AttentionBlocks
 from rlmech.core.cache import ActivationCache
@@ -596,6 +596,9 @@ class HookedPolicy(nn.Module, metaclass=_Named):
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Actions, with the signature of Stable-Baselines3, for `evaluate_policy` and VecEnv loops.
 
+        The numbers are those of SB3's own `predict`, bit for bit where a batch is as large; a recording, which decides
+        each row for itself, may differ from a loop of it by a rounding (`run_rows`).
+
         Args:
             obs: One observation or a batch.
             state: Of a recurrent policy, what the last call returned: its parts in the order of `state_names`.
@@ -608,10 +611,11 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         """
         single = self._format.is_single(obs) or self._is_other_single(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
-            parts = None if state is None else dict(zip(self.state_names, state, strict=False))
-            scores, after = self.step(batch_of_one(obs) if single else obs, parts, episode_start=episode_start)
+            before = None if state is None else dict(zip(self.state_names, state, strict=False))
+            scores, after = self.step(batch_of_one(obs) if single else obs, before, episode_start=episode_start)
         actions = choose_actions(scores, self.output_kind, self.action_space, deterministic=deterministic)
-        return (actions[0] if single else actions), tuple(part.cpu().numpy() for part in after.values()) or None
+        parts = tuple(as_numpy(part) for part in after.values())
+        return (actions[0] if single else actions), parts or None
 
     # ---- looking
 

@@ -212,7 +212,7 @@ def _products(graph: Graph) -> int:
         weights = [
             source.owner[source.args[0]] for source in node.inputs() if source.op == "parameter" and source.owner
         ]
-        largest = max((w.numel() / w.shape[0] for w in weights if w is not None and w.ndim > 1), default=0)
+        largest = max((w.numel() / len(w) for w in weights if w is not None and w.ndim > 1 and len(w)), default=0)
         if largest and node.shape is not None:
             n_values = 1
             for size in node.shape:

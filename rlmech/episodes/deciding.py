@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlmech.core.acting import choose_actions
+from rlmech.core.acting import as_numpy, choose_actions
 from rlmech.core.edit import AtSteps, Edit
 from rlmech.core.hook_point import at_step
 from rlmech.core.row_edits import Change, RowEdits
@@ -137,8 +137,8 @@ class Decider:
             for row, action in zip(rows.tolist(), actions, strict=True):
                 self._previous[row] = action if np.ndim(action) else int(action)
         changed = (actions != unedited).reshape(len(rows), -1).any(1) & edited
-        kept = {name: values[name].cpu().numpy() for name in self._names}
-        return Decisions(actions, scores.cpu().numpy(), kept, edited, changed)
+        kept = {name: as_numpy(values[name]) for name in self._names}
+        return Decisions(actions, as_numpy(scores), kept, edited, changed)
 
     def _enter(self, step: int) -> None:
         """Work out which edits act at a step; they are others only where sites select steps."""
@@ -192,7 +192,7 @@ class Decider:
                 seed=int(self._seeds[row]),
                 step=step,
                 observation=_single(scenes.seen, scene),
-                scores=scores[k].cpu().numpy(),
+                scores=as_numpy(scores[k]),
                 action=action if np.ndim(action) else int(action),
                 previous_action=self._previous[row],
                 entities=scenes.entities[scene],

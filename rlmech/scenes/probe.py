@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from rlmech.core.acting import as_numpy
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.pair import aligned_rows
 from rlmech.simulators.highway.staging.changes import check_numbers
@@ -134,7 +135,7 @@ def scores_of(policy: HookedPolicy, observations: Sequence[Any]) -> Float[np.nda
     """Action scores of many observations, in chunks."""
     with torch.no_grad():
         parts = [
-            policy(batched(observations[start : start + CHUNK])).cpu().numpy()
+            as_numpy(policy(batched(observations[start : start + CHUNK])))
             for start in range(0, len(observations), CHUNK)
         ]
     return np.concatenate(parts)

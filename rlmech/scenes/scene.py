@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from rlmech.core.acting import choose_actions
+from rlmech.core.acting import as_numpy, choose_actions
 from rlmech.errors import SceneError, nearest
 from rlmech.scenes.decision import Decision, decision_of
 from rlmech.scenes.pair import aligned_rows, scene_pair
@@ -221,7 +221,7 @@ class Scene:
             observation = with_mask_of(self.stage.env, self.observation, policy.observation_space)
             found, after = decided(policy, observation, before)
             chosen = choose_actions(found, policy.output_kind, policy.action_space, deterministic=True)[0]
-        return decision_of(policy, found[0].cpu().numpy(), chosen, after, names=self.spec.actions)
+        return decision_of(policy, as_numpy(found[0]), chosen, after, names=self.spec.actions)
 
     def step(self, action: Any) -> Scene:
         """The scene after an action; edits of what is only observed are over then.

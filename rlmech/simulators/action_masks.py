@@ -18,6 +18,11 @@ from rlmech.untyped import JsonObject, Settings, Stepped
 OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
 
 
+def mask_size(space: spaces.Space) -> int:
+    """How many booleans a mask of an action space has: sb3-contrib's masks have two for each bit of MultiBinary."""
+    return spaces.flatdim(space) * (2 if isinstance(space, spaces.MultiBinary) else 1)
+
+
 def with_masks(env: gym.Env, space: spaces.Space | None) -> gym.Env:
     """An environment whose observations hold its action mask, if the policy wants one and they do not.
 
@@ -61,7 +66,7 @@ class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         inner = env.observation_space
         parts = inner.spaces if isinstance(inner, spaces.Dict) else {OBSERVATION_KEY: inner}
         dtype: Any = np.bool_
-        mask = spaces.Box(0, 1, (spaces.flatdim(env.action_space),), dtype)
+        mask = spaces.Box(0, 1, (mask_size(env.action_space),), dtype)
         self.observation_space = spaces.Dict([*parts.items(), (MASK_KEY, mask)])
 
     def reset(

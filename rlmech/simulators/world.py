@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import gymnasium as gym
 
+from rlmech.simulators.box2d import renew_world
 from rlmech.simulators.copying import copied, prove
 from rlmech.untyped import Row, Stepped
 
@@ -35,6 +36,7 @@ class World:
     def reset(self, *, seed: int) -> tuple[object, dict[str, object]]:
         """Begin an episode."""
         self.over = False
+        renew_world(self.env)
         return self.env.reset(seed=seed)
 
     def step(self, action: object) -> Stepped:

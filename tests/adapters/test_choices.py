@@ -40,7 +40,8 @@ class Env(gym.Env):
         return self._see(), float(np.sum(action)), self.t >= 5, False, {}
 
     def action_masks(self):
-        return np.arange(spaces.flatdim(self.action_space)) % 3 != self.t % 2
+        bits = isinstance(self.action_space, spaces.MultiBinary)  # sb3-contrib's masks have two booleans for each
+        return np.arange(spaces.flatdim(self.action_space) * (1 + bits)) % 3 != self.t % 2
 
 
 def observations(n=500):
@@ -136,7 +137,9 @@ def test_a_flip_is_of_any_choice_and_divergences_add_up():
     np.testing.assert_allclose(kls[0], kls[1] + kls[2], atol=1e-6)
 
 
-@pytest.mark.parametrize("actions", [spaces.Discrete(4), ACTIONS["MultiDiscrete"]], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "actions", [spaces.Discrete(4), ACTIONS["MultiDiscrete"], ACTIONS["MultiBinary"]], ids=["one", "several", "bits"]
+)
 def test_a_maskable_policy_drives_with_its_environments_masks(actions):
     model = MaskablePPO("MlpPolicy", Env(actions), device="cpu", seed=0, n_steps=8, batch_size=8)
     policy = rlm.HookedPolicy.from_sb3(model)

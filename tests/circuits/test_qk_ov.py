@@ -599,7 +599,7 @@ def test_heads_and_entities_that_the_network_scrambles_are_refused_with_the_reas
         ov_circuit(policy, "attention_layer", obs=scenes(3))
 
 
-def test_an_observation_that_is_no_table_of_entities_is_refused():
+def test_a_network_that_flattens_takes_a_table_of_entities_as_one():
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -608,9 +608,10 @@ def test_an_observation_that_is_no_table_of_entities_is_refused():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.inner(x.reshape(-1, 6, 7))
 
-    policy = HookedPolicy(Flat().double(), scenes(2).flatten(1))
-    with pytest.raises(ObservationError, match="need an observation of entities"):
-        qk_circuit(policy, space="feature", obs=scenes(2))
+    flat = Flat().double()
+    policy, inner = HookedPolicy(flat, scenes(2).flatten(1)), HookedPolicy(flat.inner, scenes(2))
+    table, own = (qk_circuit(one, space="feature", obs=scenes(2)).circuit for one in (policy, inner))
+    np.testing.assert_allclose(table, own, atol=1e-12, err_msg="given as a table it is one")
     assert qk_circuit(policy, space="model").circuit.shape == (2, 8, 8)
 
 

@@ -38,3 +38,13 @@ def test_a_policy_in_16_bits_is_analysed_as_it_is_in_32(analysis, dtype):
         assert (found == expected).mean() >= 0.8  # ties of rounded scores
     else:
         np.testing.assert_allclose(found, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_policy_in_16_bits_drives_and_is_recorded(dtype):
+    torch.manual_seed(0)
+    policy = rlm.HookedPolicy(nets.mlp(4, 16, 2).to(dtype), torch.rand(2, 4, dtype=dtype))
+    recording = rlm.record(policy, "CartPole-v1", seeds=range(2), names=["1.hook_out"], progress=False)
+    scores = policy(torch.as_tensor(recording.observations).to(dtype)).float()
+    np.testing.assert_allclose(recording.scores, scores.detach().numpy(), atol=0.02)
+    assert recording.activation("1.hook_out").shape == (len(recording.steps), 16)

@@ -31,6 +31,7 @@ from rlmech.adapters.sb3.scores import (
     without_mask,
 )
 from rlmech.errors import CheckpointError, ConfigError
+from rlmech.simulators.action_masks import mask_size
 
 NetArch = list[int] | dict[str, list[int]]
 Scores = tuple[nn.Module, OutputKind, str]
@@ -79,7 +80,7 @@ def _with_mask(policy: Any) -> spaces.Space:
     own = policy.observation_space
     inner = own.spaces if isinstance(own, spaces.Dict) else {OBSERVATION_KEY: own}
     dtype: Any = np.bool_
-    mask = spaces.Box(0, 1, (spaces.flatdim(policy.action_space),), dtype)
+    mask = spaces.Box(0, 1, (mask_size(policy.action_space),), dtype)
     return spaces.Dict([*inner.items(), (MASK_KEY, mask)])
 
 
