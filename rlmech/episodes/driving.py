@@ -72,7 +72,7 @@ class Driver:
             )
         known = tuple(edit.on(self.policy) if isinstance(edit, Edit) else edit for edit in self.edits)
         object.__setattr__(self, "edits", known)  # observations as a reference are run on once, not in each episode
-        given: tuple[Edit, ...] = self.edits
+        given: tuple[Any, ...] = self.edits
         for edit in given:  # an edit that does not fit is told before the first episode
             if isinstance(edit, Edit):
                 edit.bind(self.policy.point(edit.site.name))

@@ -23,7 +23,7 @@ def renew_world(env: gym.Env) -> None:
         env: Any environment.
     """
     base: Any = env.unwrapped
-    old = getattr(base, "world", None)
+    old: Any = getattr(base, "world", None)
     destroy = getattr(base, "_destroy", None)
     if not type(old).__module__.startswith("Box2D") or not callable(destroy) or not old.bodyCount:
         return
