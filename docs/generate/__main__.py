@@ -14,6 +14,8 @@ from docs.generate import error_index, gallery, other_libraries, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, BUILD = ROOT / "docs", ROOT / "build" / "docs"
+SEARCH_IN_FILES = "https://unpkg.com/iframe-worker/shim"
+"""What Zensical's pages load so that search works in pages that are opened as files."""
 NAV: dict[str, list[str]] = {
     "Start": ["start.md", "opens.md", "tour.md", "coming_from.md"],
     "Gallery": ["gallery/index.md"],
@@ -97,7 +99,28 @@ def build() -> None:
     config = (DOCS / "zensical.toml").read_text(encoding="utf-8")
     _write(BUILD / "zensical.toml", config.replace("nav = []", f'nav = ["index.md", {listed}]'))
     command = [str(Path(sys.executable).parent / "zensical"), "build", "--strict", "--clean"]
-    sys.exit(subprocess.run(command, cwd=BUILD, check=False).returncode)
+    if failed := subprocess.run(command, cwd=BUILD, check=False).returncode:
+        sys.exit(failed)
+    for path in (BUILD / "site").rglob("*.html"):
+        depth = len(path.relative_to(BUILD / "site").parts) - 1
+        _write(path, own_scripts(path.read_text(encoding="utf-8"), depth=depth))
+
+
+def own_scripts(page: str, *, depth: int) -> str:
+    """A page that loads nothing from elsewhere: the generator's search takes a script from a host of its choice.
+
+    Args:
+        page: HTML.
+        depth: How many folders it lies below the site's root.
+
+    Raises:
+        ValueError: It loads something else from a host.
+    """
+    page = page.replace(SEARCH_IN_FILES, "../" * depth + "assets/file_worker.js")
+    loaded = re.findall(r"<(?:script|img|link rel=.?stylesheet.?)[^>]*(?:src|href)=.?(https?://[^\s>]+)", page)
+    if loaded:
+        raise ValueError(f"a page loads {loaded[0]}; put it into docs/assets")
+    return page
 
 
 def _llms(target: Path, nav: dict[str, list[str]], written: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import rlmech
 from docs.generate import error_index, gallery, other_libraries, reference
-from docs.generate.__main__ import assemble
+from docs.generate.__main__ import SEARCH_IN_FILES, assemble, own_scripts
 from rlmech import axes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -104,3 +104,11 @@ def test_names_that_are_told_apart_by_library_are_answered():
 
 def test_the_version_to_cite_is_this_one():
     assert f"{{{rlmech.__version__}}}" in (DOCS / "cite.md").read_text(encoding="utf-8")
+
+
+def test_a_page_loads_nothing_from_a_host_and_search_in_files_is_our_own():
+    page = own_scripts(f'<a href="https://x.org"></a><script src="{SEARCH_IN_FILES}"></script>', depth=2)
+    assert page == '<a href="https://x.org"></a><script src="../../assets/file_worker.js"></script>'
+    assert (DOCS / "assets" / "file_worker.js").is_file()
+    with pytest.raises(ValueError, match="more"):
+        own_scripts('<script src="https://x.org/more.js"></script>', depth=0)
