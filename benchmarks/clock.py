@@ -54,6 +54,18 @@ def ratios(seconds: Mapping[str, list[float]], *, reference: str) -> dict[str, R
     return found
 
 
+def summary(what: str, values: list[float], *, aim: str = "", form: str = ".3g") -> dict[str, object]:
+    """A row of a table: median and quartiles of what was measured."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {
+        "measured": what,
+        "median": median(values),
+        "quartiles": f"{low:{form}} {high:{form}}",
+        "aim": aim,
+        "n": len(values),
+    }
+
+
 def _time(call: Callable[[], object], repeats: int) -> float:
     start = time.thread_time_ns()
     for _ in range(repeats):

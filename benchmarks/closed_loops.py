@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import nn
 
 import rlmech as rlm
+from benchmarks.clock import summary
 
 ENV, N_SEEDS, N_LOOPED = "CartPole-v1", 20, 2
 
@@ -78,15 +78,15 @@ def measure(*, rounds: int) -> Iterator[dict[str, object]]:
         ):
             seconds.setdefault(name, []).append(took / n_steps)
     label = f"{len(conditions)} units x {N_SEEDS} seeds, whole compare_rollouts"
-    yield _row(f"{label}: seconds", whole, aim="<= 15")
+    yield summary(f"{label}: seconds", whole, aim="<= 15")
     for name, own in seconds.items():
-        yield _row(f"{name}: microseconds a step", [1e6 * each for each in own])
+        yield summary(f"{name}: microseconds a step", [1e6 * each for each in own])
     for name in ("plain loop", "environment alone"):
-        yield _row(
+        yield summary(
             f"{name} / compare_rollouts",
             [a / b for a, b in zip(seconds[name], seconds["compare_rollouts"], strict=True)],
         )
-    yield _row("share of the steps that was simulated", [simulated])
+    yield summary("share of the steps that was simulated", [simulated])
 
 
 def _timed(call: Callable[[], int]) -> tuple[float, int]:
@@ -118,14 +118,3 @@ def _bare(seeds: Any) -> int:
             if terminated:
                 env.reset()
     return n_steps
-
-
-def _row(what: str, values: list[float], *, aim: str = "") -> dict[str, object]:
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
-    return {
-        "measured": what,
-        "median": median(values),
-        "quartiles": f"{low:.3g} {high:.3g}",
-        "aim": aim,
-        "n": len(values),
-    }

@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 import rlmech as rlm
+from benchmarks.clock import summary
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Driver
@@ -254,14 +254,7 @@ def _shard(first: int, rng: np.random.Generator) -> Episodes:
 
 def _quotient(what: str, ours: list[float], theirs: list[float], *, aim: str) -> dict[str, object]:
     quotients = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = quantiles(quotients, n=4, method="inclusive") if len(quotients) > 1 else (quotients[0],) * 3
-    return {
-        "measured": what,
-        "median": median(quotients),
-        "quartiles": f"{low:.3f} {high:.3f}",
-        "aim": aim,
-        "n": len(quotients),
-    }
+    return summary(what, quotients, aim=aim, form=".3f")
 
 
 SUITE: dict[str, Callable[..., Iterator[dict[str, object]]]] = {

@@ -23,6 +23,7 @@ from torch import Tensor
 from rlmech.arguments import explain_misuse
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
+from rlmech.core.acting import as_numpy
 from rlmech.core.curve_table import SMOOTH
 from rlmech.core.graph import Node, depends_on_input
 from rlmech.core.observation import Observation
@@ -98,7 +99,7 @@ def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
         distances, ids = _distances(frozen, part)
         nearest = distances.min(1) if distances.shape[1] else None
         closest = nearest.values if nearest else distances.new_full((len(part[0]),), torch.inf)
-        margin.append((closest.float() if closest.dtype is torch.bfloat16 else closest).cpu().numpy())
+        margin.append(as_numpy(closest))
         place.append((nearest.indices if nearest else torch.zeros(len(part[0]), dtype=torch.long)).cpu().numpy())
         region.append(ids)
     margins = np.concatenate(margin[1:] or margin)

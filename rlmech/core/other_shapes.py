@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rlmech.core.modes import evaluating
 from rlmech.core.observation import Observation, ObservationFormat
+from rlmech.core.parity import on_device
 from rlmech.errors import ObservationError
 from rlmech.spec import PolicySpec
 
@@ -65,9 +66,7 @@ def flat_rows(form: ObservationFormat, obs: Any) -> Observation | None:
 
 def flattens(module: nn.Module, form: ObservationFormat) -> bool:
     """Whether a network gives the same scores, to the bit, for its observations as flat rows."""
-    rows = form.samples(2)
-    parameter = next(module.parameters(), None)
-    rows = rows if parameter is None else tuple(array.to(parameter.device) for array in rows)
+    rows = on_device(form.samples(2), module)
     own, flat = _scores(module, rows[0]), _scores(module, rows[0].flatten(1))
     return isinstance(own, Tensor) and isinstance(flat, Tensor) and torch.equal(own, flat)
 
@@ -83,7 +82,7 @@ def format_for(module: nn.Module, form: ObservationFormat, shapes: Shapes) -> Ob
     # a single entity is stretched to as many as there are wherever numbers of all are added: two are not
     probe = form.resized({key: (max(2, shape[0]), *shape[1:]) for key, shape in wanted.items()})
     for tried in (other, probe):
-        found = _scores(module, _argument(module, tried))
+        found = _scores(module, tried.argument(on_device(tried.samples(2), module)))
         if not isinstance(found, Tensor):
             own = {key: list(shape) for key, shape in form.observed.items()}
             raise ObservationError(
@@ -146,12 +145,6 @@ def row_shapes(form: ObservationFormat, obs: Any) -> dict[str, tuple[int, ...]] 
     else:
         given = {"": tuple(np.shape(obs))[1:]} if isinstance(obs, Tensor | np.ndarray | list) else {}
     return given if given.keys() == form.observed.keys() else None
-
-
-def _argument(module: nn.Module, form: ObservationFormat) -> Any:
-    rows = form.samples(2)
-    parameter = next(module.parameters(), None)
-    return form.argument(rows if parameter is None else tuple(array.to(parameter.device) for array in rows))
 
 
 def _scores(module: nn.Module, argument: Any) -> Tensor | str:

@@ -25,13 +25,13 @@ from rlmech.core.directions import exchange_along
 from rlmech.core.edit import Edit
 from rlmech.core.hook_point import HookPoint
 from rlmech.core.interventions import Reference, subspace_patch
+from rlmech.core.many_rows import rows_of, scores_of, values_at
 from rlmech.core.masked import open_actions
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.provenance import provenance
 from rlmech.core.site import Site, read, write
 from rlmech.errors import ConfigError
 from rlmech.features.pairs import InterchangePairs
-from rlmech.features.rows import rows_of, scores_of, values_at
 from rlmech.nets.untrained import untrained
 from rlmech.patching.sites import choose_sites, site_coordinates
 from rlmech.patching.sweeps.independence import refuse_train_mode

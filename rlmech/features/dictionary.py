@@ -20,12 +20,12 @@ from torch import Tensor
 
 from rlmech.core.edit import Edit
 from rlmech.core.interventions import steer
+from rlmech.core.many_rows import values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError, SiteError
 from rlmech.features.layout import VectorLayout
-from rlmech.features.rows import values_at
 
 LearnedKind = Literal["topk", "batch_topk", "jump_relu"]
 Kind = Literal["topk", "batch_topk", "jump_relu", "pca", "ica", "neurons"]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.hook_point import HookPoint
+from rlmech.core.many_rows import AT_ONCE, rows_of, scores_of
 from rlmech.core.masked import open_actions
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -29,7 +30,7 @@ from rlmech.episodes import compare_rollouts
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, SiteError
 from rlmech.features.dictionary import Dictionary
-from rlmech.features.rows import AT_ONCE, rows_of, scores_of, states_of
+from rlmech.features.rows import states_of
 from rlmech.patching.sites import site_coordinates
 from rlmech.patching.sweeps.independence import refuse_train_mode
 from rlmech.results import storable

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.many_rows import values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
@@ -19,7 +20,7 @@ from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, MissingPackageError
 from rlmech.features.dictionary import Dictionary, Kind
 from rlmech.features.layout import VectorLayout
-from rlmech.features.rows import states_of, values_at
+from rlmech.features.rows import states_of
 from rlmech.features.training import train
 from rlmech.patching.sites import choose_sites
 from rlmech.untyped import JsonObject

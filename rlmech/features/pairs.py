@@ -12,11 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.many_rows import n_rows, rows_of, scores_of
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, ObservationError
-from rlmech.features.rows import n_rows, rows_of, scores_of, states_of
+from rlmech.features.rows import states_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,23 +1,18 @@
-"""The states that features are learned from, whose episode each is of, and what stands at a site in them."""
+"""The states that features are learned from, and whose episode each is of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from rlmech.core.many_rows import n_rows, rows_of
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
-from rlmech.core.site import Site, read
 from rlmech.episodes import moments
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ObservationError
-
-AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,37 +60,3 @@ def states_of(policy: HookedPolicy, states: Recording | Observation, clusters: A
         )
     _, number = np.unique(episode, return_inverse=True)
     return States(obs=obs, episode=number, recorded=isinstance(states, Recording))
-
-
-def n_rows(obs: Observation) -> int:
-    """How many observations there are."""
-    return len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
-
-
-def rows_of(obs: Observation, index: Any) -> Observation:
-    """Some of a batch of observations, in the order of the index."""
-    if isinstance(obs, Mapping):
-        return {key: value[index] for key, value in obs.items()}
-    return obs[index]
-
-
-def parts_of(n: int) -> list[slice]:
-    """Pieces of a batch that fit into memory."""
-    return [slice(start, min(n, start + AT_ONCE)) for start in range(0, n, AT_ONCE)]
-
-
-def scores_of(policy: HookedPolicy, obs: Observation) -> Tensor:
-    """The scores of many observations."""
-    with torch.no_grad():
-        return torch.cat([policy(rows_of(obs, part)) for part in parts_of(n_rows(obs))])
-
-
-def values_at(policy: HookedPolicy, obs: Observation, site: Site) -> Tensor:
-    """A site's values in many observations, with all axes of its hook point."""
-    index = site.index(policy.point(site.name))
-    with torch.no_grad():
-        parts = [
-            read(policy.run_with_cache(rows_of(obs, part), [site.name])[1][site.name], index).detach()
-            for part in parts_of(n_rows(obs))
-        ]
-    return torch.cat(parts)

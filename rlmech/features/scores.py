@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.many_rows import parts_of, scores_of, values_at
 from rlmech.core.masked import open_actions
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -33,7 +34,7 @@ from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
 from rlmech.features.dictionary import Dictionary, Kind, LearnedKind, Splice
 from rlmech.features.fitting import fit_dictionary
-from rlmech.features.rows import States, parts_of, scores_of, states_of, values_at
+from rlmech.features.rows import States, states_of
 from rlmech.features.splicing import splice_hooks
 from rlmech.metrics import policy_kl
 from rlmech.metrics.measure import Outputs, bind

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
+from rlmech.core.many_rows import values_at
 from rlmech.core.policy import HookedPolicy
-from rlmech.core.site import Site, read
+from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
-
-AT_ONCE = 4096
 
 
 def activations(policy: HookedPolicy, obs: Any, site: Site, *, per: str | None = None) -> Float[np.ndarray, "row ..."]:
@@ -26,20 +23,10 @@ def activations(policy: HookedPolicy, obs: Any, site: Site, *, per: str | None =
         site: Where.
         per: An axis of the site's hook point whose positions are rows of their own, `[row position number]`.
     """
-    point = policy.point(site.name)
-    index = site.index(point)
-    n = len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
-    parts: list[np.ndarray] = []
-    for start in range(0, n, AT_ONCE):
-        chosen = slice(start, start + AT_ONCE)
-        part = {key: value[chosen] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[chosen]
-        with torch.no_grad():
-            value = read(policy.run_with_cache(part, [site.name])[1][site.name], index).double().cpu()
-        if per is None:
-            parts.append(value.flatten(1).numpy())
-        else:
-            parts.append(value.movedim(point.axes.index(per), 1).flatten(2).numpy())
-    return np.concatenate(parts)
+    value = values_at(policy, obs, site).double().cpu()
+    if per is None:
+        return value.flatten(1).numpy()
+    return value.movedim(policy.point(site.name).axes.index(per), 1).flatten(2).numpy()
 
 
 def entity_axis(policy: HookedPolicy, site: Site, n_entities: int) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from rlmech.core.hook_point import at_step
+from rlmech.core.observation import batch_of_one
 from rlmech.errors import SceneError
 from rlmech.scenes.decision import Decision
 from rlmech.simulators.choice import simulator_of
@@ -117,8 +117,7 @@ def remembered(policy: HookedPolicy, past: Sequence[Any] | None) -> Settings:
 
 def decided(policy: HookedPolicy, observation: Any, state: Settings | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores `[1 action]` and the state afterwards, of one observation: the numbers that a recording has of it."""
-    several = isinstance(observation, Mapping)
-    one = {k: np.asarray(v)[None] for k, v in observation.items()} if several else np.asarray(observation)[None]
+    one = batch_of_one(observation)
     own = policy.fitting(one)
     return own.run_rows(own.with_state(one, state), own.state_names)
 

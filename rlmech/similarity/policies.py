@@ -13,13 +13,14 @@ import numpy as np
 import xarray as xr
 
 from rlmech.arguments import explain_misuse
+from rlmech.core.many_rows import scores_of, values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.provenance import provenance
 from rlmech.core.site import Site
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError, RecordingError
-from rlmech.features.rows import States, scores_of, states_of, values_at
+from rlmech.features.rows import States, states_of
 from rlmech.nets.untrained import untrained
 from rlmech.patching.sites import choose_sites
 from rlmech.patching.sweeps.independence import refuse_train_mode

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlmech.arguments import explain_misuse
 from rlmech.core.hook_point import HookPoint
+from rlmech.core.many_rows import parts_of, rows_of, scores_of, values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.provenance import provenance
@@ -27,7 +28,6 @@ from rlmech.core.site import Site, read, write
 from rlmech.episodes import compare_rollouts
 from rlmech.episodes.recording import Recording
 from rlmech.errors import ConfigError
-from rlmech.features.rows import parts_of, rows_of, scores_of, values_at
 from rlmech.nets.untrained import untrained
 from rlmech.patching.sites import choose_sites
 from rlmech.results import storable

@@ -18,9 +18,17 @@ from rlmech.untyped import JsonObject, Settings, Stepped
 OBSERVATION_KEY, MASK_KEY = "observation", "action_mask"
 
 
-def mask_size(space: spaces.Space) -> int:
-    """How many booleans a mask of an action space has: sb3-contrib's masks have two for each bit of MultiBinary."""
-    return spaces.flatdim(space) * (2 if isinstance(space, spaces.MultiBinary) else 1)
+def masked_space(observed: spaces.Space, acted: spaces.Space) -> spaces.Dict:
+    """An observation space with the mask of an action space: sb3-contrib's have two booleans for a bit of MultiBinary.
+
+    Args:
+        observed: What is observed; it stands under `observation`, or under its own keys where it is a dict.
+        acted: The action space.
+    """
+    parts = observed.spaces if isinstance(observed, spaces.Dict) else {OBSERVATION_KEY: observed}
+    size = spaces.flatdim(acted) * (2 if isinstance(acted, spaces.MultiBinary) else 1)
+    dtype: Any = np.bool_
+    return spaces.Dict([*parts.items(), (MASK_KEY, spaces.Box(0, 1, (size,), dtype))])
 
 
 def with_masks(env: gym.Env, space: spaces.Space | None) -> gym.Env:
@@ -63,11 +71,7 @@ class MaskedObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        inner = env.observation_space
-        parts = inner.spaces if isinstance(inner, spaces.Dict) else {OBSERVATION_KEY: inner}
-        dtype: Any = np.bool_
-        mask = spaces.Box(0, 1, (mask_size(env.action_space),), dtype)
-        self.observation_space = spaces.Dict([*parts.items(), (MASK_KEY, mask)])
+        self.observation_space = masked_space(env.observation_space, env.action_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None

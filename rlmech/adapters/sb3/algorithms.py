@@ -12,15 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rlmech.adapters.sb3.scores import (
-    MASK_KEY,
-    OBSERVATION_KEY,
     ActorCriticScores,
     ActorScores,
     ContinuousScores,
@@ -31,7 +28,7 @@ from rlmech.adapters.sb3.scores import (
     without_mask,
 )
 from rlmech.errors import CheckpointError, ConfigError
-from rlmech.simulators.action_masks import mask_size
+from rlmech.simulators.action_masks import MASK_KEY, masked_space
 
 NetArch = list[int] | dict[str, list[int]]
 Scores = tuple[nn.Module, OutputKind, str]
@@ -77,11 +74,7 @@ def _forgotten(policy: Any) -> Callable[[int], Any]:
 
 def _with_mask(policy: Any) -> spaces.Space:
     """The policy's own observation and, beside it, what may be done."""
-    own = policy.observation_space
-    inner = own.spaces if isinstance(own, spaces.Dict) else {OBSERVATION_KEY: own}
-    dtype: Any = np.bool_
-    mask = spaces.Box(0, 1, (mask_size(policy.action_space),), dtype)
-    return spaces.Dict([*inner.items(), (MASK_KEY, mask)])
+    return masked_space(policy.observation_space, policy.action_space)
 
 
 def _decide_masked(policy: Any, obs: dict[str, Tensor], state: object) -> Tensor:

@@ -26,7 +26,7 @@ from rlmech.adapters.sb3.extractor_class import extractor_class
 from rlmech.adapters.sb3.normalized import NormalizedScores, Statistics
 from rlmech.adapters.sb3.plan import SB3Plan
 from rlmech.adapters.sb3.run_folder import with_training
-from rlmech.adapters.sb3.scores import OBSERVATION_KEY, OutputKind
+from rlmech.adapters.sb3.scores import OutputKind
 from rlmech.adapters.sb3.statistics import find_statistics, read_statistics
 from rlmech.adapters.sb3.trusting import load_trusting
 from rlmech.adapters.sb3.zip_file import read_zip
@@ -35,6 +35,7 @@ from rlmech.core.choices import Choices
 from rlmech.core.modes import depends_on_mode
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import ConfigError, ParityError
+from rlmech.simulators.action_masks import OBSERVATION_KEY
 from rlmech.spec import PolicySpec
 from rlmech.untyped import Settings
 

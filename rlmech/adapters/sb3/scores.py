@@ -16,10 +16,11 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rlmech.core.points import QUANTILES
+from rlmech.simulators.action_masks import MASK_KEY, OBSERVATION_KEY
 
 OutputKind = Literal["q_values", "logits", "mean_action"]
 LSTMState = tuple[Float[Tensor, "layer batch unit"], Float[Tensor, "layer batch unit"]]
-OBSERVATION_KEY, MASK_KEY, FORBIDDEN = "observation", "action_mask", -1e8
+FORBIDDEN = -1e8
 
 
 class ActorCriticScores(nn.Module):
