@@ -40,6 +40,7 @@ class PassHook:
         self._function = function
 
     def __call__(self, *args: object) -> None:
+        """As torch calls a hook."""
         self._function(*args)
 
 
