@@ -1,4 +1,4 @@
-"""The wrapped policy acts as SB3's own `predict` does, on two thousand observations, from a live model and from a zip."""
+"""The wrapped policy acts as SB3's own `predict` does, on 2,000 observations, from a live model and from a zip."""
 
 from __future__ import annotations
 
