@@ -7,12 +7,15 @@ import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from rlmech.untyped import Settings
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 WIDTH = 160  # of what is written to a file or a pipe
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
@@ -116,6 +119,35 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
     """Print an error in one line and leave."""
     typer.echo(f"rlmech: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+@contextmanager
+def kept_on_interrupt(folder: Path | None) -> Generator[None]:
+    """Say, where Ctrl-C stops what is inside, which episodes are kept and what goes on with them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None:
+            fail("stopped; no episode is kept. --out FOLDER keeps each as it is finished.", code=INTERRUPTED)
+        n = _n_episodes(folder)
+        fail(
+            f"stopped; {n} finished episodes are kept in {folder}. The same command goes on from there.",
+            code=INTERRUPTED,
+        )
+
+
+def _n_episodes(folder: Path) -> int:
+    """The episodes of a recording, or of all recordings in a folder."""
+    from rlmech.episodes.recording import Recording
+    from rlmech.errors import RlmechError
+
+    total = 0
+    for one in (folder, *(sub for sub in folder.glob("*") if sub.is_dir())):
+        try:
+            total += len(Recording.load(one))
+        except RlmechError:  # no recording, or one that has no episode yet
+            continue
+    return total
 
 
 @contextmanager
