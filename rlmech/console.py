@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,15 +33,36 @@ def print_result(
         tables: Column names and rows; the cells of numbers are written to the right.
     """
     if as_json:
-        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+        with _open_output():
+            sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
         return
+    with _open_output():
+        _print_tables(lines, tables)
+
+
+@contextmanager
+def _open_output() -> Generator[None]:
+    """Say in words that whoever read the output closed it, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again when it leaves
+        fail("the output was closed before all of it was written.", code=1)
+
+
+def _print_tables(lines: Sequence[str], tables: Sequence[Table]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console()
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # instead of leaving without a word
+
+    console = Output()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Output(width=WIDTH)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for columns, rows in tables:

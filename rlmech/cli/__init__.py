@@ -11,7 +11,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.completion import completion_init
+from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
 from rlmech.cli.certifying import certify
 from rlmech.cli.comparison import compare
@@ -66,9 +66,11 @@ def main() -> None:
     try:
         code = command.main(prog_name=PROGRAM, complete_var=VARIABLE, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        fail("stopped; nothing was kept.", code=INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:
         fail(_one_line(error))
+    if code == INTERRUPTED:  # the parser gives it for Ctrl-C, too
+        fail("stopped; nothing was kept.", code=INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -76,8 +76,10 @@ def certify(
         table.append(row)
     certified = [row["certified"] for row in table]
     lines = [
-        f"{len(rows)} states; in {unit if unit != '1' else 'multiples of the move'}"
-        + (f", median certified {np.median(certified):.3g}." if certified else ": nothing that may move is there."),
+        f"{len(rows)} states; radii are {_measured(unit)}"
+        + (
+            f", half of the certified ones above {np.median(certified):.3g}." if certified else ": nothing moves there."
+        ),
     ]
     columns = list(table[0]) if table else []
     print_result(
@@ -86,6 +88,13 @@ def certify(
         lines=lines,
         tables=[(columns, [list(row.values()) for row in table])] if table else [],
     )
+
+
+def _measured(unit: str) -> str:
+    """What a radius is measured in."""
+    if unit == "1":
+        return "multiples of the move"
+    return unit if unit.startswith("as ") else f"in {unit}"
 
 
 def _action(number: int, names: tuple[str, ...]) -> str | int | None:

@@ -19,6 +19,6 @@ def completion(
     bash: eval "$(rlmech completion bash)" in ~/.bashrc. zsh: the same with zsh in ~/.zshrc, behind compinit. fish:
     rlmech completion fish > ~/.config/fish/completions/rlmech.fish.
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # pyright: ignore[reportPrivateImportUsage]
 
     typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))

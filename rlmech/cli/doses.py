@@ -131,7 +131,7 @@ def _direction(
     else:
         seen = rlm.Recording.load(reference)
     spec = opened.policy.spec
-    positive = select_steps(seen, toward, spec=spec)
+    positive = select_steps(seen, toward, spec=spec, option="--toward")
     if len(positive.steps) == len(seen.steps):
         raise ConfigError(
             "Every state is one that is steered toward, so that there is no direction.",
@@ -139,7 +139,7 @@ def _direction(
             expected="a condition that some states meet and others do not",
             fix="choose a narrower condition",
         )
-    negative = select_steps(seen, f"not ({toward})", spec=spec)
+    negative = select_steps(seen, f"not ({toward})", spec=spec, option="--toward")
     concept = rlm.probes.concept_direction(
         opened.policy, positive=positive.observations, negative=negative.observations, site=site, name=toward
     )

@@ -37,13 +37,14 @@ _ACTIONS = ("action", "previous_action")
 _MOMENT = ("step", "seed", "action", "previous_action", "distance", "ttc")
 
 
-def select_steps(recording: Recording, when: str, *, spec: PolicySpec) -> Recording:
+def select_steps(recording: Recording, when: str, *, spec: PolicySpec, option: str = "--when") -> Recording:
     """The steps of a recording that meet a condition; all of them where none is given.
 
     Args:
         recording: The episodes.
         when: The condition as typed, or nothing.
         spec: What the policy's observations and actions are called.
+        option: The option that it was typed as.
 
     Raises:
         ConfigError: It cannot be read, names no column, or no step meets it.
@@ -54,18 +55,18 @@ def select_steps(recording: Recording, when: str, *, spec: PolicySpec) -> Record
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    condition, steps = Condition(when, spec=spec), recording.steps
+    condition, steps = Condition(when, spec=spec, option=option), recording.steps
 
     def column(name: str) -> Any:
         if name == "observation":
             return np.asarray(recording.observations)
         if name not in steps.columns:
-            _refuse(f"There is no column {name!r} in the steps.", when, expected=", ".join(map(str, steps.columns)))
+            condition.refuse(f"There is no column {name!r} in the steps.", expected=", ".join(map(str, steps.columns)))
         return steps[name].to_numpy()
 
     met = np.broadcast_to(np.asarray(condition.holds(column), dtype=bool), len(steps))
     if not met.any():
-        _refuse("No recorded step meets the condition.", when, expected=f"some of the {len(steps)} steps that do")
+        condition.refuse("No recorded step meets the condition.", expected=f"some of the {len(steps)} steps that do")
     stride = int(steps["step"].max()) + 1
     keys = steps["episode"].to_numpy()[met] * stride + steps["step"].to_numpy()[met]
     return recording.where((pc.field("episode") * stride + pc.field("step")).isin(pa.array(keys)))
@@ -79,7 +80,7 @@ def observed(recording: Recording, place: str, *, spec: PolicySpec) -> Any:
     """
     import numpy as np
 
-    return Condition(place, spec=spec).value(lambda _: np.asarray(recording.observations))
+    return Condition(place, spec=spec, option="--target").value(lambda _: np.asarray(recording.observations))
 
 
 def acting_when(when: str, *, spec: PolicySpec) -> When | None:
@@ -105,7 +106,7 @@ def acting_when(when: str, *, spec: PolicySpec) -> When | None:
                 return np.asarray(np.nan if value is None else value)
             if name not in moment.measured:
                 known = ", ".join((*_MOMENT, *map(str, moment.measured)))
-                _refuse(f"There is no {name!r} to tell when a policy decides.", when, expected=known)
+                condition.refuse(f"There is no {name!r} to tell when a policy decides.", expected=known)
             return np.asarray(moment.measured[name])
 
         return bool(np.all(condition.holds(column)))
@@ -123,16 +124,17 @@ class Condition:
 
     text: str
     spec: PolicySpec
+    option: str
     tree: ast.expr
 
-    def __init__(self, text: str, *, spec: PolicySpec) -> None:
-        try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError):
-            _refuse("The condition cannot be read.", text)
+    def __init__(self, text: str, *, spec: PolicySpec, option: str = "--when") -> None:
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "tree", tree)
+        object.__setattr__(self, "option", option)
+        try:
+            object.__setattr__(self, "tree", ast.parse(text.strip(), mode="eval").body)
+        except (SyntaxError, ValueError):
+            self.refuse("The condition cannot be read.")
 
     def holds(self, column: Column) -> Any:
         """Where it holds, given the values of columns by name."""
@@ -163,7 +165,7 @@ class Condition:
             case ast.Name(id=name):
                 return np.asarray(column(name), dtype=bool)
             case _:
-                _refuse("The condition holds something that is no comparison.", self.text, part=node)
+                self.refuse("The condition holds something that is no comparison.", part=node)
 
     def _compared(self, left: ast.expr, op: ast.cmpop, right: ast.expr, column: Column) -> Any:
         import numpy as np
@@ -172,18 +174,18 @@ class Condition:
         one = self._value(left, column, is_action=is_action)
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-                _refuse("What stands behind `in` is no list.", self.text, part=right)
+                self.refuse("What stands behind `in` is no list.", part=right)
             each = [self._value(item, column, is_action=is_action) for item in right.elts]
             among = np.isin(one, each)
             return among if isinstance(op, ast.In) else np.logical_not(among)
         compare = _COMPARISONS.get(type(op))
         if compare is None:
-            _refuse("The condition compares in a way that is not known.", self.text)
+            self.refuse("The condition compares in a way that is not known.")
         other = self._value(right, column, is_action=is_action)
         try:
             return compare(one, other)
         except TypeError:
-            _refuse("The condition compares what cannot be compared.", self.text)
+            self.refuse("The condition compares what cannot be compared.")
 
     def _value(self, node: ast.expr, column: Column, *, is_action: bool) -> Any:
         match node:
@@ -198,7 +200,7 @@ class Condition:
             case ast.Subscript(value=ast.Name(id="observation"), slice=place):
                 return self._observed(column("observation"), place)
             case _:
-                _refuse("The condition holds something that is neither a column nor a value.", self.text, part=node)
+                self.refuse("The condition holds something that is neither a column nor a value.", part=node)
 
     def _observed(self, observations: Any, place: ast.expr) -> Any:
         parts = list(place.elts) if isinstance(place, ast.Tuple) else [place]
@@ -209,9 +211,7 @@ class Condition:
         ]
         sizes = observations.shape[1:]
         if len(numbers) != len(sizes) or any(not 0 <= n < size for n, size in zip(numbers, sizes, strict=True)):
-            _refuse(
-                "The observation has no such number.", self.text, expected=f"{len(sizes)} places, below {list(sizes)}"
-            )
+            self.refuse("The observation has no such number.", expected=f"{len(sizes)} places, below {list(sizes)}")
         return observations[(slice(None), *numbers)]
 
     def _named(self, axis: Any, value: Any) -> int:
@@ -219,16 +219,20 @@ class Condition:
             return value
         names = self.spec.names(axis)
         if value not in names:
-            _refuse(f"There is no {axis} {value!r}.", self.text, expected=", ".join(names) or f"the {axis}'s number")
+            self.refuse(f"There is no {axis} {value!r}.", expected=", ".join(names) or f"the {axis}'s number")
         return names.index(value)
 
+    def refuse(self, problem: str, *, expected: str | None = None, part: ast.expr | None = None) -> NoReturn:
+        """Say what is wrong with it.
 
-def _refuse(problem: str, text: str, *, expected: str | None = None, part: ast.expr | None = None) -> NoReturn:
-    from rlmech.errors import ConfigError
+        Raises:
+            ConfigError: Always.
+        """
+        from rlmech.errors import ConfigError
 
-    raise ConfigError(
-        problem,
-        given=f"--when {text!r}" + ("" if part is None else f", in it {ast.unparse(part)!r}"),
-        expected=expected or "comparisons of columns with values, joined by and, or, not",
-        fix=EXAMPLE,
-    )
+        raise ConfigError(
+            problem,
+            given=f"{self.option} {self.text!r}" + ("" if part is None else f", in it {ast.unparse(part)!r}"),
+            expected=expected or "comparisons of columns with values, joined by and, or, not",
+            fix=f"e.g. {self.option} \"ttc < 2 and action == 'SLOWER'\" or {self.option} 'observation[2] > 0.1'",
+        )
