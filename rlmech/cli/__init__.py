@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
+from rlmech.cli.atlas import atlas
 from rlmech.cli.certifying import certify
 from rlmech.cli.comparison import compare
 from rlmech.cli.completion import PROGRAM, VARIABLE, completion
@@ -55,7 +56,7 @@ def root(
 
 
 _ANALYSES = (patch, ablate, probes, circuits, certify, features)
-for _command in (demo, report, inspect, record, view, compare, dose, *_ANALYSES, train, completion):
+for _command in (demo, report, inspect, record, view, compare, dose, *_ANALYSES, atlas, train, completion):
     app.command()(_command)
 
 
