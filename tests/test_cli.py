@@ -30,6 +30,7 @@ COMMANDS = (
     "features",
     "view",
     "report",
+    "atlas",
 )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rlmech.cli.atlas import atlas
 from rlmech.cli.comparison import compare
 from rlmech.cli.episodes import record, view
 from rlmech.cli.features import features
@@ -46,7 +47,7 @@ def root(
     """Open a trained reinforcement-learning policy: see, change and measure what it computes."""
 
 
-for _command in (demo, report, train, inspect, record, compare, patch, ablate, circuits, features, view):
+for _command in (demo, report, train, inspect, record, compare, patch, ablate, circuits, features, view, atlas):
     app.command()(_command)
 
 
