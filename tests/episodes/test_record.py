@@ -433,6 +433,44 @@ class Deaf(Weather):
         return np.zeros(4, np.float32), {}
 
 
+class Drawing(gym.Env[np.ndarray, np.int64]):
+    """Begins as its seed says, and goes on by numbers drawn elsewhere."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (4,)), gym.spaces.Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self.how, self.n_episodes = how, 0
+        if how == "a generator of its own":
+            self.rng = np.random.default_rng(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_episodes += 1
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        match self.how:
+            case "numpy":
+                drawn = np.random.random(4)
+            case "torch":
+                drawn = torch.rand(4).numpy()
+            case "a generator of its own":
+                drawn = (self.rng.random(4) > 2).astype(float)  # seldom seen
+            case _:
+                drawn = np.full(4, self.n_episodes / 9)
+        return drawn.astype(np.float32), 0.0, False, True, {}
+
+
+@pytest.mark.parametrize("how", ["numpy", "torch", "a generator of its own", "episodes counted"])
+def test_an_environment_whose_episodes_follow_from_more_than_the_seed_is_refused_by_name(
+    cartpole: rlm.HookedPolicy, how: str
+) -> None:
+    with pytest.raises(EnvironmentFitError, match="does not follow from its seed alone") as caught:
+        record(cartpole, Drawing(how), seeds=[1], progress=False)
+    named = {"a generator of its own": "Drawing.rng", "episodes counted": "Drawing.n_episodes"}
+    assert named.get(how, "Drawing") in str(caught.value)
+
+
 @pytest.mark.parametrize("env", [Weather(), Deaf()], ids=["ignores it", "takes none"])
 def test_an_environment_that_does_not_take_a_seed_is_refused(cartpole: rlm.HookedPolicy, env: Any) -> None:
     with pytest.raises(EnvironmentFitError, match="does not take a seed") as caught:
