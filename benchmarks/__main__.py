@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import affine, certify, closed_loops, episodes, forward, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine", "certify", "episodes", "closed_loops")
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops")
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
     plain = {
         "affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)),
         "certify": certify.measure,
+        "certify_soundness": certify.soundness,
         "closed_loops": lambda: closed_loops.measure(rounds=few),
     }
     for name in plain.keys() & set(arguments.suites):
