@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import affine, certify, closed_loops, episodes, forward, startup, sweeps, tables
+from benchmarks import affine, certify, closed_loops, episodes, forward, known_circuits, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops")
+SUITES = (
+    "forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops", "known_circuits",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -49,10 +51,12 @@ def main() -> None:
         "certify": certify.measure,
         "certify_soundness": certify.soundness,
         "closed_loops": lambda: closed_loops.measure(rounds=few),
+        "known_circuits": known_circuits.measure,
     }
     for name in plain.keys() & set(arguments.suites):
         rows = list(plain[name]())
-        _finish(name, rows, tables.plain_table(rows), arguments.out)
+        drawn = known_circuits.table(rows) if name == "known_circuits" else tables.plain_table(rows)
+        _finish(name, rows, drawn, arguments.out)
     if "episodes" in arguments.suites:
         for name, suite in episodes.SUITE.items():
             rows = list(suite(rounds=max(3, arguments.rounds // 4) if name == "episodes_workers" else arguments.rounds))

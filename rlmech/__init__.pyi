@@ -1,5 +1,5 @@
 # Written by rlmech/public_names.py.
-from rlmech import attribution as attribution, certify as certify, circuits as circuits, distil as distil, edges as edges, episodes as episodes, features as features, metrics as metrics, patching as patching, plot as plot, probes as probes, scenes as scenes, similarity as similarity, simulators as simulators, testbed as testbed, zoo as zoo
+from rlmech import atlas as atlas, attribution as attribution, certify as certify, circuits as circuits, distil as distil, edges as edges, episodes as episodes, features as features, metrics as metrics, patching as patching, plot as plot, probes as probes, scenes as scenes, similarity as similarity, simulators as simulators, testbed as testbed, zoo as zoo
 from rlmech.adapters.load import load as load
 from rlmech.adapters.native import save_policy as save_policy
 from rlmech.attribution import attribute_actions as attribute_actions, attribution_patching as attribution_patching

@@ -47,6 +47,7 @@ PUBLIC: dict[str, str] = {
 """The public names and where each is defined."""
 
 MODULES: tuple[str, ...] = (
+    "atlas",
     "attribution",
     "certify",
     "circuits",

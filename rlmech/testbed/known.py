@@ -2,9 +2,9 @@
 
     unit = rule(the units that it reads)
 
-Units are single numbers of one row, named by sites; an edge is (what is read, what reads it). The equations are written
-beside the network, not read off it, so that one checks the other. They leave nothing out: a unit depends on the
-observation through the units it reads and in no other way.
+Units are numbers of one row, or several that belong together, named by sites; an edge is (what is read, what reads it).
+The equations are written beside the network, not read off it, so that one checks the other. They leave nothing out: a
+unit depends on the observation through the units it reads and in no other way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Edge = tuple[Site, Site]
 """(what is read, what reads it)."""
 
 Rule = Callable[..., Tensor]
-"""(values of the units read, each `[pair]`) -> value `[pair]`, or a constant without axes."""
+"""(values of the units read, each `[pair]` or `[pair …]`) -> value likewise; of nothing read, without pairs."""
 
 
 Effects = dict[Site | Edge, Tensor]
@@ -36,7 +36,7 @@ class Equation:
     """One unit, and how it follows from others.
 
     Attributes:
-        unit: A site that selects a single number.
+        unit: A site that selects a single number, or several as one unit.
         reads: The units it reads, in the rule's order; empty for a constant, and for a number of the observation.
         rule: From their values to its own; None for a number of the observation.
 
@@ -65,8 +65,9 @@ class KnownPolicy:
         policy: The policy.
         clean: Observations `[pair …]`, one row per pair.
         corrupt: Their counterparts, row by row.
-        better: The action whose score counts positively in the gap that the answers are given in.
-        worse: The other one: the metric is `action_gap(better, worse)`.
+        better: The action whose score counts positively in the gap that the answers are given in; None where it differs
+            from pair to pair: what the clean run does.
+        worse: The other one: the metric is `action_gap(better, worse)`, and `action_gap()` where they are None.
         equations: All units, each after those it reads; numbers of the observation first, scores of all actions last.
         edges: The edges of the circuit, among `all_edges`.
         answers: By experiment, then by site or edge: the change of the gap, patched minus base, per pair, derived by
@@ -89,8 +90,8 @@ class KnownPolicy:
     policy: HookedPolicy
     clean: Float[Tensor, "pair ..."]
     corrupt: Float[Tensor, "pair ..."]
-    better: str
-    worse: str
+    better: str | None
+    worse: str | None
     equations: tuple[Equation, ...]
     edges: frozenset[Edge]
     answers: Mapping[str, Mapping[Site | Edge, Float[Tensor, " pair"]]]
@@ -129,7 +130,7 @@ class KnownPolicy:
 
     @property
     def outputs(self) -> tuple[Site, ...]:
-        """The units that are scores, in the order of the actions."""
+        """The units that are scores, in the order of the actions; one unit where the scores are one."""
         return tuple(unit for unit in self.units if unit.name == "hook_q_values")
 
     @property

@@ -20,8 +20,8 @@ from rlmech.testbed.known import Edge, Equation, KnownPolicy
 Values = dict[Site, Tensor]
 
 
-def unit_values(known: KnownPolicy, obs: Float[Tensor, "pair ..."]) -> dict[Site, Float[Tensor, " pair"]]:
-    """The value of every unit, from its equation.
+def unit_values(known: KnownPolicy, obs: Float[Tensor, "pair ..."]) -> dict[Site, Float[Tensor, "pair ..."]]:
+    """The value of every unit, from its equation: `[pair]`, or `[pair …]` where a unit is several numbers.
 
     Args:
         known: A policy of known circuit.
@@ -173,12 +173,14 @@ def paths_between(known: KnownPolicy, sender: Site, receiver: Site) -> Iterator[
 def _value(known: KnownPolicy, equation: Equation, obs: Tensor, given: Sequence[Tensor]) -> Tensor:
     if equation.rule is None:
         point = known.policy.point(equation.unit.name)
-        return read(obs, equation.unit.index(point)).reshape(obs.shape[0])
-    return equation.rule(*given).expand(obs.shape[0])
+        value = read(obs, equation.unit.index(point))
+        return value.reshape(obs.shape[0]) if value.numel() == obs.shape[0] else value
+    value = equation.rule(*given)
+    return value if equation.reads else value.expand(obs.shape[0], *value.shape)
 
 
 def _scores(known: KnownPolicy, values: Values) -> Tensor:
-    return torch.stack([values[unit] for unit in known.outputs], dim=1)
+    return torch.cat([values[unit].reshape(len(values[unit]), -1) for unit in known.outputs], dim=1)
 
 
 def _check_pairs(base: Tensor, other: Tensor) -> None:

@@ -194,6 +194,8 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "edges.edge_attribution": lambda: of_vectors(edges.edge_attribution),
     "edges.edge_patching": lambda: of_vectors(edges.edge_patching),
     "edges.path_patching": lambda: of_vectors(edges.path_patching, sender="hook_obs", receiver="1.hook_out"),
+    "edges.score_discovery": lambda: edges.score_discovery({"and": rlm.testbed.and_gate()}, methods=["eap noise"]),
+    "edges.score_edges": lambda: edges.score_edges(rlm.testbed.and_gate(), methods=["eap noise"]),
     "edges.Circuit.evaluate": lambda: of_vectors(found().evaluate, n_controls=2),
     "episodes.compare_recordings": compared,
     "episodes.compare_rollouts": lambda: episodes.compare_rollouts(

@@ -264,7 +264,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         family=ACTOR_CRITIC,
         network=("ActorCriticPolicy", "ActorCriticCnnPolicy", "MultiInputActorCriticPolicy"),
         activation="Tanh",
-        options=("use_sde", "full_std", "squash_output", "use_expln", "share_features_extractor"),
+        options=("use_sde", "full_std", "squash_output", "use_expln", "share_features_extractor", "ortho_init"),
     ),
     Algorithm(
         name="SACPolicy",
@@ -321,7 +321,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
             "MaskableMultiInputActorCriticPolicy",
         ),
         activation="Tanh",
-        options=("share_features_extractor",),
+        options=("share_features_extractor", "ortho_init"),
     ),
     Algorithm(  # RecurrentPPO
         name="RecurrentActorCriticPolicy",
@@ -339,7 +339,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         ),
         activation="Tanh",
         options=(
-            *("use_sde", "full_std", "squash_output", "use_expln", "share_features_extractor"),
+            *("use_sde", "full_std", "squash_output", "use_expln", "share_features_extractor", "ortho_init"),
             *("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs"),
         ),
     ),

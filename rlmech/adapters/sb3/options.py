@@ -86,6 +86,7 @@ def options_of_scores(algorithm: Algorithm, module: nn.Module) -> JsonObject:
             if critic is None
             else network.features_extractor is critic.features_extractor
         ),
+        "ortho_init": lambda: network.ortho_init,
         "n_critics": lambda: sum(name.startswith("qf") for name, _ in critic.named_children()) if critic else 1,
         "n_quantiles": lambda: (network if critic is None else critic).n_quantiles,
         "batch_norm": lambda: any(hasattr(layer, "ra_mean") for layer in network.modules()),
