@@ -10,9 +10,8 @@ import torch
 
 from benchmarks import affine, certify, closed_loops, episodes, forward, known_circuits, startup, sweeps, tables
 
-SUITES = (
-    "forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops", "known_circuits",
-)  # fmt: skip
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops",
+          "known_circuits")  # fmt: skip
 
 
 def main() -> None:
