@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.episodes import Recording, manifest, record, recorder, shards, simulation
+from rlmech.episodes import Recording, log, manifest, record, shards, simulation
 from rlmech.episodes.episode import run_episode, summary
 from rlmech.episodes.manifest import write_manifest
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError, SiteError
@@ -286,7 +286,7 @@ def test_an_interrupted_recording_keeps_the_finished_episodes(
 ) -> None:
     write = shards.Writer.add
     monkeypatch.setattr(simulation, "MOST", 4)  # episodes that are driven together
-    monkeypatch.setattr(recorder, "PATIENCE", 0.0)  # and written at once
+    monkeypatch.setattr(log, "PATIENCE", 0.0)  # and written at once
 
     def until_interrupted(writer: shards.Writer, part: shards.Episodes) -> None:
         if part.numbers[0] > 3:
