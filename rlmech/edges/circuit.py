@@ -144,6 +144,7 @@ class Circuit:
             ablation: What the other edges carry; see `discover_circuit`.
             seed: Of resampled rows.
         """
+        policy = policy.fitting(clean)
         graph = self.graph(policy)
         runs = circuit_runs(graph, policy.coerce(clean), policy.coerce(corrupt), ablation=ablation, seed=seed)
         return runs.outputs(self.off()[None])[0].scores
@@ -184,6 +185,7 @@ class Circuit:
         """
         if ablation not in ABLATIONS:
             raise unknown_choice("ablation", ablation, ABLATIONS)
+        policy = policy.fitting(clean)
         graph = self.graph(policy)
         bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
         runs = circuit_runs(graph, policy.coerce(clean), policy.coerce(corrupt), ablation=ablation, seed=seed)
