@@ -305,11 +305,13 @@ def attribution(*, rounds: int) -> Iterator[dict[str, Any]]:
         clean, corrupt = observations(network, 256), observations(network, 257)[:256]
         policy = rlm.HookedPolicy(raw, clean[:2])
         sites = [site_of(network, name, position) for name, position in jobs]
-        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=rlm.metrics.action_gap(BETTER, WORSE))
+        metric = rlm.metrics.action_gap(BETTER, WORSE)
 
-        def estimate(own: tuple[Any, ...] = (policy, sites, clean, corrupt, bound)) -> Any:
-            policy, sites, clean, corrupt, bound = own
-            estimator = Estimator.start(policy, sites, base=corrupt, source=clean, metric=bound, repairs=())
+        def estimate(own: tuple[Any, ...] = (policy, sites, clean, corrupt, metric)) -> Any:
+            policy, sites, clean, corrupt, metric = own
+            estimator = Estimator.start(
+                policy, sites, clean=clean, corrupt=corrupt, metric=metric, direction="denoise", repairs=()
+            )
             return estimator.at_base((), certificate=False)
 
         calls = {"forward": torch.no_grad()(lambda p=policy, o=corrupt: p(o)), "attribution": estimate}

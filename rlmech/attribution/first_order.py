@@ -34,12 +34,14 @@ from rlmech.core.site import Site
 from rlmech.errors import ConfigError
 from rlmech.gradients.at_nodes import (
     MeasuredRun,
+    differentiable_run,
     finite_change,
     first_order_change,
     integrated_gradient,
     measure_outputs,
     measured_run,
     output_addresses,
+    outputs_at,
     refuse_discrete,
     refuse_undifferentiable,
     row_sums,
@@ -47,12 +49,13 @@ from rlmech.gradients.at_nodes import (
     sum_over_sites,
 )
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction
+from rlmech.metrics.measure import BoundMetric, Metric, MetricFunction, as_metric, bind
+from rlmech.metrics.score_metrics import default_metric
 from rlmech.patching.activations import activation_patching
-from rlmech.patching.results import Direction, bind_pairs, patching_result, unknown_choice
+from rlmech.patching.results import Direction, bind_pairs, coerce_pairs, patching_result, unknown_choice
 from rlmech.patching.sites import Sites, choose_sites
+from rlmech.patching.sweeps.distinct import distinct_rows
 from rlmech.patching.sweeps.independence import check_rows, refuse_unfit
-from rlmech.results import storable
 from rlmech.statistics import Clusters
 from rlmech.untyped import Variables
 
@@ -140,16 +143,18 @@ def attribution_patching(
     wanted = _checked_options(direction, n_steps=n_steps, repairs=repairs, certificate=certificate)
     chosen = choose_sites(policy, sites, metric=metric)
     refuse_discrete(policy, chosen)
-    bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
-    refuse_undifferentiable(bound)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     if policy.engine == "eager" and not (n_steps or repairs or certificate):
+        bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=metric)
+        refuse_undifferentiable(bound)
         refuse_unfit(policy)
         wanted = ()
         found = estimate_eagerly(policy, chosen, base=base, source=source, metric=bound)
     else:
-        check_rows(policy, base)
-        estimator = Estimator.start(policy, chosen, base=base, source=source, metric=bound, repairs=wanted)
+        estimator = Estimator.start(
+            policy, chosen, clean=clean, corrupt=corrupt, metric=metric, direction=direction, repairs=wanted
+        )
+        bound = estimator.metric
         found = estimator.integrated(n_steps) if n_steps else estimator.at_base(wanted, certificate=certificate)
     if exact and not certificate:
         patching = activation_patching(
@@ -158,21 +163,9 @@ def attribution_patching(
         found["patched"] = patching["patched"].to_numpy()
     assert bound.corrupt is not None  # noqa: S101  # pairs have both runs
     start = (bound.corrupt if direction == "denoise" else bound.clean).double().cpu().numpy()
-    method = f"attribution patching, integrated over {n_steps} steps" if n_steps else "attribution patching"
-    result = patching_result(
-        policy,
-        chosen,
-        bound,
-        patched=start + found["estimate"],
-        method=method,
-        direction=direction,
-        clusters=clusters,
-        seed=seed,
-    ).rename(patched="estimate")
+    estimate = found.pop("estimate")
     if "patched" in found:
-        found["remainder"] = found["patched"] - start - found["estimate"]
-    units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}
-    result = result.assign({name: (("site", "pair"), value, units[name]) for name, value in found.items()})
+        found["remainder"] = found["patched"] - start - estimate
     attrs: Variables = {
         "sign": "estimate positive: the patch raises the metric; effect 1: it does all that exchanging the input does",
         "order": "first order at the base run" if not n_steps else "path integral of each point, midpoint rule",
@@ -181,7 +174,20 @@ def attribution_patching(
     }
     if certificate:
         attrs["certified_share"] = float(found["certified"].mean())
-    return storable(result, attrs)
+    units = {name: {} if name == "certified" else {"units": bound.unit} for name in found}
+    return patching_result(
+        policy,
+        chosen,
+        bound,
+        patched=start + estimate,
+        method=f"attribution patching, integrated over {n_steps} steps" if n_steps else "attribution patching",
+        direction=direction,
+        clusters=clusters,
+        seed=seed,
+        estimate=estimate,
+        more={name: (("site", "pair"), value, units[name]) for name, value in found.items()},
+        more_attrs=attrs,
+    )
 
 
 def _checked_options(
@@ -226,30 +232,48 @@ class Estimator:
         policy: HookedPolicy,
         sites: Sequence[Site],
         *,
-        base: Observation,
-        source: Observation,
-        metric: BoundMetric,
+        clean: Observation,
+        corrupt: Observation,
+        metric: Metric | MetricFunction | None,
+        direction: Direction,
         repairs: Sequence[Repair],
     ) -> Estimator:
-        """Run both, keeping what the backward pass needs."""
-        arrays, others = policy.coerce(base), policy.coerce(source)
+        """Run both, keeping what the backward pass needs, and bind the metric to them.
+
+        Raises:
+            ObservationError: Clean and corrupt do not pair up.
+            MetricError: The metric does not fit the policy, or has no gradient.
+            EngineError: Rows are coupled, or something is attached, or there is no graph.
+        """
+        measure = as_metric(metric or default_metric(policy.output_kind))
+        both = coerce_pairs(policy, clean=clean, corrupt=corrupt)
+        refuse_undifferentiable(measure)
+        check_rows(policy, clean)
+        arrays, others = both[::-1] if direction == "denoise" else both
         names = list(dict.fromkeys(site.name for site in sites))
         nodes = [policy.points[name].address.node for name in names]
+        ends = [address.node for address in output_addresses(policy)]
         before = nodes_before_patterns(policy) if "softmax" in repairs else {}
         patterns = {name: before[node] for name, node in zip(names, nodes, strict=True) if node in before}
-        kept = [*nodes, *(pattern.node for pattern in patterns.values())]
-        kept += [address.node for address in output_addresses(policy)]
+        kept = [*nodes, *(pattern.node for pattern in patterns.values()), *ends]
         kept += droppable_nodes(policy) if "dropout" in repairs else ()
-        run = measured_run(policy, arrays, nodes=kept, metric=metric)
+        values, outputs = differentiable_run(policy, arrays, nodes=kept)
         with torch.no_grad():
-            values = policy.graph_engine.program(returned=nodes)(others, (), ())
+            found = policy.graph_engine.program(returned=[*nodes, *ends])(others, (), ())
+        plainly = not any(other.triggers & set(kept) for other in policy.graph_engine.graph.alternatives.values())
+        if plainly and distinct_rows(arrays) is None and distinct_rows(others) is None:
+            base, source = outputs_at(policy, outputs), outputs_at(policy, found[len(nodes) :])
+            runs = (source, base) if direction == "denoise" else (base, source)
+            bound = bind(measure, policy, clean=runs[0], corrupt=runs[1])
+        else:  # equal observations have equal baselines, wherever they stand and however a hooked run is computed
+            bound = bind_pairs(policy, clean=clean, corrupt=corrupt, metric=measure)
         return cls(
             policy=policy,
             sites=sites,
-            metric=metric,
+            metric=bound,
             arrays=arrays,
-            run=run,
-            source=dict(zip(names, values, strict=True)),
+            run=measured_run(policy, values, outputs, bound),
+            source=dict(zip(names, found, strict=False)),  # the outputs stand last, without a name
             patterns=patterns,
         )
 

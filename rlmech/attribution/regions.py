@@ -4,13 +4,14 @@
 
 The quotient is the distance to a gate's own hyperplane, continued beyond the region; the least of them is the distance
 to the region's border exactly, since the boundary met first is met inside the region. Attention patterns and masks are
-frozen. Cost of `region_margins`: one tangent pass for each number of an observation.
+frozen. Cost of `region_margins`: one tangent pass for each number of an observation, fewer where numbers stay apart
+(`boundary_slopes`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
+from rlmech.attribution.boundary_slopes import Plan, boundaries, plan_of, steepness
 from rlmech.attribution.readouts import array, as_variables, made_by, scores_of
 from rlmech.circuits.frozen import Frozen, freeze
 from rlmech.core.acting import as_numpy
@@ -28,7 +30,6 @@ from rlmech.core.curve_table import SMOOTH
 from rlmech.core.graph import Node, depends_on_input
 from rlmech.core.observation import Observation
 from rlmech.core.operations.reading import behaviour, record_of
-from rlmech.core.operations.record import Boundary
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
 from rlmech.results import storable
@@ -91,19 +92,21 @@ def margins_of(policy: HookedPolicy, observed: Sequence[Tensor]) -> xr.Dataset:
         )
     arrays = tuple(variable.detach() for variable in as_variables(observed, policy))
     size, n = sum(value[0].numel() for value in arrays) if len(arrays[0]) else 1, len(arrays[0])
-    widths = _widths(frozen, arrays) if n else []
+    shapes = _one_row(frozen, arrays) if n else [[] for _ in frozen.gates]
+    widths = [sum(map(math.prod, own)) for own in shapes]
+    plan = plan_of(frozen, [math.prod(value.shape[1:]) for value in arrays])
     rows = max(1, _NUMBERS_AT_ONCE // (size * max(1, sum(widths))))
     margin, place, region = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for start in range(0, n, rows):
         part = tuple(value[start : start + rows] for value in arrays)
-        distances, ids = _distances(frozen, part)
+        distances, ids = _distances(frozen, plan, part, widths)
         nearest = distances.min(1) if distances.shape[1] else None
         closest = nearest.values if nearest else distances.new_full((len(part[0]),), torch.inf)
         margin.append(as_numpy(closest))
         place.append((nearest.indices if nearest else torch.zeros(len(part[0]), dtype=torch.long)).cpu().numpy())
         region.append(ids)
     margins = np.concatenate(margin[1:] or margin)
-    names, positions = _where(frozen, arrays, np.concatenate(place), margins)
+    names, positions = _where(frozen, shapes, np.concatenate(place), margins)
     data = {
         "margin": array(margins, ("batch",), units="1"),
         "nearest_gate": ("batch", names),
@@ -165,62 +168,38 @@ def gate_reads(frozen: Frozen) -> tuple[Node, ...]:
     return tuple(dict.fromkeys(read for gate in frozen.gates for read in gate.reads))
 
 
-def _distances(frozen: Frozen, arrays: Sequence[Tensor]) -> tuple[Tensor, np.ndarray]:
+def _distances(
+    frozen: Frozen, plan: Plan, arrays: Sequence[Tensor], widths: Sequence[int]
+) -> tuple[Tensor, np.ndarray]:
     """Distance of each row to each boundary, `[batch, boundary]`, and the rows' regions."""
-    reads, sizes = gate_reads(frozen), [value[0].numel() for value in arrays]
-    n = len(arrays[0])
     with torch.no_grad():
-        values = frozen.run(arrays, (*reads, *frozen.patterns, *frozen.ends))
+        values = frozen.run(arrays, (*gate_reads(frozen), *frozen.patterns, *frozen.ends))
     patterns = [values[pattern] for pattern in frozen.patterns]
-    program = frozen.policy.graph_engine.program(returned=reads, given=frozen.patterns)
-
-    def boundaries(*inputs: Tensor) -> Tensor:
-        read = dict(zip(reads, program(inputs, patterns, ()), strict=True))
-        flat = [b.distance.reshape(n, -1) for gate in frozen.gates for b in gate.boundaries(read)]
-        return torch.cat(flat, dim=1) if flat else inputs[0].new_zeros(n, 0)
-
-    def along(direction: Tensor) -> Tensor:
-        parts = direction.split(sizes)
-        tangents = tuple(
-            part.reshape(1, *value.shape[1:]).expand_as(value) for part, value in zip(parts, arrays, strict=True)
-        )
-        return torch.func.jvp(boundaries, tuple(arrays), tangents)[1]
-
-    basis = torch.eye(sum(sizes), dtype=arrays[0].dtype, device=arrays[0].device)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when forward gradients are first used
-        slopes = torch.func.vmap(along)(basis)
-        height = boundaries(*arrays)
-    steepness = torch.linalg.vector_norm(slopes, dim=0)
-    distance = torch.where(steepness > 0, height.abs() / steepness, torch.inf)
+    height = boundaries(frozen.gates, values, arrays[0], len(arrays[0]))
+    steep = steepness(frozen, plan, arrays, patterns, widths=widths)
+    distance = torch.where(steep > 0, height.abs() / steep, torch.inf)
     return distance, region_ids(frozen, values)
 
 
-def _widths(frozen: Frozen, arrays: Sequence[Tensor]) -> list[int]:
-    """How many boundaries each gate has, boundary by boundary, from one row."""
-    return [b.distance[0].numel() for _, b in _one_row(frozen, arrays)]
-
-
-def _one_row(frozen: Frozen, arrays: Sequence[Tensor]) -> list[tuple[str, Boundary]]:
+def _one_row(frozen: Frozen, arrays: Sequence[Tensor]) -> list[list[tuple[int, ...]]]:
+    """The shapes of the boundaries of each gate, for one row."""
     with torch.no_grad():
         values = frozen.run([value[:1] for value in arrays], (*gate_reads(frozen), *frozen.ends))
-    return [(gate.name, boundary) for gate in frozen.gates for boundary in gate.boundaries(values)]
+    return [[tuple(b.distance.shape[1:]) for b in gate.boundaries(values)] for gate in frozen.gates]
 
 
 def _where(
-    frozen: Frozen, arrays: Sequence[Tensor], places: np.ndarray, margins: np.ndarray
+    frozen: Frozen, shapes: Sequence[Sequence[tuple[int, ...]]], places: np.ndarray, margins: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gate's name, and the position within it, of places along all boundaries."""
-    if not len(places):
-        return np.zeros(0, dtype=name_type(frozen)), np.zeros(0, dtype=POSITION)
-    pieces = _one_row(frozen, arrays)
-    starts = np.cumsum([0, *(b.distance[0].numel() for _, b in pieces)])
     names, positions = np.zeros(len(places), dtype=name_type(frozen)), np.zeros(len(places), dtype=POSITION)
-    for row, (place, margin) in enumerate(zip(places, margins, strict=True)):
-        if not np.isfinite(margin):
-            continue  # no gate: both texts stay empty
-        piece = int(np.searchsorted(starts, place, side="right")) - 1
-        name, boundary = pieces[piece]
-        index = np.unravel_index(place - starts[piece], boundary.distance.shape[1:])
-        names[row], positions[row] = name, ", ".join(str(int(i)) for i in index)
+    pieces = [(gate.name, shape) for gate, own in zip(frozen.gates, shapes, strict=True) for shape in own]
+    starts = np.cumsum([0, *(math.prod(shape) for _, shape in pieces)])
+    near = np.isfinite(margins)  # where there is no gate both texts stay empty
+    piece_of = np.searchsorted(starts, places, side="right") - 1
+    for number in np.unique(piece_of[near]).tolist():
+        name, shape = pieces[number]
+        rows = np.flatnonzero(near & (piece_of == number))
+        index = np.stack(np.unravel_index(places[rows] - starts[number], shape), axis=1)
+        names[rows], positions[rows] = name, [", ".join(map(str, place)) for place in index.tolist()]
     return names, positions

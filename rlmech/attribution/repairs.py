@@ -11,11 +11,13 @@ arXiv 2403.00745 (the QK fix and GradDrop).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.program import Address
@@ -29,8 +31,18 @@ ROWS_AT_ONCE = 4096
 _DROPPED_KINDS = {"linear", "convolution", "recurrent", "attn_out"}
 
 
+_before: WeakKeyDictionary[GraphEngine, dict[Node, Address]] = WeakKeyDictionary()
+
+
 def nodes_before_patterns(policy: HookedPolicy) -> dict[Node, Address]:
     """The nodes all of whose influence goes through one attention pattern, with it: queries, keys and scores do."""
+    engine = policy.graph_engine
+    if engine not in _before:  # told by the graph alone, which does not change
+        _before[engine] = _found_before_patterns(policy)
+    return _before[engine]
+
+
+def _found_before_patterns(policy: HookedPolicy) -> dict[Node, Address]:
     graph = policy.graph_engine.graph
     ends = [address.node for address in output_addresses(policy)]
     found: dict[Node, Address] = {}

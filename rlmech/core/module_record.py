@@ -33,6 +33,17 @@ _READY = frozenset(vars(nn.Module()))
 Contents = JsonObject
 
 
+class PassHook:
+    """A hook that a pass of ours puts on a module for as long as it lasts: other threads' records do not count it."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: object) -> None:
+        """As torch calls a hook."""
+        self._function(*args)
+
+
 class ModuleRecord:
     """A module's attributes, plain tensors, hooks and submodules as they are when this is made.
 
@@ -54,6 +65,7 @@ class ModuleRecord:
         self._versions = [value._version for value in self._tensors.values()]  # torch counts changes in place
         self._hooks = _hooks(module)
         self._submodules = _submodules(module)
+        self._weights = _weights(module)
         self._hook_dicts = [
             hooks for child in module.modules() for name in HOOKS if (hooks := _dict(child, name)) is not None
         ]
@@ -71,6 +83,9 @@ class ModuleRecord:
             if children:
                 names = tuple(children)
                 self._watched.append((children, None, operator.itemgetter(*names), _gathered(children, names)))
+            weights = _dict(child, "_parameters")
+            if weights:  # pruning and parametrisations put others in their place
+                self._watched.append((weights, len(weights), _nothing, ()))
         self.is_current: Callable[[], bool] = self._checker()
 
     def _watch(self, path: str, owner: object) -> None:
@@ -92,7 +107,8 @@ class ModuleRecord:
         owned = [attributes for attributes, size, _, _ in watched if size is not None]
         sizes = [size for _, size, _, _ in watched if size is not None]
         reads = [(attributes, read, values) for attributes, _, read, values in watched if values != ()]
-        was_hooked, rare = any(hooks), bool(tensors or arrays or any(hooks))
+        was_hooked = bool(self._hooks)
+        rare = bool(tensors or arrays or was_hooked)
 
         def is_current() -> bool:
             try:
@@ -104,11 +120,11 @@ class ModuleRecord:
             if owned and list(map(len, owned)) != sizes:
                 return False
             if not rare:
-                return not any(hooks)
+                return not any(hooks) or not _hooks(self._module)
             return (
                 [value._version for value in tensors] == versions
                 and all(array.tobytes() == content for array, content in arrays)
-                and (_hooks(self._module) == self._hooks if was_hooked else not any(hooks))
+                and ((not was_hooked and not any(hooks)) or _hooks(self._module) == self._hooks)
             )
 
         return is_current
@@ -118,11 +134,19 @@ class ModuleRecord:
         return ModuleRecord(self._module, ignored=self._ignored)
 
     def check_submodules(self) -> None:
-        """Refuse a module of which a part that was exported is another one now, or none.
+        """Refuse a module of which a part or a weight that was exported is another one now, or none.
 
         Raises:
-            EngineError: That part, named.
+            EngineError: That part or weight, named.
         """
+        gone = sorted(self._weights - _weights(self._module))
+        if gone:
+            raise EngineError(
+                f"The network was changed since it was wrapped: it has no {gone[0]!r} any more.",
+                given=f"weights without {', '.join(gone[:3])}, as pruning and parametrisations leave them",
+                expected="the parameters and buffers that were traced",
+                fix="wrap the network again: HookedPolicy(module, example_obs)",
+            )
         present = _submodules(self._module)
         for path, child in self._submodules.items():
             now = present.get(path)
@@ -232,17 +256,26 @@ def _tensors(path: str, contents: Contents) -> Iterator[tuple[str, Tensor]]:
 
 
 def _hooks(module: nn.Module) -> dict[str, tuple[object, ...]]:
-    return {
-        path: hooks
-        for path, child in module.named_modules()
-        if (hooks := tuple(hook for name in HOOKS for hook in (_dict(child, name) or {}).values()))
-    }
+    """The user's forward hooks, by module."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path, child in module.named_modules():
+        # taken out whole: another thread's pass may attach its hooks between two steps of a loop
+        attached = [hook for name in HOOKS for hook in tuple((_dict(child, name) or {}).values())]
+        if hooks := tuple(hook for hook in attached if not isinstance(hook, PassHook)):
+            found[path] = hooks
+    return found
 
 
 def _dict(module: nn.Module, name: str) -> dict[str, object] | None:
     """One of a module's own dicts; those of a scripted module are none."""
     value = vars(module).get(name)
     return value if isinstance(value, dict) else None
+
+
+def _weights(module: nn.Module) -> frozenset[str]:
+    """The names of parameters and buffers."""
+    named = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return frozenset(name for tensors in named for name, _ in tensors)
 
 
 def _submodules(module: nn.Module) -> dict[str, nn.Module]:

@@ -26,7 +26,7 @@ from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.errors import MetricError, SiteError
 from rlmech.gradients.downstream import Continuation
-from rlmech.metrics.measure import BoundMetric
+from rlmech.metrics.measure import BoundMetric, Metric, Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +65,43 @@ def output_addresses(policy: HookedPolicy) -> list[Address]:
     return [point.address for point in policy.points.values() if point.kind == "output"]
 
 
-def measured_run(
-    policy: HookedPolicy, arrays: tuple[Tensor, ...], *, nodes: Sequence[Node], metric: BoundMetric
-) -> MeasuredRun:
-    """Run a policy and its metric, ready for backward passes to the given nodes.
+def differentiable_run(
+    policy: HookedPolicy, arrays: tuple[Tensor, ...], *, nodes: Sequence[Node]
+) -> tuple[dict[Node, Tensor], tuple[Tensor, ...]]:
+    """The values of some nodes and of the outputs (as `output_addresses` lists them), ready for backward passes.
 
     Raises:
         EngineError: The policy runs on the eager engine.
-        MetricError: The metric has no gradient.
     """
-    refuse_undifferentiable(metric)
     values: dict[Node, Tensor] = {}
-    ends = output_addresses(policy)
     hooked = tuple(dict.fromkeys(nodes))
 
     def keep(node: Node, value: Tensor) -> Tensor:
-        values[node] = value if value.requires_grad else value.detach().requires_grad_()
+        values[node] = value if value.requires_grad else value.detach().requires_grad_(value.is_floating_point())
         return values[node]
 
     interceptors = [lambda value, node=node: keep(node, value) for node in hooked]
+    ends = [end.node for end in output_addresses(policy)]
     with torch.enable_grad():
-        outputs = policy.graph_engine.program(returned=[end.node for end in ends], hooked=hooked)(
-            arrays, (), interceptors
-        )
+        outputs = policy.graph_engine.program(returned=ends, hooked=hooked)(arrays, (), interceptors)
+    return values, outputs
+
+
+def measured_run(
+    policy: HookedPolicy, values: dict[Node, Tensor], outputs: Sequence[Tensor], metric: BoundMetric
+) -> MeasuredRun:
+    """A run with a metric at its end.
+
+    Args:
+        policy: The policy.
+        values: Of its nodes, as `differentiable_run` gives them.
+        outputs: Of its output nodes, likewise.
+        metric: What is measured.
+
+    Raises:
+        MetricError: The metric has no gradient.
+    """
+    with torch.enable_grad():
         measured = measure_outputs(policy, outputs, metric)
     if not measured.requires_grad:
         raise MetricError(
@@ -99,6 +113,12 @@ def measured_run(
     return MeasuredRun(values=values, measured=measured)
 
 
+def outputs_at(policy: HookedPolicy, values: Sequence[Tensor]) -> Outputs:
+    """The policy's outputs, from the values of its output nodes, as constants."""
+    scores, *value = (end.layout.show(v.detach()) for end, v in zip(output_addresses(policy), values, strict=True))
+    return Outputs(scores=scores, value=value[0] if value else None)
+
+
 def measure_outputs(
     policy: HookedPolicy, outputs: Sequence[Tensor], metric: BoundMetric, *, pair: Tensor | None = None
 ) -> Float[Tensor, " batch"]:
@@ -107,7 +127,7 @@ def measure_outputs(
     return metric(shown[0], pair=pair, value=shown[1] if len(shown) > 1 else None)
 
 
-def refuse_undifferentiable(metric: BoundMetric) -> None:
+def refuse_undifferentiable(metric: Metric | BoundMetric) -> None:
     """Raise a `MetricError` where a gradient of the metric says nothing."""
     if not metric.differentiable:
         raise MetricError(
@@ -131,12 +151,15 @@ def finite_change(base: Tensor, source: Tensor, *, name: str) -> Tensor:
     if change.sum().isfinite():  # one number instead of a test of each
         return change
     change = torch.where((base == source) | base.isnan(), torch.zeros_like(base), change)
-    if not change.isfinite().all():
+    infinite = ~change.isfinite()
+    if infinite.any():
+        pairs = infinite.flatten(1).any(1).nonzero().ravel().tolist() if infinite.ndim > 1 else []
+        named = f", in the pairs {', '.join(map(str, pairs[:10]))}{', ...' * (len(pairs) > 10)}" if pairs else ""
         raise SiteError(
             f"A gradient says nothing about {name!r}: between the runs, some of it changes by an infinite amount.",
-            given=f"{int((~change.isfinite()).sum())} elements that are masked, or NaN, in one run only",
+            given=f"{int(infinite.sum())} elements that are masked, or NaN, in one run only{named}",
             expected="finite changes",
-            fix='repairs=("softmax",) with n_steps=0, or activation_patching',
+            fix='leave those pairs out, or repairs=("softmax",) with n_steps=0, or activation_patching',
         )
     return change
 
@@ -169,11 +192,11 @@ def integrated_gradient(
 
 def refuse_discrete(policy: HookedPolicy, sites: Sequence[Site]) -> None:
     """Raise a `SiteError` for the first site whose activation holds no real numbers."""
-    for site in sites:
-        dtype = policy.points[site.name].address.node.dtype
+    for name in dict.fromkeys(site.name for site in sites):
+        dtype = policy.points[name].address.node.dtype
         if dtype is None or not dtype.is_floating_point:
             raise SiteError(
-                f"There is no gradient at {site.name!r}.",
+                f"There is no gradient at {name!r}.",
                 given=f"an activation of dtype {dtype}",
                 expected="a floating-point activation",
                 fix="leave it out, or use activation_patching, which needs no gradient",

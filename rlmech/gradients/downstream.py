@@ -16,6 +16,7 @@ from torch import Tensor
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import row_numbers
 
 _LEAVES = {"parameter", "constant", "input"}
 
@@ -50,7 +51,8 @@ class Continuation:
         inside = {node, *behind}
         read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
         read += [end for end in returned if end not in inside]
-        frontier = tuple(dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and at.has_batch))
+        anew = inside | row_numbers(graph)  # those are made anew for the rows of each run
+        frontier = tuple(dict.fromkeys(at for at in read if at not in anew and at.op not in _LEAVES and at.has_batch))
         with torch.no_grad():
             values = engine.program(returned=frontier)(arrays, (), ()) if frontier else ()
         shown = tuple(Layout.of(at).show(value) for at, value in zip(frontier, values, strict=True))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
@@ -46,7 +47,25 @@ def bind_pairs(
         ObservationError: Clean and corrupt do not pair up.
         MetricError: The metric does not fit the policy.
     """
-    n_clean, n_corrupt = policy.coerce(clean)[0].shape[0], policy.coerce(corrupt)[0].shape[0]
+    coerce_pairs(policy, clean=clean, corrupt=corrupt)
+    return bind(
+        metric or default_metric(policy.output_kind),
+        policy,
+        clean=outputs_of(policy, clean),
+        corrupt=outputs_of(policy, corrupt),
+    )
+
+
+def coerce_pairs(
+    policy: HookedPolicy, *, clean: Observation, corrupt: Observation
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Clean and corrupt observations as the tensors that the graph reads, each compared with the live module.
+
+    Raises:
+        ObservationError: They do not pair up.
+    """
+    arrays, others = policy.coerce(clean), policy.coerce(corrupt)
+    n_clean, n_corrupt = arrays[0].shape[0], others[0].shape[0]
     if n_clean != n_corrupt or n_clean == 0:
         raise ObservationError(
             "Clean and corrupt observations do not pair up.",
@@ -54,12 +73,7 @@ def bind_pairs(
             expected="as many of one as of the other, at least one",
             fix="give the corrupt counterpart of each clean observation, in the same order",
         )
-    return bind(
-        metric or default_metric(policy.output_kind),
-        policy,
-        clean=outputs_of(policy, clean),
-        corrupt=outputs_of(policy, corrupt),
-    )
+    return arrays, others
 
 
 def patching_result(
@@ -72,6 +86,7 @@ def patching_result(
     direction: Direction,
     clusters: Clusters | None = None,
     seed: int,
+    estimate: Float[np.ndarray, "site pair"] | None = None,
     more: Mapping[str, object] | None = None,
     more_attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
@@ -86,6 +101,7 @@ def patching_result(
         direction: `denoise` where clean values went into corrupt runs, `noise` where corrupt ones into clean runs.
         clusters: A label for each pair; pairs of one label are resampled together.
         seed: Of the bootstrap.
+        estimate: The estimated change, where nothing was patched: it stands in the result in the place of `patched`.
         more: Variables of the method's own.
         more_attrs: Attributes of its own.
     """
@@ -97,8 +113,12 @@ def patching_result(
     )
     change = recovery.change
     unit = {"units": bound.unit}
+
+    def at(values: np.ndarray) -> object:
+        return ("site", "pair"), values, unit
+
     data: Variables = {
-        "patched": (("site", "pair"), patched, unit),
+        **({"patched": at(patched)} if estimate is None else {"estimate": at(estimate)}),
         "clean": ("pair", clean, unit),
         "corrupt": ("pair", corrupt, unit),
         "effect": ("site", recovery.ratio.estimate, {"units": "1", "long_name": f"recovery of {bound.name}"}),
