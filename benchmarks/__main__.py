@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import affine, certify, closed_loops, episodes, forward, known_circuits, startup, sweeps, tables
 
-SUITES = ("forward", "startup", "sweeps", "affine", "certify", "episodes", "closed_loops", "known_circuits")
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops",
+          "known_circuits")  # fmt: skip
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def main() -> None:
     plain = {
         "affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)),
         "certify": certify.measure,
+        "certify_soundness": certify.soundness,
         "closed_loops": lambda: closed_loops.measure(rounds=few),
         "known_circuits": known_circuits.measure,
     }

@@ -27,7 +27,8 @@ from benchmarks.clock import summary
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes.driving import Driver
-from rlmech.episodes.shards import FINAL, Episodes, Writer
+from rlmech.episodes.episode_tables import FINAL, Episodes
+from rlmech.episodes.shards import Writer
 from rlmech.episodes.simulation import Runner
 
 POLICY, ENV = "zoo:intersection-ego-attention", "intersection-v2"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from rlmech.untyped import Settings
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 WIDTH = 160  # of what is written to a file or a pipe
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
@@ -29,15 +33,36 @@ def print_result(
         tables: Column names and rows; the cells of numbers are written to the right.
     """
     if as_json:
-        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+        with _open_output():
+            sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
         return
+    with _open_output():
+        _print_tables(lines, tables)
+
+
+@contextmanager
+def _open_output() -> Generator[None]:
+    """Say in words that whoever read the output closed it, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again when it leaves
+        fail("the output was closed before all of it was written.", code=1)
+
+
+def _print_tables(lines: Sequence[str], tables: Sequence[Table]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console()
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # instead of leaving without a word
+
+    console = Output()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Output(width=WIDTH)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for columns, rows in tables:
@@ -116,6 +141,35 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
     """Print an error in one line and leave."""
     typer.echo(f"rlmech: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+@contextmanager
+def kept_on_interrupt(folder: Path | None) -> Generator[None]:
+    """Say, where Ctrl-C stops what is inside, which episodes are kept and what goes on with them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None:
+            fail("stopped; no episode is kept. --out FOLDER keeps each as it is finished.", code=INTERRUPTED)
+        n = _n_episodes(folder)
+        fail(
+            f"stopped; {n} finished episodes are kept in {folder}. The same command goes on from there.",
+            code=INTERRUPTED,
+        )
+
+
+def _n_episodes(folder: Path) -> int:
+    """The episodes of a recording, or of all recordings in a folder."""
+    from rlmech.episodes.recording import Recording
+    from rlmech.errors import RlmechError
+
+    total = 0
+    for one in (folder, *(sub for sub in folder.glob("*") if sub.is_dir())):
+        try:
+            total += len(Recording.load(one))
+        except RlmechError:  # no recording, or one that has no episode yet
+            continue
+    return total
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def test_ablate_gives_the_share_of_changed_actions(saved: str, recorded: str, ca
 def test_a_sweep_can_be_drawn(saved: str, recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "heads.html"
     assert run("patch", saved, recorded, "--sites", "*.hook_z", "--over", "head", "--figure", str(page)) == 0
-    assert "95 % interval" in page.read_text(encoding="utf-8")
+    assert "taking the vehicle away" in page.read_text(encoding="utf-8")
     assert "attention_layer.hook_z" in capsys.readouterr().out
 
 

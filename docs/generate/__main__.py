@@ -17,7 +17,7 @@ DOCS, BUILD = ROOT / "docs", ROOT / "build" / "docs"
 SEARCH_IN_FILES = "https://unpkg.com/iframe-worker/shim"
 """What Zensical's pages load so that search works in pages that are opened as files."""
 NAV: dict[str, list[str]] = {
-    "Start": ["start.md", "opens.md", "tour.md", "coming_from.md"],
+    "Start": ["start.md", "opens.md", "tour.md", "command_line.md", "coming_from.md"],
     "Gallery": ["gallery/index.md"],
     "Understand": [
         "understand.md",

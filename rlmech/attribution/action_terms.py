@@ -42,6 +42,8 @@ from rlmech.results import storable
 
 ROWS_AT_ONCE = 256
 """Rows of a chunk."""
+_ROUNDING = 1024
+"""Epsilons, relative to the sum of all terms' sizes, within which terms add up."""
 
 Terms = dict[str, Tensor]
 
@@ -103,6 +105,8 @@ def attribute_actions(
         parts.append(_terms(plan, scores_at, variables, rows))
     terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     _refuse_undefined(terms["total"])
+    if not plan.curved:  # else what is missing is told
+        _refuse_incomplete(policy, terms)
     return _result(policy, plan, rows, terms)
 
 
@@ -114,6 +118,22 @@ def _refuse_undefined(total: Tensor) -> None:
             given=f"scores of -inf for both in {len(rows)} of {len(total)} rows, the first one {int(rows[0])}",
             expected="an action that may be taken in each row",
             fix="leave these rows out, or explain each action by itself: attribute_actions(policy, obs)",
+        )
+
+
+def _refuse_incomplete(policy: HookedPolicy, terms: Terms) -> None:
+    total = terms["total"]
+    parts = [value.flatten(2).double() for name, value in terms.items() if name != "total"]
+    scale = sum((part.abs().sum(-1) for part in parts), total.abs().double())
+    missing = (total.double() - sum((part.sum(-1) for part in parts), torch.zeros_like(scale))).abs()
+    wrong = total.isfinite() & (missing > _ROUNDING * torch.finfo(total.dtype).eps * scale)
+    if bool(wrong.any()):
+        raise EngineError(
+            "The terms do not add up to the scores.",
+            given=f"{float(missing[wrong].max()):.3g} missing, in {int(wrong.any(-1).sum())} of {len(total)} rows",
+            expected="terms that add up to the scores, but for rounding",
+            fix=f"report {type(policy.module).__name__}: one of its operations adds what is not told; "
+            "local_affine and rlm.ablation_sweep need no terms",
         )
 
 
@@ -198,7 +218,7 @@ def _plan(policy: HookedPolicy, scores_at: Address) -> _Plan:
     blocks: list[_Through] = []
     for path in paths:
         name = "ov" if len(paths) == 1 else f"ov_{path.replace('.', '_')}"
-        v = at[path]["v"]
+        v = policy.points[policy.attention[path].names["v"]].address  # words where the heads share their values
         before = freeze(policy, (v.node,), curves="tangent")
         blocks.append(_Through(name=name, pattern=at[path]["pattern"], v=v, z=at[path]["z"], before=before))
     named = dict.fromkeys(s.name for part in (*(b.before for b in blocks), around) for s in part.sources)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.masked import is_masked
 from rlmech.core.operations.reading import behaviour, boundaries_of, nodes_in, record_of
 
 _ROUNDING = 64
@@ -105,8 +106,9 @@ def unchanged_rows(base: Tensor, patched: Tensor) -> Bool[Tensor, " batch"]:
     base, patched = base.reshape(base.shape[0], -1), patched.reshape(base.shape[0], -1)
     same = base == patched
     if base.is_floating_point() and not same.all():
-        finite = torch.where(base.isfinite(), base, 0).abs()
-        bound = _ROUNDING * torch.finfo(base.dtype).eps * finite.amax(1, keepdim=True)
+        size, hidden = base.abs(), is_masked(-base.abs())  # a mask's size says nothing about the rest of its row
+        scale = torch.where(hidden, 0, size).amax(1, keepdim=True)
+        bound = _ROUNDING * torch.finfo(base.dtype).eps * torch.where(hidden & size.isfinite(), size, scale)
         same |= (base - patched).abs() <= bound
     return same.all(1)
 

@@ -2,7 +2,8 @@
 
     certified <= true radius <= attacked
 
-From above by gradient steps, from below by bisection on linear bounds, and between the two by branch and bound.
+From above by gradient steps, from below by linear bounds of boxes of all states together, and between the two by
+branch and bound.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import xarray as xr
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlmech.arguments import explain_misuse
@@ -20,7 +22,7 @@ from rlmech.certify.attack import Attack
 from rlmech.certify.bounds import ROUNDING, describe
 from rlmech.certify.branching import Branching
 from rlmech.certify.moves import Move, moved_box, ranges
-from rlmech.certify.score_regions import Method, ScoreRegions, gap_weights
+from rlmech.certify.score_regions import Bounded, Method, ScoreRegions, gap_weights
 from rlmech.core.bounds.balls import Ball
 from rlmech.core.bounds.intervals import Interval
 from rlmech.core.observation import Observation
@@ -29,9 +31,21 @@ from rlmech.errors import ArgumentError, MetricError
 from rlmech.results import storable
 from rlmech.untyped import Variables
 
-_BISECTIONS = 5
-_SPAN, _SPANS = 2.0**6, 4
-"""How many times smaller the least radius of a bisection is than its largest, and how many follow each other."""
+_FIRST = 0.25
+"""The share of the attacked radius that is tried first."""
+_BELOW = 0.95
+"""How far below the radius at which a bound should just hold the next one is tried."""
+_ENOUGH = 0.93
+"""How near the certified radius is to the next one, relatively, where the search for a state ends."""
+_DROP = 1 / 8
+"""To the power of the boxes so far: how much smaller the next is at most, where nothing is certified yet."""
+_MOST_BOUNDED = 10
+"""Boxes of each state that are bounded at most."""
+_LEAST = 1e-12
+"""Of the radius that is looked at, what is still tried."""
+_HALVINGS = 16
+_SLACK = 1e-12
+"""Of the terms of a linear bound, for the rounding of its sum."""
 _INWARD = 1 - 1e-9
 """What a certified radius is taken back by, for the rounding of distances."""
 
@@ -68,7 +82,7 @@ def certified_radius(
         over: Axes of the observation along which each feature, entity or number is asked about by itself: `"entity"`,
             `"feature"`, both, or none for all that moves together.
         limit: The radius up to which is looked; by default where all that moves has a range, the whole of it.
-        n_boxes: Boxes that branch and bound spends on each question; 0 for bisection on the bounds alone.
+        n_boxes: Boxes that branch and bound spends on each question; 0 for the bounds alone.
         method: How each box is bounded.
 
     Returns:
@@ -122,7 +136,7 @@ def certified_radius(
         chosen=search.chosen,
     )
     attack.run(search.radius)
-    certified = _bisect(regions, search, attack, move, method)
+    certified = _search_radii(regions, search, attack, move, method)
     if n_boxes > 0 and method == "linear":
         certified = Branching(regions, attack, radius=search.radius, certified=certified).run(n_boxes)
     inward = torch.where(certified < search.radius, certified * _INWARD, search.radius)
@@ -221,50 +235,94 @@ def _limits(arrays: Sequence[Tensor], reach: Sequence[Tensor], ends: Sequence[In
     return found
 
 
-def _bisect(regions: ScoreRegions, search: _Search, attack: Attack, move: Move, method: Method) -> Tensor:
-    """The largest radius at which the bounds alone certify, up to a share of itself; 0 where none was found."""
-    weights = gap_weights(search.chosen, regions.n_actions)
+def _search_radii(
+    regions: ScoreRegions, search: _Search, attack: Attack, move: Move, method: Method
+) -> Float[Tensor, " batch"]:
+    """The largest radius at which the bounds alone certify, nearly; 0 where none was found.
+
+    All states' boxes are bounded together, at radii of their own. A linear bound that fails in its box still certifies
+    what lies nearer, and says at which radius it would just hold: a few boxes a state do.
+    """
     certified = torch.zeros_like(search.radius)
     moving = torch.stack([(by > 0).flatten(1).any(1) for by in search.reach]).any(0)
     open_ = moving & (search.radius > 0)
-    whole = (open_ & attack.found.distance.isinf()).nonzero()[:, 0]  # perhaps all of it holds
-    holds = _holds(regions, search, whole, search.radius[whole], weights, move, method)
-    certified[whole[holds]] = search.radius[whole[holds]]
     high = torch.minimum(attack.found.distance, search.radius)
-    for _ in range(_SPANS):  # where nothing in one span of radii is certified, the next one below it is tried
-        open_ &= certified == 0
-        low = high / _SPAN
-        for _ in range(_BISECTIONS):
-            rows = open_.nonzero()[:, 0]
-            radius = (low[rows] * high[rows]).sqrt()
-            holds = _holds(regions, search, rows, radius, weights, move, method)
-            certified[rows[holds]] = low[rows[holds]] = radius[holds]
-            high[rows[~holds]] = radius[~holds]
+    whole = attack.found.distance.isinf()  # perhaps all of it holds
+    radius = torch.where(whole, search.radius, high * _FIRST)
+    for turn in range(1, 1 + _MOST_BOUNDED):
+        rows = open_.nonzero()[:, 0]
+        if not len(rows):
+            break
+        tried = radius[rows]
+        holds, inner, predicted = _bounded(regions, search, rows, tried, move, method)
+        certified[rows] = torch.maximum(certified[rows], torch.where(holds, tried, inner))
+        high[rows] = torch.where(holds, high[rows], torch.minimum(high[rows], tried))
+        # far beyond the end a bound foretells one that is too near
+        floor = torch.where(certified[rows] > 0, (certified[rows] * high[rows]).sqrt(), high[rows] * _DROP**turn)
+        following = torch.where(holds, predicted, torch.maximum(predicted, floor))
+        radius[rows] = following = torch.minimum(following, high[rows]) * _BELOW
+        more = (certified[rows] < following * _ENOUGH) & (certified[rows] < search.radius[rows])
+        open_[rows] = more & (following > search.radius[rows] * _LEAST)
     return certified
 
 
-def _holds(
-    regions: ScoreRegions,
-    search: _Search,
-    rows: Tensor,
-    radius: Tensor,
-    weights: Tensor,
-    move: Move,
-    method: Method,
-) -> Tensor:
-    """Whether the action is certified within a radius of each of some rows."""
+def _bounded(
+    regions: ScoreRegions, search: _Search, rows: Tensor, radius: Tensor, move: Move, method: Method
+) -> tuple[Bool[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """Whether the action is certified within a radius of some rows, within which smaller one, and where it may end."""
     arrays, reach = ([each[rows] for each in part] for part in (search.arrays, search.reach))
     ends = [Interval(end.low[rows], end.high[rows]) for end in search.limits]
-    box = moved_box(arrays, reach, radius, ends)
-    ball = None
-    centre: Sequence[Tensor] = arrays
+    ball, box = None, moved_box(arrays, reach, radius, ends)
+    centre: Sequence[Tensor] = [array.double() for array in arrays]
     if move.norm != "inf":
         ball = Ball(norm=int(move.norm), radii=tuple(by * radius.view(-1, *(1,) * (by.ndim - 1)) for by in reach))
     else:
         centre = [end.low + (end.high - end.low) / 2 for end in box]
-    low = regions.lower(centre, box, weights[:, rows], method=method, ball=ball).low
-    own = torch.nn.functional.one_hot(search.chosen[rows], regions.n_actions).T.bool()
-    return ((low > 0) | own).all(0)
+    chosen = search.chosen[rows]
+    weights = gap_weights(chosen, regions.n_actions)
+    own = torch.nn.functional.one_hot(chosen, regions.n_actions).T.bool()
+    found = regions.lower(centre, box, weights, method=method, ball=ball)
+    holds = ((found.low > 0) | own).all(0)
+    scores = regions.scores(arrays).double()
+    lead = (scores.gather(1, chosen[:, None]) - scores).T  # infinite over an action that may not be taken
+    inner = torch.zeros_like(radius)
+    at_state = found.base
+    if found.slopes:
+        at_state = found.base + _along(found.slopes, [a.double() - c for a, c in zip(arrays, centre, strict=True)])
+        inner = _inner_radius(found, own, arrays, reach, radius, ends, centre)
+    # lead - linear t - rest t^2 at t radii; an interval loses in proportion
+    linear = (at_state - found.low if found.slopes else lead - found.low).clamp(min=0)
+    rest = (lead - at_state).clamp(min=0) if found.slopes else torch.zeros_like(lead)
+    root = 2 * lead / (linear + (linear**2 + 4 * rest * lead).clamp(min=0).sqrt()).clamp(min=1e-300)
+    predicted = torch.where(own | lead.isinf(), torch.inf, root).amin(0) * radius
+    return holds, inner, predicted
+
+
+def _inner_radius(
+    found: Bounded,
+    own: Tensor,
+    arrays: Sequence[Tensor],
+    reach: Sequence[Tensor],
+    radius: Tensor,
+    ends: Sequence[Interval],
+    centre: Sequence[Tensor],
+) -> Float[Tensor, " row"]:
+    """Up to which smaller radius linear bounds, which hold in the whole box, are positive."""
+    low, high = torch.zeros_like(radius), torch.ones_like(radius)
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        least, size = found.base, found.base.abs()
+        for place, (slope, at) in enumerate(zip(found.slopes, centre, strict=True)):
+            (box,) = moved_box(arrays[place : place + 1], reach[place : place + 1], radius * share, [ends[place]])
+            terms = slope.clamp(min=0) * (box.low - at) + slope.clamp(max=0) * (box.high - at)
+            least, size = least + terms.flatten(2).sum(2), size + terms.abs().flatten(2).sum(2)
+        holds = ((least - _SLACK * size > 0) | own).all(0)
+        low, high = torch.where(holds, share, low), torch.where(holds, high, share)
+    return low * radius
+
+
+def _along(slopes: Sequence[Tensor], moves: Sequence[Tensor]) -> Float[Tensor, "bound batch"]:
+    return torch.stack([(slope * by).flatten(2).sum(2) for slope, by in zip(slopes, moves, strict=True)]).sum(0)
 
 
 def _result(

@@ -28,7 +28,7 @@ from rlmech.core.policy import HookedPolicy
 from rlmech.errors import EngineError
 
 Method = Literal["interval", "linear"]
-_NUMBERS_AT_ONCE = 2**20
+_NUMBERS_AT_ONCE = 2**21
 """Weights in a block: as many as stay in the processor's cache."""
 _SLACK = 1e-12
 """Of its terms, for the rounding of a linear bound itself."""

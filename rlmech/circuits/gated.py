@@ -10,7 +10,7 @@ Cost: one backward pass per column of the activation, all states and entities at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import einsum, rearrange, reduce, repeat
@@ -66,7 +66,7 @@ def downstream_maps(
         scores = policy.run_with_hooks(states, fwd_hooks=[(name, _keep_in(held))])
         value = held[name]
         columns = [
-            torch.autograd.grad(scores[:, action].sum(), value, create_graph=True)[0]
+            torch.autograd.grad(scores[:, action].sum(), value, create_graph=True, materialize_grads=True)[0]
             for action in range(scores.shape[-1])
         ]
         gradient = torch.stack(columns, dim=-1)
@@ -135,6 +135,13 @@ def _check_affine(policy: HookedPolicy, name: str, value: Tensor, predicted: Ten
 
 def _own_map(policy: HookedPolicy, name: str, states: Tensor, value: Tensor) -> Tensor:
     n_positions, n_heads = value.shape[1:3]
+    if not _reads(states, value):
+        raise AttentionError(
+            f"{name!r} does not depend on the observation: it is the same in every state.",
+            given=f"{type(policy.module).__name__}, {name!r}, which is learned or of no entity",
+            expected="an activation that each entity's own features determine",
+            fix="take space='model'",
+        )
     flat = rearrange(value, "batch position head d_head -> batch position (head d_head)")
     columns = reduce(flat, "batch position column -> column", "sum")
     rows = [torch.autograd.grad(column, states, retain_graph=True)[0] for column in columns]
@@ -162,6 +169,16 @@ def _own_map(policy: HookedPolicy, name: str, states: Tensor, value: Tensor) -> 
         "batch position feature (head d_head) -> batch position feature head d_head",
         head=n_heads,
     )
+
+
+def _reads(states: Tensor, value: Tensor) -> bool:
+    """Whether an activation is computed from the states."""
+    if not value.requires_grad:
+        return False
+    (slope,) = cast(
+        "tuple[Tensor | None]", torch.autograd.grad(value.sum(), states, retain_graph=True, allow_unused=True)
+    )
+    return slope is not None
 
 
 def _mixes_entities(states: Tensor, flat: Tensor, slope: Tensor) -> bool:

@@ -11,19 +11,24 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
 from rlmech.cli.atlas import atlas
+from rlmech.cli.certifying import certify
 from rlmech.cli.comparison import compare
+from rlmech.cli.completion import PROGRAM, VARIABLE, completion
+from rlmech.cli.doses import dose
 from rlmech.cli.episodes import record, view
 from rlmech.cli.features import features
 from rlmech.cli.look import demo, report
 from rlmech.cli.policies import inspect, train
+from rlmech.cli.probing import probes
 from rlmech.cli.sweeps import ablate, circuits, patch
-from rlmech.console import fail
+from rlmech.console import INTERRUPTED, fail
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Open a trained reinforcement-learning policy: see, change and measure what it computes.",
@@ -40,26 +45,33 @@ def _version(show: bool) -> None:  # noqa: FBT001  # typer's callback
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[  # noqa: FBT002
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Open a trained reinforcement-learning policy: see, change and measure what it computes."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-for _command in (demo, report, train, inspect, record, compare, patch, ablate, circuits, features, view, atlas):
+_ANALYSES = (patch, ablate, probes, circuits, certify, features)
+for _command in (demo, report, inspect, record, view, compare, dose, *_ANALYSES, atlas, train, completion):
     app.command()(_command)
 
 
 def main() -> None:
     """Run the command line; the entry point of the installed script."""
+    completion_init()  # what the shell's script asks is answered by the parser itself
     command = typer.main.get_command(app)
     try:
-        code = command.main(prog_name="rlmech", standalone_mode=False)
+        code = command.main(prog_name=PROGRAM, complete_var=VARIABLE, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        fail("stopped.", code=130)
+        code = INTERRUPTED
     except Exception as error:
         fail(_one_line(error))
+    if code == INTERRUPTED:  # the parser gives it for Ctrl-C, too
+        fail("stopped; nothing was kept.", code=INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

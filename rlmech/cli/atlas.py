@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlmech.cli.opening import refuse_unwritable
 from rlmech.cli.options import Json
-from rlmech.console import plain, print_result
+from rlmech.console import INTERRUPTED, fail, plain, print_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,16 +32,20 @@ def atlas(
     """Ask every agent of a folder the same questions; tables, a row a policy."""
     import rlmech as rlm
 
+    refuse_unwritable(out)
     chosen = [one.strip() for one in tables.split(",") if one.strip()]
     given = {"tables": chosen} if chosen else {}
-    found = rlm.atlas.map_policies(
-        zips,
-        out,
-        only=only,
-        sizes=rlm.atlas.Sizes.quick() if quick else None,
-        progress=not as_json,
-        **given,  # type: ignore[arg-type]  # checked there
-    )
+    try:
+        found = rlm.atlas.map_policies(
+            zips,
+            out,
+            only=only,
+            sizes=rlm.atlas.Sizes.quick() if quick else None,
+            progress=not as_json,
+            **given,  # type: ignore[arg-type]  # checked there
+        )
+    except KeyboardInterrupt:
+        fail(f"stopped; the finished rows are kept in {out}. The same command goes on from there.", code=INTERRUPTED)
     told = rlm.atlas.answers(out)
     told.to_csv(out / "answers.csv", index=False, float_format="%.6g")
     agents = found["identity"]

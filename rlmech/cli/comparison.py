@@ -9,9 +9,24 @@ import typer
 
 from rlmech.cli.ablations import AblationKind, At, Which, conditions, edits, states
 from rlmech.cli.figure import write_figure
-from rlmech.cli.opening import make_env, open_policy
-from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy, Reference, Seed, WhichBackend, Workers
-from rlmech.console import plain, print_result
+from rlmech.cli.opening import open_with_env, refuse_unwritable
+from rlmech.cli.options import (
+    Config,
+    EnvConfig,
+    Environment,
+    Extractor,
+    Json,
+    Out,
+    Policy,
+    Reference,
+    Seed,
+    Statistics,
+    WhichBackend,
+    Workers,
+    Wrapper,
+)
+from rlmech.cli.selecting import Acting, acting_when
+from rlmech.console import kept_on_interrupt, plain, print_result
 from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
@@ -20,11 +35,12 @@ if TYPE_CHECKING:
 
 def compare(
     policy: Policy,
-    env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
+    env: Environment = None,
     ablate: Which = "head",
     sites: At = "auto",
     kind: AblationKind = "mean",
     reference: Reference = None,
+    when: Acting = "",
     seeds: Annotated[int, typer.Option("--seeds", "--episodes", min=2, help="Number of seeds.")] = 100,
     seed: Seed = 0,
     controls: Annotated[str, typer.Option("--controls", help="Also random_site, random_direction, or both.")] = "",
@@ -33,39 +49,52 @@ def compare(
     ] = None,
     workers: Workers = 1,
     backend: WhichBackend = "processes",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of figure, table and recordings; an interrupted run goes on.")
-    ] = None,
+    out: Out = None,
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
+    wrapper: Wrapper = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Drive the same seeds with and without ablations."""
     import rlmech as rlm
 
     _check_precision(half_width)
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    made, run = make_env(opened, env), range(seed, seed + seeds)
-    chosen = conditions(opened, ablate, sites=sites)
-    seen = None
-    if kind == "mean":
-        seen = states(opened, made, reference=reference, seeds=run, progress=not as_json)
-    result = rlm.compare_rollouts(
-        opened,
-        made,
-        conditions={name: edits(opened, own, kind=kind, observations=seen) for name, own in chosen.items()},
-        seeds=run,
-        controls=[one.strip() for one in controls.split(",") if one.strip()],  # type: ignore[misc]  # checked there
-        workers=workers,
-        backend=backend,
-        path=None if out is None else out / "recordings",
-        progress=not as_json,
+    refuse_unwritable(out)
+    both = open_with_env(
+        policy,
+        env,
+        wrappers=wrapper or (),
+        config=config,
+        extractor=extractor,
+        vecnormalize=vecnormalize,
+        env_config=env_config,
     )
-    said = "Each ablated part is at zero."
+    opened, made, run = both.policy, both.env, range(seed, seed + seeds)
+    chosen, acting = conditions(opened, ablate, sites=sites), acting_when(when, spec=opened.spec)
+    folder = None if out is None else out / "recordings"
+    seen = None
+    with kept_on_interrupt(folder):
+        if kind == "mean":
+            seen = states(opened, made, reference=reference, seeds=run, progress=not as_json)
+        result = rlm.compare_rollouts(
+            opened,
+            made,
+            conditions={name: edits(opened, own, kind=kind, observations=seen) for name, own in chosen.items()},
+            seeds=run,
+            when=acting,
+            controls=[one.strip() for one in controls.split(",") if one.strip()],  # type: ignore[misc]  # checked there
+            workers=workers,
+            backend=backend,
+            path=folder,
+            progress=not as_json,
+        )
+    said = "Each ablated part is at zero" + (f" when {when}." if when else ".")
     if seen is not None:
         n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
-        said = f"Each ablated part is at its mean over the {n} states of {reference or 'the first episodes, unedited'}."
+        said = f"Each ablated part is at its mean over the {n} states of {reference or 'the first episodes, unedited'}"
+        said += f" when {when}." if when else "."
     _show(result, said, half_width=half_width, out=out, title=f"{policy}, {kind} ablation", as_json=as_json)
 
 

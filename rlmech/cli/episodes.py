@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from rlmech.cli.ablations import EXAMPLE, AblationKind, At, conditions, edits, states
-from rlmech.cli.opening import make_env, open_policy
+from rlmech.cli.opening import open_with_env, refuse_unwritable
 from rlmech.cli.options import (
     Config,
     EnvConfig,
+    Environment,
     Episodes,
     Extractor,
     Json,
@@ -20,16 +21,19 @@ from rlmech.cli.options import (
     RecordingPath,
     Reference,
     Seed,
+    Statistics,
     WhichBackend,
     Workers,
+    Wrapper,
 )
-from rlmech.console import print_result, status
+from rlmech.cli.selecting import Acting, acting_when
+from rlmech.console import kept_on_interrupt, print_result, status
 from rlmech.untyped import JsonObject
 
 
 def record(
     policy: Policy,
-    env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
+    env: Environment = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the recording; one made in the same way is gone on with.")
     ] = Path("recording"),
@@ -38,9 +42,12 @@ def record(
     sites: At = "auto",
     kind: AblationKind = "mean",
     reference: Reference = None,
+    when: Acting = "",
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
+    wrapper: Wrapper = None,
     episodes: Episodes = 20,
     seed: Seed = 0,
     workers: Workers = 1,
@@ -53,8 +60,18 @@ def record(
     """
     import rlmech as rlm
 
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    made, seeds = make_env(opened, env), range(seed, seed + episodes)
+    refuse_unwritable(out)
+    both = open_with_env(
+        policy,
+        env,
+        wrappers=wrapper or (),
+        config=config,
+        extractor=extractor,
+        vecnormalize=vecnormalize,
+        env_config=env_config,
+    )
+    opened, made, seeds = both.policy, both.env, range(seed, seed + episodes)
+    _check_when(when, ablate)
     acting: list[Any] = []
     if ablate:
         chosen = _one_condition(conditions(opened, ablate, sites=sites), ablate)
@@ -63,26 +80,40 @@ def record(
             seen = states(opened, made, reference=reference, seeds=seeds, progress=not as_json)
         acting = edits(opened, chosen, kind=kind, observations=seen)
     kept = [block.names["pattern"] for block in opened.attention.values()] if names == "auto" else names.split(",")
-    recording = rlm.record(
-        opened,
-        made,
-        seeds=seeds,
-        names=[name for name in kept if name],
-        edits=acting,
-        path=out,
-        workers=workers,
-        backend=backend,
-        progress=not as_json,
-    )
+    with kept_on_interrupt(out):
+        recording = rlm.record(
+            opened,
+            made,
+            seeds=seeds,
+            names=[name for name in kept if name],
+            edits=acting,
+            when=acting_when(when, spec=opened.spec),
+            path=out,
+            workers=workers,
+            backend=backend,
+            progress=not as_json,
+        )
     table: Any = recording.episodes
     found: JsonObject = {"recording": str(out), "episodes": json.loads(table.to_json(orient="records"))}
     columns = [str(name) for name in table.columns if name != "episode"]
     lines = [f"{len(recording)} episodes, {len(recording.steps)} decisions, at {out}."]
     if acting:
-        lines.append(f"At work: {'; '.join(map(str, acting))}.")
+        lines.append(f"At work{f' when {when}' if when else ''}: {'; '.join(map(str, acting))}.")
         found["edits"] = [str(edit) for edit in acting]
     cells = [[one[name] for name in columns] for one in found["episodes"]]
     print_result(found, as_json=as_json, lines=lines, tables=[(columns, cells)])
+
+
+def _check_when(when: str, ablate: str) -> None:
+    from rlmech.errors import ConfigError
+
+    if when and not ablate:
+        raise ConfigError(
+            "There is nothing that could act at some steps only.",
+            given=f"--when {when!r} without --ablate",
+            expected="--when beside an ablation; every step is recorded",
+            fix="leave --when out, and give it to rlmech ablate, patch or probes, which analyse a recording's steps",
+        )
 
 
 def _one_condition(chosen: JsonObject, ablate: str) -> list[Any]:
@@ -108,6 +139,7 @@ def view(
     """Write a page to step through a recording."""
     import rlmech as rlm
 
+    refuse_unwritable(out)
     opened = rlm.Recording.load(recording)
     shown: list[int] = opened.episodes["episode"].tolist()[:episodes]
     with status("drawing the episodes", enabled=not as_json):

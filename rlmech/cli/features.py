@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from rlmech.cli.opening import make_env, open_policy
-from rlmech.cli.options import Config, EnvConfig, Episodes, Extractor, Json, Policy, Seed
+from rlmech.cli.opening import last_hidden, open_with_env, refuse_unwritable
+from rlmech.cli.options import (
+    Config,
+    EnvConfig,
+    Environment,
+    Episodes,
+    Extractor,
+    Json,
+    Policy,
+    Seed,
+    Statistics,
+    Wrapper,
+)
 from rlmech.console import plain, print_result
 from rlmech.untyped import JsonObject
-
-if TYPE_CHECKING:
-    from rlmech.core.policy import HookedPolicy
 
 Driven = Annotated[int, typer.Option("--driven", min=0, help="Episodes to drive with each reconstruction; 0: none.")]
 N_DRIVEN_FEATURES = 3
@@ -24,7 +32,7 @@ _STATES_A_FEATURE = 5
 
 def features(
     policy: Policy,
-    env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
+    env: Environment = None,
     site: Annotated[str, typer.Option("--site", help="Hook point; by default the last hidden activation.")] = "",
     n_features: Annotated[int, typer.Option("--n-features", min=0, help="Features; 0: as many as states allow.")] = 0,
     k: Annotated[int, typer.Option("--active", min=1, help="Features that are active at a time.")] = 4,
@@ -32,23 +40,38 @@ def features(
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("features.html"),
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
+    wrapper: Wrapper = None,
     episodes: Episodes = 50,
     seed: Seed = 0,
     driven: Driven = 20,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Write a page of a policy's features, and of what the policy does with and without them."""
+    """Write a page of a dictionary's features.
+
+    Whether a dictionary is worth it, its features, and how the policy drives without them.
+    """
     import rlmech as rlm
+
+    refuse_unwritable(out)
 
     def say(what: str) -> None:
         if not as_json:
             typer.echo(f"{what} …", err=True)
 
     started = time.perf_counter()
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    made = make_env(opened, env)
-    where = site or _last_hidden(opened)
+    both = open_with_env(
+        policy,
+        env,
+        wrappers=wrapper or (),
+        config=config,
+        extractor=extractor,
+        vecnormalize=vecnormalize,
+        env_config=env_config,
+    )
+    opened, made = both.policy, both.env
+    where = site or last_hidden(opened)
     recording = rlm.record(opened, made, seeds=range(seed, seed + episodes), progress=not as_json)
     width = int(rlm.Site(where).mask(opened.point(where)).sum())
     number = n_features or max(k + 1, min(8 * width, len(recording.steps) // _STATES_A_FEATURE))
@@ -96,21 +119,6 @@ _SHOWN = ("agreement", "kept", "explained", "stability")
 
 def _at(variable: str) -> dict[str, str]:
     return {"splice": "reconstruction"} if variable == "agreement" else {}
-
-
-def _last_hidden(policy: HookedPolicy) -> str:
-    """The last activation of one vector a state: where what decides is together."""
-    from rlmech.errors import ConfigError
-
-    hidden = [name for name, point in policy.hook_dict.items() if point.kind == "activation" and len(point.axes) == 2]
-    if not hidden:
-        raise ConfigError(
-            "The policy has no hidden activation that is one vector a state.",
-            given=f"{len(policy.hook_dict)} hook points",
-            expected="a hook point with the axes batch and neuron",
-            fix="--site NAME; rlmech inspect lists all of them",
-        )
-    return hidden[-1]
 
 
 def _facts(recording: Any, found: Any) -> list[tuple[str, str]]:

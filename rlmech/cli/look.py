@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlmech.cli.opening import open_policy
-from rlmech.cli.options import Config, EnvConfig, Episodes, Extractor, Json, Policy, Seed, Workers
+from rlmech.cli.opening import open_policy, refuse_unwritable
+from rlmech.cli.options import (
+    Config,
+    EnvConfig,
+    Environment,
+    Episodes,
+    Extractor,
+    Json,
+    Policy,
+    Seed,
+    Statistics,
+    Workers,
+    Wrapper,
+)
 from rlmech.console import look_lines, look_tables, plain, print_result
 
 if TYPE_CHECKING:
@@ -35,11 +47,13 @@ def demo(
 
 def report(
     policy: Policy,
-    env: Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")] = None,
+    env: Environment = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = Path("report"),
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
+    wrapper: Wrapper = None,
     episodes: Episodes = 20,
     seed: Seed = 0,
     driven: Driven = 8,
@@ -47,8 +61,11 @@ def report(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Do what demo does for any policy and environment."""
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
-    _look(policy, opened, env, out, range(seed, seed + episodes), driven, workers, as_json=as_json)
+    opened = open_policy(
+        policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config, env=env
+    )
+    seeds = range(seed, seed + episodes)
+    _look(policy, opened, env, out, seeds, driven, workers, as_json=as_json, wrappers=tuple(wrapper or ()))
 
 
 def _look(
@@ -61,16 +78,20 @@ def _look(
     workers: int,
     *,
     as_json: bool,
+    wrappers: tuple[str, ...] = (),
 ) -> None:
     """Record, analyse, write the page, print the summary."""
     from rlmech.first_look import first_look, summary, with_pictures, write_page
+    from rlmech.simulators.training_env import wrapped
+
+    refuse_unwritable(out)
 
     def say(what: str) -> None:
         if not as_json:
             typer.echo(f"{what} …", err=True)
 
     started = time.perf_counter()
-    made = with_pictures(policy, env)
+    made = wrapped(with_pictures(policy, env), wrappers)
     look = first_look(policy, made, seeds=seeds, n_driven=driven, workers=workers, progress=not as_json, say=say)
     say("drawing the page")
     page = write_page(look, out / "index.html", source=source)

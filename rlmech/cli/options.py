@@ -19,6 +19,20 @@ Extractor = Annotated[
         "--features-extractor-class", help="Class of an SB3 zip's own extractor, module:Class or file.py:Class."
     ),
 ]
+Statistics = Annotated[
+    Path | None,
+    typer.Option("--vecnormalize", help="Statistics of VecNormalize: a .pkl or .npz; by default those beside the zip."),
+]
+Wrapper = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrapper", help="Wrapper around the environment, e.g. gymnasium.wrappers.FlattenObservation; innermost first."
+    ),
+]
+Environment = Annotated[str | None, typer.Argument(help="Gymnasium id; by default the policy's own.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder of figure, table and recordings; an interrupted run goes on.")
+]
 RecordingPath = Annotated[Path, typer.Argument(help="A directory that `rlmech record` wrote.")]
 Figure = Annotated[Path | None, typer.Option("--figure", help="Also write a page with the figure, e.g. heads.html.")]
 Sites = Annotated[str, typer.Option("--sites", help='Hook points: a name or a glob, or "auto".')]

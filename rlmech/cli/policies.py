@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rlmech.cli.opening import open_policy
-from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy
-from rlmech.console import print_result
+from rlmech.cli.opening import make_env, open_policy, refuse_unwritable
+from rlmech.cli.options import Config, EnvConfig, Extractor, Json, Policy, Statistics, Wrapper
+from rlmech.console import INTERRUPTED, fail, print_result
 from rlmech.untyped import JsonObject
 
 
@@ -24,7 +24,12 @@ def train(
     """Train, evaluate and write a card; resumes a run."""
     from rlmech.training import train as run_training
 
-    written = run_training(config, run, progress=not as_json)
+    refuse_unwritable(run)
+    try:
+        written = run_training(config, run, progress=not as_json)
+    except KeyboardInterrupt:
+        where = "the run's folder" if run is None else str(run)
+        fail(f"stopped; {where} keeps the last checkpoint. The same command goes on from there.", code=INTERRUPTED)
     card = json.loads((written / "card.json").read_text(encoding="utf-8"))
     lines = [card["about"], f"The run is at {written}, its card at {written / 'card.json'}."]
     print_result({"run": str(written), "card": card}, as_json=as_json, lines=lines)
@@ -34,12 +39,22 @@ def inspect(
     policy: Policy,
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
-    env: Annotated[str | None, typer.Option("--env", help="Gymnasium id, for names and shapes.")] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", help="Gymnasium id, for names and shapes; one that does not fit is refused.")
+    ] = None,
+    wrapper: Wrapper = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """List a policy's hook points, axes and attention."""
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config, env=env)
+    opened = open_policy(
+        policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config, env=env
+    )
+    if env is not None or wrapper:
+        from rlmech.simulators import check_fit
+
+        check_fit(opened, make_env(opened, env, wrappers=wrapper or ()))
     points: list[JsonObject] = [
         {"name": name, "kind": point.kind, "axes": list(point.axes), "shape": list(point.shape)}
         for name, point in opened.hook_dict.items()

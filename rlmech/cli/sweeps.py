@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rlmech.cli.figure import write_figure
-from rlmech.cli.opening import choose_sites, open_policy
-from rlmech.cli.options import Config, EnvConfig, Extractor, Figure, Json, Over, Policy, RecordingPath, Sites
+from rlmech.cli.opening import choose_sites, open_policy, refuse_unwritable
+from rlmech.cli.options import (
+    Config,
+    EnvConfig,
+    Extractor,
+    Figure,
+    Json,
+    Over,
+    Policy,
+    RecordingPath,
+    Seed,
+    Sites,
+    Statistics,
+)
+from rlmech.cli.selecting import Steps, select_steps
 from rlmech.console import plain, print_result
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from rlmech.core.policy import HookedPolicy
+    from rlmech.episodes.recording import Recording
+
 MOST_ROWS = 40
+MOST_PAIRS = 64
 
 
 def patch(
@@ -26,30 +43,29 @@ def patch(
     direction: Annotated[
         Literal["denoise", "noise"], typer.Option("--direction", help="denoise: is it enough? noise: is it needed?")
     ] = "denoise",
+    when: Steps = "",
+    seed: Seed = 0,
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Take away the most attended vehicle, patch sites."""
-    import rlmech as rlm
-    from rlmech.first_look import take_away
+    """Patch sites between pairs of recorded states.
 
-    opened, episodes = (
-        open_policy(policy, config=config, extractor=extractor, env_config=env_config),
-        rlm.Recording.load(recording),
-    )
-    pairs = take_away(opened, episodes)
+    On a road, the same state without the most attended vehicle; else another state in which the policy does something
+    else (drawn by --seed).
+    """
+    import rlmech as rlm
+
+    refuse_unwritable(figure)
+    opened = open_policy(policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config)
+    episodes = select_steps(rlm.Recording.load(recording), when, spec=opened.spec)
+    pairs, said = _pairs(opened, episodes, seed=seed)
     chosen = choose_sites(opened, sites, over)
-    result = rlm.activation_patching(
-        opened, clean=pairs.clean, corrupt=pairs.corrupt, sites=chosen, direction=direction, progress=not as_json
-    )
-    lines = [
-        f"{len(pairs.rows)} pairs of {pairs.n_states} states; taking the vehicle away ({pairs.chosen_by}) changes the "
-        f"action in {pairs.n_flips}.",
-        f"effect: {result.attrs['method']}; {result.attrs['sign']}.",
-    ]
+    result = rlm.activation_patching(opened, **pairs, sites=chosen, direction=direction, progress=not as_json)
+    lines = [said, f"effect: {result.attrs['method']}; {result.attrs['sign']}."]
     _show_sweep(result, lines, title=f"Patching {policy}", figure=figure, as_json=as_json)
 
 
@@ -60,25 +76,35 @@ def ablate(
     over: Over = "",
     kind: Annotated[Literal["zero", "mean", "resample"], typer.Option("--kind", help="What is put there.")] = "mean",
     metric: Annotated[
-        Literal["flip", "gap"], typer.Option("--metric", help="Action flips, or the action gap.")
-    ] = "flip",
+        Literal["auto", "flip", "gap", "shift"],
+        typer.Option("--metric", help="Action flips, the action gap, or how far a continuous action moves."),
+    ] = "auto",
+    when: Steps = "",
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Ablate sites: how often does the action change?"""
+    """Ablate sites: does the action change?"""
     import rlmech as rlm
+    from rlmech.first_look.analysis import clusters
+    from rlmech.first_look.neurons import decision_change
 
-    opened, episodes = (
-        open_policy(policy, config=config, extractor=extractor, env_config=env_config),
-        rlm.Recording.load(recording),
-    )
+    refuse_unwritable(figure)
+    opened = open_policy(policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config)
+    episodes = select_steps(rlm.Recording.load(recording), when, spec=opened.spec)
     chosen = choose_sites(opened, sites, over)
-    measure = rlm.metrics.action_flip() if metric == "flip" else rlm.metrics.action_gap()
+    measures = {"flip": rlm.metrics.action_flip, "gap": rlm.metrics.action_gap, "shift": rlm.metrics.action_shift}
     result = rlm.ablation_sweep(
-        opened, episodes.observations, sites=chosen, kind=kind, metric=measure, progress=not as_json
+        opened,
+        episodes.observations,
+        sites=chosen,
+        kind=kind,
+        metric=decision_change(opened) if metric == "auto" else measures[metric](),
+        clusters=clusters(episodes),
+        progress=not as_json,
     )
     lines = [f"{len(episodes.steps)} states; effect: {result['effect'].attrs['long_name']} by {kind} ablation."]
     _show_sweep(result, lines, title=f"Ablating {policy}", figure=figure, as_json=as_json)
@@ -92,8 +118,10 @@ def circuits(
     block: Annotated[
         str | None, typer.Option("--block", help="Path of the attention, where there are several.")
     ] = None,
+    when: Steps = "",
     config: Config = None,
     extractor: Extractor = None,
+    vecnormalize: Statistics = None,
     env_config: EnvConfig = None,
     figure: Figure = None,
     as_json: Json = False,  # noqa: FBT002
@@ -104,7 +132,9 @@ def circuits(
     """
     import rlmech as rlm
 
-    opened = open_policy(policy, config=config, extractor=extractor, env_config=env_config)
+    refuse_unwritable(figure)
+    opened = open_policy(policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config)
+    _check_heads(opened, when=when, recording=recording)
     read = rlm.circuits.qk_circuit if kind == "qk" else rlm.circuits.ov_circuit
     if recording is None:
         result = read(opened, block, space="model")
@@ -112,7 +142,8 @@ def circuits(
     else:
         import torch
 
-        states = torch.as_tensor(rlm.Recording.load(recording).observations)
+        chosen = select_steps(rlm.Recording.load(recording), when, spec=opened.spec)
+        states = torch.as_tensor(chosen.observations)
         result = read(opened, block, space="feature", obs=states)
         names = opened.spec.entities
         result = result.sel(entity=entity or (names[1] if len(names) > 1 else result.coords["entity"].values[-1]))
@@ -130,6 +161,66 @@ def circuits(
         ],
         tables=[((*[str(dim) for dim in array.dims], "value"), strongest)],
     )
+
+
+def _pairs(policy: HookedPolicy, recording: Recording, *, seed: int) -> tuple[dict[str, Any], str]:
+    """Clean and corrupt observations with the episode of each pair, and what they are."""
+    import numpy as np
+
+    from rlmech.errors import ObservationError
+    from rlmech.first_look import take_away
+    from rlmech.first_look.analysis import clusters
+
+    if policy.spec.presence is not None:
+        taken = take_away(policy, recording)
+        found = {"clean": taken.clean, "corrupt": taken.corrupt, "clusters": clusters(recording, taken.rows)}
+        return found, (
+            f"{len(taken.rows)} pairs of {taken.n_states} states; taking the vehicle away ({taken.chosen_by}) changes "
+            f"the action in {taken.n_flips}."
+        )
+    observations, generator = recording.observations, np.random.default_rng(seed)
+    n_states = len(recording.steps)
+    rows = np.sort(generator.permutation(n_states)[:MOST_PAIRS])
+    continuous = policy.output_kind == "mean_action"
+    done = np.arange(n_states) if continuous else recording.scores.argmax(-1).reshape(n_states, -1)[:, 0]
+    others = [np.flatnonzero(done != done[row]) for row in rows]
+    if not all(map(len, others)):
+        raise ObservationError(
+            "The policy does the same in all of these states, so that there are no pairs.",
+            given=f"{n_states} states",
+            expected="states in which it acts differently",
+            fix="record more episodes, or leave --when out",
+        )
+    partners = np.array([generator.choice(other) for other in others])
+
+    def at(places: Any) -> Any:
+        if isinstance(observations, dict):
+            return {name: values[places] for name, values in observations.items()}
+        return observations[places]
+
+    what = "another state" if continuous else "a state in which the policy does something else"
+    found = {"clean": at(rows), "corrupt": at(partners), "clusters": clusters(recording, rows)}
+    return found, f"{len(rows)} of {n_states} states, each paired with {what}."
+
+
+def _check_heads(policy: HookedPolicy, *, when: str, recording: Path | None) -> None:
+    from rlmech.errors import ConfigError
+
+    if not policy.attention:
+        raise ConfigError(
+            "The policy has no attention heads, whose circuits these are.",
+            given=f"{len(policy.hook_dict)} hook points without attention",
+            expected="a policy with attention",
+            fix="rlmech ablate and rlmech patch find what matters in any policy; rlm.attribution.local_affine reads "
+            "the map of a network without heads",
+        )
+    if when and recording is None:
+        raise ConfigError(
+            "There are no steps to choose from.",
+            given=f"--when {when!r} without a recording",
+            expected="a recording behind the policy",
+            fix="give one, or leave --when out",
+        )
 
 
 def _show_sweep(result: xr.Dataset, lines: list[str], *, title: str, figure: Path | None, as_json: bool) -> None:

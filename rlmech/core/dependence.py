@@ -109,7 +109,7 @@ class _Pusher:
         return self._any([self._mask(source).broadcast_to(self._sizes(node)) for source in self._tensors(node)])
 
     def _convolved(self, node: Node) -> Tensor:
-        weight = torch.ones(node.args[1].sizes)
+        weight = torch.ones(self._sizes(node.args[1]))
         return self._call(node, self._mask(node.args[0]).float(), weight, None, *node.args[3:]) > 0
 
     def _pooled(self, node: Node) -> Pushed:

@@ -27,6 +27,7 @@ from rlmech.core.engine import EngineName, leave_out
 from rlmech.core.graph import Graph, Node, Size
 from rlmech.core.hook_point import HookPoint, Interceptors
 from rlmech.core.layout import Layout
+from rlmech.core.module_record import PassHook
 from rlmech.core.observation import ObservationFormat
 from rlmech.core.operations.aliases import plain_name
 from rlmech.core.points import OutputKind, Point, name_points, strip_root
@@ -310,13 +311,13 @@ def _watching(
     calls: Counter[str] = Counter()
     this_pass = object()
 
-    def enter(path: str) -> Callable[..., None]:
+    def enter(path: str) -> PassHook:
         def hook(*_: object) -> None:
             if _watch.get() is this_pass:  # module hooks fire for every thread, and for passes made inside a hook
                 stack.append(f"{path}@{calls[path]}" if calls[path] else path)
                 calls[path] += 1
 
-        return hook
+        return PassHook(hook)
 
     def leave(*_: object) -> None:
         if _watch.get() is this_pass:
@@ -335,7 +336,7 @@ def _watching(
         for path, child in module.named_modules():
             if path:
                 handles.append(child.register_forward_pre_hook(enter(path)))
-                handles.append(child.register_forward_hook(leave, always_call=True))
+                handles.append(child.register_forward_hook(PassHook(leave), always_call=True))
         with _FunctionMode(lambda: stack[-1], aside, on_call):
             yield
     finally:

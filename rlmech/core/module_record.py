@@ -33,6 +33,17 @@ _READY = frozenset(vars(nn.Module()))
 Contents = JsonObject
 
 
+class PassHook:
+    """A hook that a pass of ours puts on a module for as long as it lasts: other threads' records do not count it."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: object) -> None:
+        """As torch calls a hook."""
+        self._function(*args)
+
+
 class ModuleRecord:
     """A module's attributes, plain tensors, hooks and submodules as they are when this is made.
 
@@ -92,7 +103,8 @@ class ModuleRecord:
         owned = [attributes for attributes, size, _, _ in watched if size is not None]
         sizes = [size for _, size, _, _ in watched if size is not None]
         reads = [(attributes, read, values) for attributes, _, read, values in watched if values != ()]
-        was_hooked, rare = any(hooks), bool(tensors or arrays or any(hooks))
+        was_hooked = bool(self._hooks)
+        rare = bool(tensors or arrays or was_hooked)
 
         def is_current() -> bool:
             try:
@@ -104,11 +116,11 @@ class ModuleRecord:
             if owned and list(map(len, owned)) != sizes:
                 return False
             if not rare:
-                return not any(hooks)
+                return not any(hooks) or not _hooks(self._module)
             return (
                 [value._version for value in tensors] == versions
                 and all(array.tobytes() == content for array, content in arrays)
-                and (_hooks(self._module) == self._hooks if was_hooked else not any(hooks))
+                and ((not was_hooked and not any(hooks)) or _hooks(self._module) == self._hooks)
             )
 
         return is_current
@@ -232,11 +244,14 @@ def _tensors(path: str, contents: Contents) -> Iterator[tuple[str, Tensor]]:
 
 
 def _hooks(module: nn.Module) -> dict[str, tuple[object, ...]]:
-    return {
-        path: hooks
-        for path, child in module.named_modules()
-        if (hooks := tuple(hook for name in HOOKS for hook in (_dict(child, name) or {}).values()))
-    }
+    """The user's forward hooks, by module."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path, child in module.named_modules():
+        # taken out whole: another thread's pass may attach its hooks between two steps of a loop
+        attached = [hook for name in HOOKS for hook in tuple((_dict(child, name) or {}).values())]
+        if hooks := tuple(hook for hook in attached if not isinstance(hook, PassHook)):
+            found[path] = hooks
+    return found
 
 
 def _dict(module: nn.Module, name: str) -> dict[str, object] | None:

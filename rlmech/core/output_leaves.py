@@ -85,6 +85,16 @@ class Leaves:
             return ["0"], "1"
         raise self._question()
 
+    def kind_at(self, path: str) -> OutputKind | None:
+        """What is selected of a distribution, or stands beside a standard deviation; None where neither tells."""
+        for place, what in self.others.items():
+            part = path.removeprefix(place).lstrip(".")
+            if what in DISTRIBUTIONS and path.startswith(place) and part:
+                return "logits" if last_key(part) == "logits" else "mean_action" if last_key(part) in _MEANS else None
+        parent, _, name = path.rpartition(".")
+        beside = {last_key(other) for other in (*self.tensors, *self.others) if other.rpartition(".")[0] == parent}
+        return "mean_action" if name in _MEANS and not beside.isdisjoint(_DEVIATIONS) else None
+
     def known_value(self) -> str | None:
         """The path of the value by its known name; None where no output, or more than one, has such a name."""
         known = [path for path in self.tensors if last_key(path) in KNOWN_VALUES]
@@ -143,6 +153,10 @@ DISTRIBUTIONS = {
     "Beta": "mean",
 }
 """A distribution's class -> its attribute that scores the actions, or is the mean one."""
+
+
+_MEANS = ("mean", "mu", "loc", "mode", "mean_action", "mean_actions", "action_mean")
+_DEVIATIONS = ("log_std", "logstd", "std", "stddev", "scale", "sigma", "log_scale", "log_sigma", "action_std")
 
 
 def _flat(output: Any, path: str = "") -> JsonObject:

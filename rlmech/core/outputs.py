@@ -142,7 +142,9 @@ def find_outputs(
     if choices is None and listed is not None and len(chosen) > 1:
         choices = Choices(sizes=tuple(shape[0] for shape in shapes))
     _check_shapes(type(network).__name__, shapes, value_shape, choices)
-    kind, width = _kind_and_width(chosen, shapes, kind, action_space)
+    kind, width = _kind_and_width(chosen, shapes, kind or leaves.kind_at(str(chosen[0])), action_space)
+    if choices is None and (kind == "mean_action" or not _is_box(action_space)):
+        _check_width(type(network).__name__, shapes[0][0] if width is None else width, action_space)
     paths = [str(part) for part in chosen] + ([] if value is None else [str(value)])
     as_it_is = paths == list(leaves.tensors) and paths in ([""], ["0"], ["0", "1"])
     if call.plain and as_it_is and choices is None and width is None:
@@ -248,12 +250,27 @@ def _check_shapes(network: str, shapes: Sequence[Shape], value: Shape | None, ch
         )
 
 
+def _check_width(network: str, width: int, space: Any) -> None:
+    """Refuse scores of which the action space says that they are too many or too few."""
+    n_actions = int(np.prod(space.shape or ())) if _is_box(space) else getattr(space, "n", None)
+    if n_actions is None or int(n_actions) == width:
+        return
+    raise ConfigError(
+        f"The {network} does not give a score for each action of the action space.",
+        given=f"scores [batch {width}] for {space}",
+        expected=f"[batch {int(n_actions)}]",
+        fix="scores= the output, or the part of it, that is them: of a mean beside a deviation "
+        f"scores=lambda out: out[..., :{int(n_actions)}]; or the environment's own action_space",
+    )
+
+
 def _kind_and_width(
     chosen: Sequence[Selector], shapes: Sequence[Shape], kind: OutputKind | None, space: spaces.Space | None
 ) -> tuple[OutputKind | None, int | None]:
     """What the scores are, as far as it is told; and how many of RLlib's inputs of a Gaussian are its mean."""
     name = last_key(str(chosen[0]))
     if name != "action_dist_inputs" or space is None or not _is_box(space):
-        return kind or KNOWN_SCORES.get(name), None
+        known: OutputKind | None = "mean_action" if _is_box(space) else None
+        return kind or KNOWN_SCORES.get(name) or known, None
     size = int(np.prod(space.shape or ()))
     return kind or "mean_action", size if shapes[0] == (2 * size,) else None

@@ -34,29 +34,19 @@ from rlmech.core.module_kinds import unwrapped
 from rlmech.core.module_record import ModuleRecord
 from rlmech.core.names import HookPoints, NameChooser, Names
 from rlmech.core.observation import Observation, batch_of_one, image_keys
-from rlmech.core.other_shapes import (
-    Shapes,
-    flat_rows,
-    flattens,
-    format_for,
-    other_shapes,
-    row_shapes,
-    space_for,
-    spec_for,
-)
 from rlmech.core.output_leaves import Selector
 from rlmech.core.outputs import Scored, find_outputs
 from rlmech.core.parity import on_device
 from rlmech.core.points import OutputKind, Point
-from rlmech.core.recent import Recent
 from rlmech.core.row_edits import RowEdits
 from rlmech.core.row_passes import RowPasses
 from rlmech.core.sequences import run_sequence
 from rlmech.core.site import Site
 from rlmech.core.site_lists import automatic_sites, sites_along, sites_in_time
 from rlmech.core.state import State, StateForm
-from rlmech.core.stateful import StatefulFormat, scored_step, state_form
+from rlmech.core.stateful import scored_step, state_form
 from rlmech.core.unrolled import located, step_to_read
+from rlmech.core.variants import Variants
 from rlmech.core.wrapped_module import WrappedModule
 from rlmech.errors import ConfigError, ObservationError
 from rlmech.habits import OF_POLICY, unknown_name
@@ -67,8 +57,6 @@ if TYPE_CHECKING:
     from gymnasium import Env, Space
     from torch.export import ExportedProgram
 
-SEQUENCES = 8
-"""Lengths of sequences that a policy keeps unrolled, and other shapes that it keeps itself for, the last used ones."""
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -155,9 +143,6 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
     def _prepare(self, registry: HookRegistry) -> None:
         self._registry = registry
-        self._sequences: Recent[tuple[int, int], HookedPolicy] = Recent(SEQUENCES)
-        self._shaped: Recent[Shapes, HookedPolicy] = Recent(SEQUENCES)
-        self._flattens: bool | None = None  # not tried yet
         with evaluating(self.module):
             before = ModuleRecord(self.module)
             scored = self._find_outputs()
@@ -190,11 +175,12 @@ class HookedPolicy(nn.Module, metaclass=_Named):
                 registry=self._registry,
                 labels=labels.get(name),
             )
-        self._entities = frozenset(
+        entities = frozenset(
             name.partition(".")[2]
             for name, point in points.items()
             if point.kind == "observation" and point.address.node.op == "input" and point.axes[1:2] == ("entity",)
         )
+        self._variants = Variants[HookedPolicy](self, self._format, registry, entities=entities, make=self._with)
         self._all_axes: dict[str, tuple[Axis, ...]] = {name: point.axes for name, point in points.items()}
         self._rows = RowPasses(self.module, self._wrapped, self._format, self._registry, self.hook_dict)
         self._deferred = tuple(name for name, point in self.hook_dict.items() if point.kind == "result")
@@ -251,7 +237,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         try:
             arrays = self._format.coerce(obs, self.module)
         except ObservationError as error:
-            taken, rows = self._taken(obs, error)
+            taken, rows = self._variants.taking(obs, error)
             return taken(rows)
         engine = self._wrapped.active()
         if self._registry.is_idle:
@@ -279,7 +265,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         try:
             arrays = self._format.coerce(obs, self.module)
         except ObservationError as error:
-            taken, rows = self._taken(obs, error)
+            taken, rows = self._variants.taking(obs, error)
             return taken.run_with_cache(rows, names)
         chosen, engine = self._names(names), self._wrapped.active()
         usual = engine is self._wrapped.engine
@@ -340,7 +326,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         try:
             given = self.with_state(obs, state)
         except ObservationError as error:
-            taken, rows = self._taken(obs, error)
+            taken, rows = self._variants.taking(obs, error)
             return taken.step(rows, state, episode_start=episode_start)
         if episode_start is not None:
             given = self._format.restarted(given, episode_start)
@@ -370,7 +356,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         try:
             arrays = self._format.coerce(obs, self.module)
         except ObservationError as error:
-            taken, own = self._taken(obs, error)
+            taken, own = self._variants.taking(obs, error)
             return taken.run_rows(own, names, edits=edits, rows=rows)
         return self._rows.run(arrays, () if names == () else self._names(names), edits, rows)
 
@@ -434,16 +420,8 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             (torch.Size([8, 2]), [Site('hook_h', step=0), Site('hook_h', step=1)])
         """
         read = step_to_read(n_steps, read, is_recurrent=self.is_recurrent)
-        form = self._format
-        assert self.graph_engine and isinstance(form, StatefulFormat)  # noqa: S101, PT018  # it is recurrent
-
-        def make() -> HookedPolicy:
-            made = HookedPolicy.__new__(HookedPolicy)
-            own = {"_length": (n_steps, read), "_format": form.sequences(n_steps)}
-            made.__setstate__({**self.__getstate__(), **own})
-            return made
-
-        return self._sequences.get((n_steps, read), make)
+        assert self.graph_engine  # noqa: S101  # else an error in words
+        return self._variants.unrolled(n_steps, read)
 
     def fitting(self, obs: Observation | None) -> HookedPolicy:
         """The policy that takes these observations, with which an analysis of them begins.
@@ -466,60 +444,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         n_steps = None if obs is None else self._format.n_steps_of(obs)
         if n_steps is not None:
             return self.unrolled(n_steps)
-        shapes = None if obs is None else self._other_shapes(obs)
-        return self if shapes is None else self._of_shapes(shapes)
-
-    def _other_shapes(self, obs: Any) -> Shapes | None:
-        named = len(self.spec.entities), len(self.spec.features)
-        return other_shapes(self._format, obs, entities=self._entities, named=named)
-
-    def _of_shapes(self, shapes: Shapes) -> HookedPolicy:
-        def make() -> HookedPolicy:
-            made = HookedPolicy.__new__(HookedPolicy)
-            n_entities = next((shape[0] for key, shape in shapes if key in self._entities or len(shape) == 2), 0)
-            own = {
-                "_format": format_for(self.scored_module, self._format, shapes),
-                "spec": spec_for(self.spec, n_entities),
-                "observation_space": space_for(self.observation_space, shapes),
-                "registry": self._registry,
-            }
-            made.__setstate__({**self.__getstate__(), **own})
-            return made
-
-        return self._shaped.get(shapes, make)
-
-    def _taken(self, obs: Observation, error: ObservationError) -> tuple[HookedPolicy, Observation]:
-        """The policy that takes observations that this one does not take as they are, and what it takes them as.
-
-        Args:
-            obs: The observations.
-            error: What the format says of them.
-
-        Raises:
-            ObservationError: There is none.
-        """
-        rows = flat_rows(self._format, obs)
-        if rows is not None and self._is_flattening():
-            return self, rows
-        shapes = self._other_shapes(obs)
-        if shapes is None:
-            raise error
-        return self._of_shapes(shapes), obs
-
-    def _is_other_single(self, obs: Observation) -> bool:
-        """Whether this is one observation without a batch axis, of another number of entities or flat."""
-        if (
-            isinstance(obs, Mapping) != self._format.takes_dict
-            or row_shapes(self._format, obs) == self._format.observed
-        ):
-            return False
-        batch = batch_of_one(obs)
-        return self._other_shapes(batch) is not None or flat_rows(self._format, batch) is not None
-
-    def _is_flattening(self) -> bool:
-        if self._flattens is None:
-            self._flattens = flattens(self.scored_module, self._format)
-        return self._flattens
+        return (None if obs is None else self._variants.fitting(obs)) or self
 
     @explain_misuse
     def run_with_hooks(
@@ -609,7 +534,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             Actions `[batch]` (`[batch action]` if continuous, clipped to the space), without the batch axis for a
             single observation; and the state after this step, None of a policy without memory.
         """
-        single = self._format.is_single(obs) or self._is_other_single(obs)
+        single = self._format.is_single(obs) or self._variants.is_single(obs)
         with torch.no_grad(), evaluating(self.module) if self.couples_rows else nullcontext():
             before = None if state is None else dict(zip(self.state_names, state, strict=False))
             scores, after = self.step(batch_of_one(obs) if single else obs, before, episode_start=episode_start)
@@ -714,9 +639,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
                 fix="use the policy itself",
             )
         number = choices.index(choice, self.spec.choices)
-        one: HookedPolicy = HookedPolicy.__new__(HookedPolicy)
-        one.__setstate__(self.__getstate__() | {"_choice": number})
-        return one
+        return self._with({"_choice": number})
 
     @property
     def is_one_choice(self) -> bool:
@@ -750,8 +673,8 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         try:
             arrays = self._format.coerce(obs, self.module)
         except ObservationError:
-            rows = flat_rows(self._format, obs)
-            if rows is None or not self._is_flattening():
+            rows = self._variants.flat_rows(obs)
+            if rows is None:
                 raise
             arrays = self._format.coerce(rows, self.module)
         if compare:
@@ -800,8 +723,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         after = next(self.module.parameters(), None)
         if old is not None and after is not None:
             self._wrapped.follow(old, (after.dtype, after.device))
-        self._sequences.clear()  # made for the old precision and device
-        self._shaped.clear()
+        self._variants.clear()
         return self
 
     def __getstate__(self) -> dict[str, object]:
@@ -809,6 +731,12 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         keep += ("_told_kind", "_scores", "_value", "_choice", "_form", "_length")
         state = {name: value for name, value in self.__dict__.items() if name in keep}
         return {**state, "module": self.module, "training": self.training, "graph": self.stored_graph}
+
+    def _with(self, own: Settings) -> HookedPolicy:
+        """The same module wrapped again, with some settings replaced."""
+        made: HookedPolicy = HookedPolicy.__new__(HookedPolicy)
+        made.__setstate__({**self.__getstate__(), **own})
+        return made
 
     def __setstate__(self, state: JsonObject) -> None:
         nn.Module.__init__(self)

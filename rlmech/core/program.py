@@ -172,6 +172,8 @@ class _Writer:
         return f"{function}({', '.join(itertools.chain(args, keywords))})"
 
     def _narrow(self, node: Node) -> str | None:
+        if len(node.args) < 4:  # to the end, as decompositions write it
+            return None
         source, dim, start, _, *step = node.args
         if step or dim == 0 or source.shape is None or node.shape is None or source.shape[dim] < 0:
             return None

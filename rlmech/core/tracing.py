@@ -57,7 +57,7 @@ def trace(module: nn.Module, example: Tensor | Mapping[str, Tensor], *, cells: b
     """
     exported = _export(module, example, cells=cells)
     try:
-        if any(_mutates(node) for node in exported.graph.nodes):
+        if any(_mutates(node) or _encloses(node) for node in exported.graph.nodes):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exported = exported.run_decompositions({})
@@ -192,6 +192,11 @@ def _permuted(tensor: Tensor, have: str, wanted: list[str]) -> Tensor:
 def _mutates(node: torch.fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return bool(schema and schema.is_mutable) and _plain_name(node.target) not in HARMLESS_MUTATIONS
+
+
+def _encloses(node: torch.fx.Node) -> bool:
+    """Whether operations stand in a region, as of `torch.autocast`, `torch.no_grad` or `torch.vmap`."""
+    return node.op == "get_attr" or "functorch" in str(getattr(node.target, "__module__", ""))
 
 
 class _Reader:

@@ -26,9 +26,10 @@ from jaxtyping import Bool, Float, Shaped
 from rlmech.arguments import explain_misuse
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
+from rlmech.episodes.episode_tables import FINAL, Episodes
 from rlmech.episodes.origin import environment_of, spaces_of
 from rlmech.episodes.recording import Recording
-from rlmech.episodes.shards import FINAL, Episodes, Writer
+from rlmech.episodes.shards import Writer
 from rlmech.errors import ConfigError, MissingPackageError, RecordingError
 from rlmech.simulators.choice import simulator_of
 from rlmech.simulators.identity import differences, listed

@@ -24,9 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from jaxtyping import Float, Shaped, UInt8
 
+from rlmech.episodes.episode_tables import FINAL
 from rlmech.episodes.filters import Filter, filter_of
 from rlmech.episodes.manifest import read_manifest
-from rlmech.episodes.shards import FINAL, Shard, shards_in
+from rlmech.episodes.shards import Shard, shards_in
 from rlmech.errors import RecordingError, nearest
 from rlmech.spec import PolicySpec
 from rlmech.untyped import JsonObject

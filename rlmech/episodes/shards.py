@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,84 +28,16 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rlmech.episodes.episode_tables import TABLES, Episodes, is_final, joined
 from rlmech.errors import RecordingError
 from rlmech.files import DamagedError, digest_of, read_sealed_json, write_sealed_json
-from rlmech.simulators.protocol import Column
 
 SHARDS = "shards"
-TABLES = ("episodes", "steps", "entities")
 ARRAYS = "arrays.safetensors"
 CHECKSUMS = "checksums.json"
-FINAL = "final_observation"
 MOST_EPISODES = 512
 MOST_BYTES = 64 * 2**20
-_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
 _NAME = re.compile(r"(\d{8})(?:-(\d{8}))?$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episodes:
-    """Some episodes in memory, in order.
-
-    Attributes:
-        episodes: One row each: episode, seed, length, return and what the environment tells of its end.
-        steps: One row a decision.
-        entities: One row an entity and scene; None where the simulator tells of nobody.
-        arrays: By name; the first axis is the step, or the episode for the final observations.
-    """
-
-    episodes: pa.Table
-    steps: pa.Table
-    entities: pa.Table | None
-    arrays: Mapping[str, np.ndarray]
-
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """The tables that there are, by name."""
-        return {name: table for name in TABLES if (table := getattr(self, name)) is not None}
-
-    @property
-    def numbers(self) -> list[int]:
-        """The episodes' numbers."""
-        return self.episodes["episode"].to_pylist()
-
-    def numbered(self, numbers: Sequence[int]) -> Episodes:
-        """The same episodes under other numbers."""
-        new_of = dict(zip(self.numbers, numbers, strict=True))
-        tables: dict[str, pa.Table] = {}
-        for name, table in self.tables.items():
-            place = table.column_names.index("episode")
-            own = pa.array([new_of[number] for number in table["episode"].to_pylist()], pa.int64())
-            tables[name] = table.set_column(place, "episode", own)
-        return replace(self, **tables)
-
-    def part(self, first: int, last: int) -> Episodes:
-        """Those from one place to and without another."""
-        lengths = self.episodes["length"].to_pylist()
-        start, stop = sum(lengths[:first]), sum(lengths[:last])
-        numbers = self.numbers[first:last]
-        entities = self.entities
-        if entities is not None:
-            entities = entities.filter(pa.array(np.isin(entities["episode"].to_numpy(), numbers)))
-        arrays = {
-            name: array[first:last] if _is_final(name) else array[start:stop] for name, array in self.arrays.items()
-        }
-        return Episodes(
-            episodes=self.episodes.slice(first, last - first),
-            steps=self.steps.slice(start, stop - start),
-            entities=entities,
-            arrays=arrays,
-        )
-
-
-def joined(parts: Sequence[Episodes]) -> Episodes:
-    """Some episodes one after the other."""
-    tables = {
-        name: pa.concat_tables([part.tables[name] for part in parts], promote_options="permissive")
-        for name in parts[0].tables
-    }
-    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return Episodes(**{"entities": None, **tables}, arrays=arrays)
 
 
 @dataclass(slots=True)
@@ -210,7 +142,7 @@ class Shard:
         try:
             with safe_open(self.file(ARRAYS), framework="numpy") as file:  # type: ignore[no-untyped-call]
                 stored = file.get_slice(name)
-                n_rows = self.last - self.first + 1 if _is_final(name) else self.n_steps
+                n_rows = self.last - self.first + 1 if is_final(name) else self.n_steps
                 self._check_rows(f"the array {name}", stored.get_shape()[0], n_rows)
                 return stored[rows.start : rows.stop] if isinstance(rows, slice) else file.get_tensor(name)[rows]
         except (OSError, SafetensorError) as error:
@@ -393,33 +325,6 @@ def sole_writer(path: Path) -> Generator[None]:
         os.close(place)
 
 
-def table_of(rows: Iterable[Mapping[str, object]]) -> pa.Table:
-    """Rows as a table; a value that a row lacks is null."""
-    plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
-    names = dict.fromkeys(name for row in plain for name in row)  # Arrow by itself takes those of the first row alone
-    return pa.table({name: [row.get(name) for row in plain] for name in names})
-
-
-def entity_table(
-    scenes: Sequence[Sequence[tuple[object, ...]]], columns: Mapping[str, Column], *, episode: int, seed: int
-) -> pa.Table | None:
-    """The entities of an episode's scenes as a table, with the same columns whether there are any or not.
-
-    Args:
-        scenes: For each observation, a row of `columns` an entity.
-        columns: The simulator's; without any there is no table.
-        episode: The episode's number.
-        seed: Its seed.
-    """
-    if not columns:
-        return None
-    values = list(zip(*(entity for scene in scenes for entity in scene), strict=True)) or [()] * len(columns)
-    step = np.repeat(np.arange(len(scenes)), np.array([len(scene) for scene in scenes], dtype=int))
-    head = {"episode": np.full(len(step), episode), "seed": np.full(len(step), seed), "step": step}
-    own = zip(columns.items(), values, strict=True)
-    return pa.table(head | {name: pa.array(given, _ARROW[column.dtype]) for (name, column), given in own})
-
-
 def damaged(path: Path, error: Exception) -> RecordingError:
     """The error for files that are not as they were written."""
     return RecordingError(
@@ -438,15 +343,6 @@ def unwritable(what: str, path: Path, error: Exception) -> RecordingError:
         expected="room on the disk and permission to write",
         fix="make room and record again to the same path: finished episodes are kept, what is missing is redone",
     )
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_final(array: str) -> bool:
-    """Whether an array has a row an episode."""
-    return array == FINAL or array.startswith(f"{FINAL}/")
 
 
 def _name(first: int, last: int) -> str:

@@ -22,8 +22,8 @@ import pyarrow as pa
 import torch
 
 from rlmech.episodes.driving import Driver
+from rlmech.episodes.episode_tables import Episodes
 from rlmech.episodes.sending import made, sent
-from rlmech.episodes.shards import Episodes
 from rlmech.episodes.waves import Setting, Wave
 from rlmech.errors import ConfigError, CopyError, RlmechError
 from rlmech.simulators.choice import simulator_of

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rlmech.episodes import recording as store
 from rlmech.episodes.deciding import SINGLE, Decisions
 from rlmech.episodes.episode import summary_of
-from rlmech.episodes.shards import FINAL, Episodes, entity_table, table_of
+from rlmech.episodes.episode_tables import FINAL, Episodes, entity_table, table_of
 from rlmech.simulators.protocol import Outcome, Simulator, Value
 from rlmech.untyped import JsonObject, Row, Settings
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rlmech.episodes.deciding import SINGLE, Decider, Scenes
 from rlmech.episodes.driving import Driver
-from rlmech.episodes.shards import Episodes
+from rlmech.episodes.episode_tables import Episodes
 from rlmech.episodes.traces import Decided, Stepped, Told, episodes_of
 from rlmech.errors import ConfigError, EnvironmentFitError
 from rlmech.simulators.protocol import Outcome, Simulator, Value

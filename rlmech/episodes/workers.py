@@ -31,7 +31,7 @@ from rlmech.untyped import JsonObject
 
 if TYPE_CHECKING:
     from rlmech.episodes.driving import Driver
-    from rlmech.episodes.shards import Episodes
+    from rlmech.episodes.episode_tables import Episodes
     from rlmech.simulators.protocol import Outcome
 
 Backend = Literal["processes", "ray", "dask"]

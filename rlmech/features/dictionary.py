@@ -10,8 +10,10 @@ what a learned one must do better than. Cost: two products [row number] x [numbe
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,12 +26,16 @@ from rlmech.core.many_rows import values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
-from rlmech.errors import ConfigError, SiteError
+from rlmech.errors import ConfigError, MissingFileError, SiteError
 from rlmech.features.layout import VectorLayout
+from rlmech.files import DamagedError, read_sealed, write_sealed
+from rlmech.untyped import JsonObject
 
 LearnedKind = Literal["topk", "batch_topk", "jump_relu"]
 Kind = Literal["topk", "batch_topk", "jump_relu", "pca", "ica", "neurons"]
 Splice = Literal["reconstruction", "with_error", "error_only"]
+FORMAT = "rlmech.dictionary/1"
+_PARTS = ("encoder", "bias", "decoder", "mean", "offset", "threshold")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +66,8 @@ class Dictionary:
         ... )
         >>> found.codes(policy, torch.randn(3, 4)).shape
         torch.Size([3, 16])
+        >>> rlm.features.Dictionary.load(found.save("dictionary.safetensors")).digest == found.digest
+        True
     """
 
     layout: VectorLayout
@@ -92,7 +100,7 @@ class Dictionary:
     def digest(self) -> str:
         """A hash of all its numbers: 16 hexadecimal digits."""
         made = hashlib.sha256(f"{self.layout} {self.into} {self.kind} {self.k}".encode())
-        for part in (self.encoder, self.bias, self.decoder, self.mean, self.offset, self.threshold):
+        for part in self._parts().values():
             if part is not None:
                 made.update(part.detach().cpu().contiguous().numpy().tobytes())
         return made.hexdigest()[:16]
@@ -153,6 +161,52 @@ class Dictionary:
         """
         self._refuse_transcoder()
         return Edit(site=self.site, kind="map", mapping=FeatureMap(dictionary=self, splice=how))
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a safetensors file with a checksum, in one step, replacing a file of that name."""
+        path = Path(path)
+        given = {"kind": self.kind, "k": self.k, "n_fitted": self.n_fitted, "seed": self.seed}
+        layouts = {"layout": self.layout.described(), "into": None if self.into is None else self.into.described()}
+        tensors = {
+            name: part.detach().cpu().contiguous().clone() for name, part in self._parts().items() if part is not None
+        }
+        write_sealed(path, tensors, metadata={"format": FORMAT, "dictionary": json.dumps(given | layouts)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dictionary:
+        """Read a dictionary that `save` wrote; nothing is unpickled.
+
+        Raises:
+            MissingFileError: There is no such file.
+            ConfigError: It is no dictionary, or damaged.
+        """
+        path = Path(path)
+        try:
+            tensors, said = read_sealed(path)
+            if said["format"] != FORMAT or not set(tensors) <= set(_PARTS):
+                raise ValueError(f"format {said['format']!r}")
+            given = json.loads(said["dictionary"])
+            layout, into = (part and VectorLayout.from_description(part) for part in (given["layout"], given["into"]))
+            rest: JsonObject = {name: given[name] for name in ("kind", "k", "n_fitted", "seed")} | tensors
+            return cls(layout=layout, into=into, **rest)
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                f"There is no dictionary at {path}.",
+                given=str(path),
+                expected="a file that Dictionary.save wrote",
+                fix="look at the path, or save one: dictionary.save(path)",
+            ) from error
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is no dictionary.",
+                given=str(error)[:200],
+                expected=f"a file of the format {FORMAT!r}, bit for bit as it was written",
+                fix="give a file that Dictionary.save wrote",
+            ) from error
+
+    def _parts(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in _PARTS}
 
     def _spread(self, direction: Tensor) -> Tensor:
         """A vector as `steer` takes it: of the last axis where each position along the others has its own."""

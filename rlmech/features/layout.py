@@ -11,6 +11,7 @@ from torch import Tensor
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.errors import ConfigError
+from rlmech.untyped import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,24 @@ class VectorLayout:
         for axis in over:
             n_positions *= point.size(axis)
         return cls(site=site, over=over, places=places, n_positions=n_positions, width=total // n_positions)
+
+    def described(self) -> JsonObject:
+        """The layout in plain values."""
+        chosen = [[axis, choice] for axis, choice in self.site.selection]
+        return {"name": self.site.name, "selection": chosen, "over": list(self.over), "places": list(self.places),
+                "n_positions": self.n_positions, "width": self.width}  # fmt: skip
+
+    @classmethod
+    def from_description(cls, given: JsonObject) -> VectorLayout:
+        """The layout that plain values describe."""
+        chosen = {axis: tuple(c) if isinstance(c, list) else c for axis, c in given["selection"]}
+        return cls(
+            site=Site(given["name"], **chosen),
+            over=tuple(given["over"]),
+            places=tuple(given["places"]),
+            n_positions=int(given["n_positions"]),
+            width=int(given["width"]),
+        )
 
     def vectors(self, value: Tensor) -> Float[Tensor, "row number"]:
         """A value, as the site selects it, as vectors: states first, positions within."""

@@ -151,12 +151,15 @@ def finite_change(base: Tensor, source: Tensor, *, name: str) -> Tensor:
     if change.sum().isfinite():  # one number instead of a test of each
         return change
     change = torch.where((base == source) | base.isnan(), torch.zeros_like(base), change)
-    if not change.isfinite().all():
+    infinite = ~change.isfinite()
+    if infinite.any():
+        pairs = infinite.flatten(1).any(1).nonzero().ravel().tolist() if infinite.ndim > 1 else []
+        named = f", in the pairs {', '.join(map(str, pairs[:10]))}{', ...' * (len(pairs) > 10)}" if pairs else ""
         raise SiteError(
             f"A gradient says nothing about {name!r}: between the runs, some of it changes by an infinite amount.",
-            given=f"{int((~change.isfinite()).sum())} elements that are masked, or NaN, in one run only",
+            given=f"{int(infinite.sum())} elements that are masked, or NaN, in one run only{named}",
             expected="finite changes",
-            fix='repairs=("softmax",) with n_steps=0, or activation_patching',
+            fix='leave those pairs out, or repairs=("softmax",) with n_steps=0, or activation_patching',
         )
     return change
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import row_numbers
 from rlmech.core.recent import Recent
 
 _LEAVES = {"parameter", "constant", "input"}
@@ -79,4 +80,5 @@ def _frontier(engine: GraphEngine, node: Node, returned: Sequence[Node]) -> tupl
     inside = {node, *behind}
     read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
     read += [end for end in returned if end not in inside]
-    return tuple(dict.fromkeys(at for at in read if at not in inside and at.op not in _LEAVES and at.has_batch))
+    anew = inside | row_numbers(graph)  # those are made anew for the rows of each run
+    return tuple(dict.fromkeys(at for at in read if at not in anew and at.op not in _LEAVES and at.has_batch))

@@ -52,7 +52,7 @@ def choose_sites(policy: HookedPolicy, sites: Sites, *, metric: Metric | MetricF
 
 def _choose(policy: HookedPolicy, sites: str | Site | tuple[Site | str, ...], reads: Reads) -> list[Site]:
     if isinstance(sites, str):
-        chosen = _measured(policy, _of_numbers(policy), reads) if sites == "auto" else policy.sites(sites)
+        chosen = _automatic(policy, reads) if sites == "auto" else policy.sites(sites)
     elif isinstance(sites, Site):
         chosen = [sites]
     else:
@@ -204,11 +204,18 @@ def _written(point: HookPoint, site: Site, axis: str) -> int | str:
     return names[0] if len(names) == 1 else "+".join(map(str, names))
 
 
+def _automatic(policy: HookedPolicy, reads: Reads) -> list[Site]:
+    """The sensible grid; where none of it is measured, as behind a critic that is not asked, whole points that are."""
+    chosen = _measured(policy, _of_numbers(policy), reads)
+    whole = [Site(name) for name, point in policy.hook_dict.items() if point.kind in ("linear", "observation")]
+    return chosen or _measured(policy, whole, reads)
+
+
 def _measured(policy: HookedPolicy, sites: Sequence[Site], reads: Reads) -> list[Site]:
     """Those of some sites that an output which a metric reads depends on."""
     outputs = [name for name, point in policy.points.items() if point.kind == "output"]
     wanted = {"scores": outputs[:1], "value": outputs[1:], "both": outputs}[reads]  # the scores come first
-    if policy.engine != "graph" or len(wanted) == len(outputs):
+    if policy.engine != "graph":
         return list(sites)
     ends = [policy.points[name].address.node for name in wanted]
     names = dict.fromkeys(site.name for site in sites)

@@ -26,7 +26,7 @@ from rlmech.nets.untrained import untrained
 from rlmech.patching.sites import Sites, choose_sites, site_coordinates
 from rlmech.probes.cross_validation import CrossValidation, Method, Scored
 from rlmech.probes.probe import CONTROLS, Probe, Probes
-from rlmech.probes.states import activations, entity_axis, states_of
+from rlmech.probes.states import entity_axis, recorded
 from rlmech.probes.targets import Labels, Target, read_targets
 from rlmech.results import storable
 from rlmech.untyped import JsonObject, Settings, Variables
@@ -96,7 +96,7 @@ def fit_probe(
             f"There is no method {method!r}.", given=repr(method), expected="linear or logistic", fix="method='linear'"
         )
     chosen = choose_sites(policy, sites)
-    obs = states_of(policy, recording)
+    recording.check_policy(policy)
     labels = read_targets(recording, target, step_offset=step_offset)
     episode = recording.steps["episode"].to_numpy()
     fit = CrossValidation(method=method, n_folds=n_folds, n_controls=n_controls, seed=seed, episode=episode)
@@ -112,11 +112,11 @@ def fit_probe(
         for per_entity in sorted({one.values.ndim == 2 for one in labels}):
             group = [one for one in labels if (one.values.ndim == 2) == per_entity]
             per = entity_axis(policy, site, group[0].values.shape[1]) if per_entity else None
-            x = activations(policy, obs, site, per=per)
+            x = recorded(policy, recording, site, per=per)
             trained = fit.all(x, group, shuffle=True)
-            fresh = [fit.all(activations(twin, obs, site, per=per), group) for twin in twins]
+            fresh = [fit.all(recorded(twin, recording, site, per=per), group) for twin in twins]
             if per_entity not in seen:
-                seen[per_entity] = fit.all(_observed(policy, obs, watched, group[0].values), group)
+                seen[per_entity] = fit.all(_observed(policy, recording, watched, group[0].values), group)
             for one in group:
                 scored = trained[one.name]
                 key = (one.name, number)
@@ -127,12 +127,12 @@ def fit_probe(
     return Probes(scores=_dataset(policy, chosen, labels, data, fit, n_untrained), _probes=probes)
 
 
-def _observed(policy: HookedPolicy, obs: object, watched: Sequence[Site], values: np.ndarray) -> np.ndarray:
+def _observed(policy: HookedPolicy, recording: Recording, watched: Sequence[Site], values: np.ndarray) -> np.ndarray:
     """What the policy sees, a row a step; for targets by entity, each of the last entities' own features."""
     if values.ndim == 1:
-        return np.concatenate([activations(policy, obs, site) for site in watched], axis=1)
+        return np.concatenate([recorded(policy, recording, site) for site in watched], axis=1)
     by_entity = [
-        activations(policy, obs, site, per="entity") for site in watched if "entity" in policy.point(site.name).axes
+        recorded(policy, recording, site, per="entity") for site in watched if "entity" in policy.point(site.name).axes
     ]
     if not by_entity or by_entity[0].shape[1] < values.shape[1]:
         raise ConfigError(

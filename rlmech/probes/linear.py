@@ -20,6 +20,9 @@ Columns = Float[np.ndarray, "row column"]
 PENALTIES = tuple(10.0**k for k in range(-5, 2))
 """Penalties tried, as shares of the number of training rows, for features of unit spread."""
 
+_FLAT = 1e-9
+"""Of the largest variance, what a direction has within classes at least."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearMap:
@@ -191,8 +194,14 @@ def _discriminant(fit: LinearMap, sums: _Sums) -> LinearMap:
     second = fit.slope.T @ sums.xx @ fit.slope + np.outer(first, fit.offset)
     second += np.outer(fit.offset, fit.slope.T @ sums.x)
     inside = (second - (means * sums.y[:, None]).T @ means) / sums.n
-    turned = means @ np.linalg.pinv(inside, rcond=1e-9, hermitian=True)
-    return LinearMap(slope=fit.slope @ turned.T, offset=fit.offset @ turned.T - 0.5 * (turned * means).sum(1))
+    middle = means.mean(0)
+    apart = means - middle
+    values, vectors = np.linalg.eigh(inside)
+    # classes may have no spread at all along what tells them apart: what is left of it is rounding, negative perhaps
+    least = _FLAT * max(float(values[-1]), float((apart**2).max()), np.finfo(float).tiny)
+    turned = apart @ vectors / np.maximum(values, least) @ vectors.T
+    offset = (fit.offset - middle) @ turned.T - 0.5 * (turned * apart).sum(1)
+    return LinearMap(slope=fit.slope @ turned.T, offset=offset)
 
 
 def folds_of(episode: np.ndarray, n_folds: int, seed: int) -> Int[np.ndarray, " row"]:

@@ -3,17 +3,21 @@
 The parts are read after `reset(seed=0)`: what each layer holds, wrappers around the environment included, the constants
 of their classes, and what the first steps give. A part that changes by running alone (a counter, a clock) is said to
 change, and tells nothing apart. So that an environment that was made elsewhere, unpickled in a worker or recorded last
-week is known to be the same, or what differs has a name. Cost: two resets and three steps; what the layers hold is read
-in full once, and known again by its fingerprint.
+week is known to be the same, or what differs has a name. Where the same seed is followed by other steps the second
+time, or a generator of random numbers goes on over a reset, there is no identity. Cost: two resets and six steps; what
+the layers hold is read in full once, and known again by its fingerprint.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
+import torch
 
 from rlmech.core.recent import Recent
 from rlmech.errors import EnvironmentFitError
@@ -67,15 +71,21 @@ def identity_of(world: Episodes, *, constants: Callable[[], Mapping[str, str]] =
         constants: Gives those of further classes that take part in the episode that was begun.
 
     Raises:
-        EnvironmentFitError: It takes no seed: the first observation is another each time.
+        EnvironmentFitError: It takes no seed: the first observation is another each time. Or more than the seed decides
+            how an episode goes on.
     """
     first = _begun(world)
     before = attributes_of(world.env)
     steps = _first_steps(world)
-    if _begun(world) != first:
-        raise _seedless(world)
+    alike = _begun(world) == first
     after = attributes_of(world.env)
     parts = {name: value if before.get(name) == value else CHANGES for name, value in after.items()}
+    changing = [name for name, value in parts.items() if value == CHANGES]
+    if not alike:
+        raise _goes_on(world, changing) if changing else _seedless(world)
+    unseeded = [name for name in changing if name in set(_generators(world.env))]
+    if unseeded or _first_steps(world) != steps:
+        raise _goes_on(world, unseeded or changing)
     for layer in _layers(world.env):
         parts |= dict(class_constants(type(layer)))
     return parts | dict(constants()) | {FIRST_STEPS: told([first, steps])}
@@ -101,6 +111,15 @@ def attributes_of(env: gym.Env, *, every: bool = False) -> dict[str, str]:
     if fingerprint is None:
         return _told_of(layers, contents)
     return dict(_TOLD.get(fingerprint, lambda: _told_of(layers, contents)))
+
+
+def _generators(env: gym.Env) -> Iterator[str]:
+    """The names of the generators of random numbers that the layers of an environment hold."""
+    kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+    for layer in _layers(env):
+        yield from (
+            f"{type(layer).__qualname__}.{key}" for key, value in vars(layer).items() if isinstance(value, kinds)
+        )
 
 
 def _told_of(layers: Sequence[object], contents: Sequence[Mapping[str, object]]) -> dict[str, str]:
@@ -188,6 +207,17 @@ def _seedless(world: Episodes) -> EnvironmentFitError:
         given=f"reset(seed=0) of {type(world.env.unwrapped).__name__}, whose episodes cannot be repeated",
         expected="the same first observation whenever it is reset with the same seed",
         fix="draw everything random in reset and step from self.np_random, after super().reset(seed=seed)",
+    )
+
+
+def _goes_on(world: Episodes, changing: Sequence[str]) -> EnvironmentFitError:
+    return EnvironmentFitError(
+        "An episode of the environment does not follow from its seed alone.",
+        given=f"{type(world.env.unwrapped).__name__}, reset twice with the same seed, goes on otherwise; "
+        + (f"what changes from episode to episode: {listed(changing)}" if changing else "no attribute tells why"),
+        expected="the same steps after the same seed and actions, whatever ran before",
+        fix="draw everything random from self.np_random, after super().reset(seed=seed) (not from numpy's, torch's or "
+        "Python's own generators), and freeze running statistics, e.g. wrapper.update_running_mean = False",
     )
 
 

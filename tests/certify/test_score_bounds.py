@@ -205,3 +205,13 @@ def test_entities_kept_apart_give_the_same_bounds_as_one_walk_for_all(monkeypatc
     monkeypatch.setattr("rlmech.certify.score_regions.ScoreRegions._groups", lambda self: None)
     whole = score_bounds(policy, states, box=(low, high))
     np.testing.assert_allclose(apart.low, whole.low, rtol=1e-7, atol=1e-7)
+
+
+def test_entities_without_weights_are_left_out_and_nothing_changes(monkeypatch):
+    policy, states = SUBJECTS["zoo ego attention"]()
+    low, high = box_ends("zoo", states[:2], 0.01)
+    packed = score_bounds(policy, states[:2], box=(low, high))
+    monkeypatch.setattr("rlmech.core.bounds.packing.Pairs.with_weight", lambda whole: None)
+    whole = score_bounds(policy, states[:2], box=(low, high))
+    for name in ("low", "high", "gap_low"):
+        np.testing.assert_allclose(packed[name], whole[name], rtol=1e-9, atol=1e-9)

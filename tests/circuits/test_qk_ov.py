@@ -9,6 +9,7 @@ from torch import nn
 
 import rlmech.circuits.feature_space as feature_space
 import rlmech.circuits.over_states as over_states
+from rlmech.attribution import attribute_actions
 from rlmech.circuits import ov_circuit, ov_factored, ov_forms, qk_circuit, qk_factored, qk_forms
 from rlmech.core.policy import HookedPolicy
 from rlmech.errors import AttentionError, ConfigError, ObservationError
@@ -621,3 +622,39 @@ def test_without_states_feature_space_has_open_gates_and_says_so(ego):
         assert circuit(ego).equals(circuit(ego, space="feature", gated=False))
         with pytest.raises(ConfigError, match="no space 'bar'"):
             circuit(ego, space="bar")
+
+
+class OneKeyForAll(nn.Module):
+    """Two heads that share keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.readout = nn.Linear(7, 8), nn.Linear(7, 4), nn.Linear(7, 4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = rearrange(self.q(x), "b n (h d) -> b h n d", h=2)
+        z = (q @ self.k(x)[:, None].mT / 2).softmax(-1) @ self.v(x)[:, None]
+        return self.readout(rearrange(z, "b h n d -> b n (h d)")).mean(1)
+
+
+class Pooled(nn.Module):
+    """Attention of learned queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.readout = nn.MultiheadAttention(7, 1, batch_first=True), nn.Linear(7, 3)
+        self.queries = nn.Parameter(torch.randn(1, 1, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(self.attention(self.queries.expand(len(x), -1, -1), x, x)[0].mean(1))
+
+
+def test_parts_that_heads_share_or_that_no_state_makes_are_told_in_words() -> None:
+    obs = scenes(4).float()
+    shared, pooled = HookedPolicy(OneKeyForAll(), obs), HookedPolicy(Pooled(), obs)
+    for analysis in (attribute_actions, qk_forms, ov_forms):
+        with pytest.raises(AttentionError, match="shared by all heads"):
+            analysis(shared, obs)
+    with pytest.raises(AttentionError, match="does not depend on the observation"):
+        qk_circuit(pooled, obs=obs)
+    assert np.isfinite(ov_circuit(pooled, obs=obs).circuit).all()

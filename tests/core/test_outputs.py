@@ -75,6 +75,45 @@ OPENS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("form", "told", "kind"),
+    [
+        (lambda h, pi, vf: torch.distributions.Normal(pi, 1.0), {"scores": "mean"}, "mean_action"),
+        (lambda h, pi, vf: (torch.distributions.Normal(pi, 1.0), vf), {"scores": "0.loc", "value": 1}, "mean_action"),
+        (lambda h, pi, vf: {"mu": pi, "log_std": pi * 0}, {"scores": "mu"}, "mean_action"),
+        (lambda h, pi, vf: (Categorical(logits=pi), vf), {"scores": "0.logits"}, "logits"),
+        (lambda h, pi, vf: {"mean": pi, "quantiles": h}, {"scores": "mean"}, "q_values"),
+        (lambda h, pi, vf: pi, {"action_space": gym.spaces.Box(-1, 1, (4,))}, "mean_action"),
+    ],
+)
+def test_the_mean_of_a_distribution_or_beside_a_deviation_is_an_action(form, told, kind):
+    policy = rlm.HookedPolicy(Heads(form), X[:2], **told)
+    assert policy.output_kind == kind
+    action = policy.predict(X.numpy())[0]
+    assert action.shape == ((8, 4) if kind == "mean_action" else (8,))
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (lambda h, pi, vf: pi, {"action_space": gym.spaces.Discrete(3)}),
+        (lambda h, pi, vf: torch.cat([pi, pi], 1), {"action_space": gym.spaces.Box(-1, 1, (4,))}),
+        (lambda h, pi, vf: pi, {"action_space": gym.spaces.Box(-1, 1, (3, 2)), "output_kind": "mean_action"}),
+    ],
+)
+def test_scores_that_are_not_as_many_as_the_actions_are_refused(form, told):
+    with pytest.raises(ConfigError, match="does not give a score for each action"):
+        rlm.HookedPolicy(Heads(form), X[:2], **told)
+
+
+def test_of_two_critics_of_which_one_is_asked_only_its_own_points_are_swept():
+    form = lambda h, pi, vf: (torch.tanh(pi) @ torch.ones(4, 3), h @ torch.ones(16, 3))  # noqa: E731
+    policy = rlm.HookedPolicy(Heads(form), X[:2], scores=1)
+    assert set(rlm.ablation_sweep(policy, X).hook.values) == {"relu_0.hook_out"}
+    policy = rlm.HookedPolicy(Heads(lambda h, pi, vf: (h.sigmoid() * 0 + 1, h.flip(1))), X[:2], scores=1)
+    assert "sigmoid_0.hook_out" not in set(rlm.activation_patching(policy, clean=X[:4], corrupt=X[4:]).hook.values)
+
+
 @pytest.mark.parametrize("name", OPENS)
 def test_what_is_told_or_known_by_name_is_the_score(name):
     form, told, hook, has_value = OPENS[name]

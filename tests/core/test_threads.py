@@ -20,6 +20,15 @@ from tests import networks as nets
 OBS = torch.rand(16, 4, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def _threads_take_turns_often():
+    """Every few dozen steps of the interpreter: what can come between two of them does."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
 def graph_policy():
     torch.manual_seed(0)
     return rlm.HookedPolicy(nets.mlp(4, 8, 3), OBS[:2])

@@ -290,3 +290,14 @@ def test_as_many_edges_as_asked_for_carry_something_to_the_output(n_edges):
         known.policy, clean=known.clean, corrupt=known.corrupt, method="eap", n_edges=n_edges, units=known.units
     )
     assert n_edges - 3 <= len(circuit.edges) <= n_edges
+
+
+def test_a_circuit_of_sequences_is_run_and_measured_on_sequences():
+    known = testbed.counting_cell()
+    runs = {"clean": known.clean[:, :3], "corrupt": known.corrupt[:, :3]}
+    circuit = discover_circuit(known.policy, **runs, n_controls=2)
+    over_steps = known.policy.unrolled(3)
+
+    assert torch.equal(circuit.run(known.policy, **runs), circuit.run(over_steps, **runs))
+    measured, direct = (circuit.evaluate(policy, **runs, n_controls=2) for policy in (known.policy, over_steps))
+    assert measured["error"].identical(direct["error"])

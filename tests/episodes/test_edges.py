@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.episodes.shards import sole_writer, table_of
+from rlmech.episodes.episode_tables import table_of
+from rlmech.episodes.shards import sole_writer
 from rlmech.episodes.when import When, when_of
 from rlmech.errors import ConfigError, EnvironmentFitError, MetricError, RecordingError
 

@@ -15,7 +15,7 @@ import rlmech as rlm
 from rlmech.core.interventions import subspace_patch
 from rlmech.episodes import Recording, record, simulation
 from rlmech.episodes.driving import Condition, Driver
-from rlmech.episodes.shards import Episodes
+from rlmech.episodes.episode_tables import Episodes
 from rlmech.episodes.simulation import Runner, _equal
 from rlmech.simulators import environment, make_env
 

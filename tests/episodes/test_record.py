@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.episodes import Recording, manifest, record, recorder, shards, simulation
+from rlmech.episodes import Recording, log, manifest, record, shards, simulation
 from rlmech.episodes.episode import run_episode, summary
 from rlmech.episodes.manifest import write_manifest
 from rlmech.errors import ConfigError, EnvironmentFitError, RecordingError, SiteError
@@ -286,7 +286,7 @@ def test_an_interrupted_recording_keeps_the_finished_episodes(
 ) -> None:
     write = shards.Writer.add
     monkeypatch.setattr(simulation, "MOST", 4)  # episodes that are driven together
-    monkeypatch.setattr(recorder, "PATIENCE", 0.0)  # and written at once
+    monkeypatch.setattr(log, "PATIENCE", 0.0)  # and written at once
 
     def until_interrupted(writer: shards.Writer, part: shards.Episodes) -> None:
         if part.numbers[0] > 3:
@@ -431,6 +431,44 @@ class Weather(gym.Env[np.ndarray, int]):
 class Deaf(Weather):
     def reset(self) -> tuple[np.ndarray, dict[str, Any]]:  # type: ignore[override]
         return np.zeros(4, np.float32), {}
+
+
+class Drawing(gym.Env[np.ndarray, np.int64]):
+    """Begins as its seed says, and goes on by numbers drawn elsewhere."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (4,)), gym.spaces.Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self.how, self.n_episodes = how, 0
+        if how == "a generator of its own":
+            self.rng = np.random.default_rng(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_episodes += 1
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        match self.how:
+            case "numpy":
+                drawn = np.random.random(4)
+            case "torch":
+                drawn = torch.rand(4).numpy()
+            case "a generator of its own":
+                drawn = (self.rng.random(4) > 2).astype(float)  # seldom seen
+            case _:
+                drawn = np.full(4, self.n_episodes / 9)
+        return drawn.astype(np.float32), 0.0, False, True, {}
+
+
+@pytest.mark.parametrize("how", ["numpy", "torch", "a generator of its own", "episodes counted"])
+def test_an_environment_whose_episodes_follow_from_more_than_the_seed_is_refused_by_name(
+    cartpole: rlm.HookedPolicy, how: str
+) -> None:
+    with pytest.raises(EnvironmentFitError, match="does not follow from its seed alone") as caught:
+        record(cartpole, Drawing(how), seeds=[1], progress=False)
+    named = {"a generator of its own": "Drawing.rng", "episodes counted": "Drawing.n_episodes"}
+    assert named.get(how, "Drawing") in str(caught.value)
 
 
 @pytest.mark.parametrize("env", [Weather(), Deaf()], ids=["ignores it", "takes none"])

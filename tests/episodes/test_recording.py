@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from rlmech.episodes import manifest as manifests
 from rlmech.episodes import recording as store
 from rlmech.episodes import shards
+from rlmech.episodes.episode_tables import FINAL, Episodes, joined, table_of
 from rlmech.episodes.recording import Recording
-from rlmech.episodes.shards import FINAL, Episodes, Writer, joined, table_of
+from rlmech.episodes.shards import Writer
 from rlmech.errors import RecordingError
 
 MANIFEST = {

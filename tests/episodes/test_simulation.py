@@ -11,7 +11,7 @@ import torch
 
 import rlmech as rlm
 from rlmech.episodes.driving import Driver
-from rlmech.episodes.shards import Episodes
+from rlmech.episodes.episode_tables import Episodes
 from rlmech.episodes.simulation import Runner, _equal
 from rlmech.nets import EgoAttentionNetwork
 from rlmech.simulators import make_env

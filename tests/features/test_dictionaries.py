@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import rlmech as rlm
-from rlmech.errors import ConfigError, SiteError
+from rlmech.errors import ConfigError, MissingFileError, SiteError
 from rlmech.features import (
     Dictionary,
     DictionaryScores,
@@ -271,3 +272,24 @@ def test_what_cannot_be_fitted_is_refused_in_words(policy: rlm.HookedPolicy, fit
         feature_effects(policy, fitted, sparse(20), features=[99])
     with pytest.raises(ConfigError, match="Features become neurons"):
         spliced(policy, fit_dictionary(policy, sparse(200), kind="pca", k=2, **site))
+
+
+def test_a_dictionary_is_the_same_after_a_file_and_a_damaged_file_is_none(
+    policy: rlm.HookedPolicy, fitted: Dictionary, tmp_path: Path
+) -> None:
+    several = fit_dictionary(policy, sparse(50), site=rlm.Site("hook_obs", feature=(0, 1, 2)), kind="pca", k=2)
+    thresholds = fit_dictionary(policy, sparse(64), site="hook_obs", kind="batch_topk", n_features=8, k=2, n_steps=3)
+    transcoder = fit_dictionary(policy, sparse(64), site="hook_obs", into="hook_obs", n_features=8, k=2, n_steps=2)
+    for number, one in enumerate((fitted, several, thresholds, transcoder)):
+        path = one.save(tmp_path / f"{number}.safetensors")
+        again = Dictionary.load(path)
+        assert (again.digest, again.layout, again.into) == (one.digest, one.layout, one.into)
+        assert (again.n_fitted, again.seed) == (one.n_fitted, one.seed)
+        torch.testing.assert_close(again.codes(policy, sparse(4)), one.codes(policy, sparse(4)), rtol=0, atol=0)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="is no dictionary"):
+            Dictionary.load(path)
+    with pytest.raises(MissingFileError, match="no dictionary at"):
+        Dictionary.load(tmp_path / "none")

@@ -172,11 +172,16 @@ AFFINE: dict[str, Function] = {
     "pad around": lambda v: F.pad(rows(v), (1, 1), mode="circular"),
     "unfold": lambda v: v.unfold(1, 3, 2),
     "scatter": lambda v: torch.zeros_like(v).scatter(1, torch.arange(WIDTH).flip(0).expand(v.shape[0], WIDTH), v),
+    "scatter a number": lambda v: v.scatter(1, _index(v)[:, :1], 0.7),
     "scatter add": lambda v: v.scatter_add(1, _index(v), v * 2),
     "index add": lambda v: v.index_add(1, torch.tensor([0, 2]), v[:, 4:6]),
     "set an item": _set_item,
     "set a part": _set_part,
     "put by index": _put,
+    "added where rows are numbered": lambda v: v.index_put(
+        (torch.arange(v.shape[0])[:, None], torch.tensor([[0, 0]])), v[:, 3:5], accumulate=True
+    ),
+    "row by row": lambda v: torch.vmap(lambda row: row.flip(0) * 2 + row)(v),
     "select scatter": lambda v: torch.select_scatter(v, v[:, 1], 1, 0),
     "slice scatter": lambda v: torch.slice_scatter(v, v[:, 3:5] * 2, 1, 0, 2),
     "full like": lambda v: torch.full_like(v, 0.3) + v,
@@ -307,6 +312,14 @@ BENDING: dict[str, Function] = {
     "sort": lambda v: v.sort(-1)[0],
     "topk": lambda v: v.topk(3, -1)[0],
     "median": lambda v: rows(v).median(-1, keepdim=True)[0] + rows(v),
+    "looked up by row and place": lambda v: v[torch.arange(v.shape[0]), v.argmax(1)][:, None] + v,
+    "looked up in one list of all rows": lambda v: v.flatten()[torch.arange(v.shape[0]) * WIDTH + v.argmax(1)][:, None],
+    "embedding bag": lambda v: F.embedding_bag(
+        (v > 0).long(), torch.tensor([[0.5, 1.0], [-1.0, 2.0]]).to(v.dtype), mode="sum"
+    ),
+    "a filter for each row": lambda v: F.conv1d(v.view(1, -1, WIDTH), v[:, None, :3] * 0.5, groups=v.shape[0]).view(
+        -1, WIDTH - 2
+    ),
     "argmax": lambda v: F.one_hot(v.argmax(-1), WIDTH).to(v.dtype),
     "prod": lambda v: rows(v).prod(1),
     "std": lambda v: rows(v).std(1),
@@ -341,6 +354,7 @@ BENDING: dict[str, Function] = {
     "adaptive max-pool": lambda v: F.adaptive_max_pool1d(rows(v), 2),
     "adaptive max-pool of an image": lambda v: F.adaptive_max_pool2d(image(v), (1, 2)),
     "bucketize": lambda v: torch.bucketize(v, torch.tensor([-0.5, 0.0, 0.5]).to(v.dtype)).to(v.dtype),
+    "softmax beside a mask": lambda v: v.masked_fill(torch.arange(WIDTH) > 9, -1e9).softmax(-1),
     "masked fill where not a number": lambda v: v.masked_fill(torch.isnan(v), 0.0),
     "local response norm": lambda v: F.local_response_norm(rows(v), 2),
     "cosine similarity": lambda v: F.cosine_similarity(rows(v)[:, :1], rows(v), dim=2),

@@ -62,6 +62,44 @@ def test_an_operation_without_a_record_is_neither_exact_nor_certified_and_moves_
     assert not found.certified.any()
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda v: v.half().to(v.dtype),
+        lambda v: v.to(dtype=torch.bfloat16).type_as(v),
+        lambda v: v.sum(1, keepdim=True, dtype=torch.float16).to(v.dtype),
+    ],
+    ids=["half", "bfloat16", "a sum"],
+)
+def test_numbers_that_are_cut_to_16_bits_on_the_way_are_not_called_exact(cut: Callable[[Tensor], Tensor]) -> None:
+    policy = rlm.HookedPolicy(Around(cut, valued=False), torch.rand(2, 4))
+    x, y = torch.rand(2, 5, 4)
+    for analysis in (local_affine, region_margins, rlm.attribute_actions):
+        with pytest.raises(rlm.RlmechError, match="bends between gates"):
+            analysis(policy, x)
+    found = attribution_patching(policy, clean=x, corrupt=y, sites=[rlm.Site("first.hook_out")], certificate=True)
+    assert not found.certified.any()
+
+
+def test_what_stands_in_a_region_of_autocast_or_no_grad_is_in_the_graph() -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                hidden = self.a(x).relu()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                scores = self.b(hidden)
+            return scores.float() + self.b(hidden)
+
+    net, x = Regions(), torch.rand(5, 4)
+    policy = rlm.HookedPolicy(net, x)
+    assert policy.engine == "graph"
+    torch.testing.assert_close(policy(x), net(x))
+
+
 @pytest.mark.parametrize("step", [lambda v: v // 0.5, lambda v: torch.heaviside(v, torch.ones_like(v))])
 def test_a_step_of_which_torch_knows_no_derivative_has_the_gradient_zero(step: Callable[[Tensor], Tensor]) -> None:
     policy = rlm.HookedPolicy(Around(lambda v: v + step(v), valued=False), torch.rand(2, 4)).double()

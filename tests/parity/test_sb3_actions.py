@@ -1,4 +1,4 @@
-"""The wrapped policy acts as SB3's own `predict` does, on a thousand observations, from a live model and from a zip."""
+"""The wrapped policy acts as SB3's own `predict` does, on 2,000 observations, from a live model and from a zip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlmech.adapters.load import load
 from rlmech.adapters.sb3 import from_sb3
 from rlmech.errors import ObservationError
 
-N = 1000
+N = 2000
 VEHICLES = spaces.Box(-np.inf, np.inf, (5, 7), np.float32)
 FAR = spaces.Box(np.float32([-4.8, -3.4e38]), np.float32([4.8, 3.4e38]))
 IMAGE, IMAGE_LAST = spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Box(0, 255, (40, 40, 3), np.uint8)
@@ -61,6 +61,17 @@ CASES = {
     "ars": (ARS, "MlpPolicy", VEHICLES, THREE, {"net_arch": [16]}),
     "ars, linear": (ARS, "LinearPolicy", VEHICLES, STEER, {}),
     "ars, squashed": (ARS, "MlpPolicy", VEHICLES, STEER, {"activation_fn": torch.nn.Tanh}),
+    "dqn, dict": (DQN, "MultiInputPolicy", MIXED, THREE, {"net_arch": [8]}),
+    "a2c, dict and steering": (A2C, "MultiInputPolicy", MIXED, STEER, {"net_arch": [8]}),
+    "a2c, several choices": (A2C, "MlpPolicy", VEHICLES, spaces.MultiDiscrete([3, 2]), {}),
+    "ppo, bits to set": (PPO, "MlpPolicy", VEHICLES, spaces.MultiBinary(3), {}),
+    "sac, image": (SAC, "CnnPolicy", IMAGE, STEER, {"net_arch": [8]}),
+    "td3, dict": (TD3, "MultiInputPolicy", MIXED, STEER, {"net_arch": [8]}),
+    "ddpg, image": (DDPG, "CnnPolicy", IMAGE_LAST, STEER, {"net_arch": [8]}),
+    "trpo, image": (TRPO, "CnnPolicy", IMAGE, THREE, {}),
+    "trpo, several choices": (TRPO, "MlpPolicy", VEHICLES, spaces.MultiDiscrete([3, 2]), {}),
+    "tqc, dict": (TQC, "MultiInputPolicy", MIXED, STEER, {"net_arch": [8], "n_quantiles": 5}),
+    "qr-dqn, dict": (QRDQN, "MultiInputPolicy", MIXED, THREE, {"net_arch": [8], "n_quantiles": 5}),
 }
 SMALL = {DQN: {"buffer_size": 10}, SAC: {"buffer_size": 10}, TD3: {"buffer_size": 10}, A2C: {"n_steps": 8}}
 SMALL |= {algorithm: {"buffer_size": 10} for algorithm in (DDPG, TQC, CrossQ, QRDQN)}
@@ -105,7 +116,8 @@ def test_a_live_model_and_its_zip_act_as_sb3_does(model, tmp_path):
         actions, state = policy.predict(obs)
         np.testing.assert_array_equal(actions, expected)
         assert state is None
-        assert actions.dtype == expected.dtype
+        bits = isinstance(model.action_space, spaces.MultiBinary)  # SB3 gives them as floats, we in the space's dtype
+        assert actions.dtype == (model.action_space.dtype if bits else expected.dtype)
     assert list(live.hook_dict) == list(opened.hook_dict)
     assert torch.equal(live(obs), opened(obs))
 

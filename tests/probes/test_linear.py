@@ -97,3 +97,19 @@ def test_no_episode_stands_in_two_folds_and_every_fold_has_one(sizes: list[int],
     fold = folds_of(episode, n_folds, seed)
     assert all(len(set(fold[episode == one])) == 1 for one in range(len(sizes)))
     assert set(fold) == set(range(n_folds))
+
+
+def test_classes_that_have_no_spread_of_their_own_are_told_apart():
+    """One number that is the class itself: nothing is left within the classes but rounding."""
+    rng = np.random.default_rng(0)
+    truth, episode = rng.integers(3, size=300), np.repeat(np.arange(30), 10)
+    x = np.array([-1.0, 1.0, 0.3])[truth][:, None]
+    for values in (x, np.concatenate([x, rng.normal(size=(300, 2))], axis=1)):
+        fold = folds_of(episode, 4, 0)
+        found = cross_validated(values, np.eye(3)[truth], fold=fold, target=np.zeros(3, int))
+        assert (
+            found.predicted.argmax(1) == truth
+        ).mean() > 0.66  # the middle class lies on the line between the others
+        two = truth < 2
+        pair = cross_validated(values[two], np.eye(2)[truth[two]], fold=fold[two], target=np.zeros(2, int))
+        assert (pair.predicted.argmax(1) == truth[two]).all()

@@ -275,6 +275,15 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
         n_controls=2,
         progress=False,
     ),
+    "probes.planning": lambda: probes.planning(
+        perceptron(),
+        rlm.record(perceptron(), gym.make("CartPole-v1"), seeds=range(8), progress=False),
+        target=lambda r: r.observations[:, 2],
+        horizon=2,
+        sites="1.hook_out",
+        n_controls=1,
+        n_untrained=1,
+    ),
     "scenes.Decision.scores": lambda: road()[1].decide(road()[0]).scores,
     "scenes.Scene.pair": lambda: road()[1].pair(remove=1),
     "scenes.scene_field": lambda: scenes.scene_field(

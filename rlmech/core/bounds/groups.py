@@ -27,6 +27,7 @@ class Groups:
 
     Attributes:
         count: How many groups there are.
+        of_inputs: For each input the group of each number of a row.
         owners: Node -> the group of each element of a row, flattened as it is shown.
     """
 
@@ -34,6 +35,7 @@ class Groups:
         self, graph: Graph, ends: Sequence[Node], *, of_inputs: Sequence[Tensor], replaced: Sequence[Node]
     ) -> None:
         self.count = 1 + max(int(groups.max()) for groups in of_inputs)
+        self.of_inputs = tuple(of_inputs)
         self.owners: dict[Node, Tensor] = {}
         self._members: dict[Node, Tensor] = {}
         numbers, mixed = torch.arange(self.count), set[Node]()
@@ -55,6 +57,18 @@ class Groups:
     def apart(self, node: Node) -> bool:
         """Whether each element of a node, and of all it is computed from, depends on one group at most."""
         return node in self.owners
+
+    def moving(self, moves: Sequence[Tensor]) -> Tensor:
+        """Which groups hold a number that moves, `[batch group]`.
+
+        Args:
+            moves: For each input of the graph which of its numbers do, rows first.
+        """
+        found = torch.zeros(len(moves[0]), self.count, dtype=torch.bool)
+        for own, groups in zip(moves, self.of_inputs, strict=True):
+            for group in range(self.count):
+                found[:, group] |= (own & (groups == group)).flatten(1).any(1)
+        return found
 
     def members(self, node: Node) -> Tensor:
         """Which elements belong to which group, `[element group]`, 0 or 1."""

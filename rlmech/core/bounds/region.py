@@ -10,6 +10,7 @@ Where the elements of a node depend on one group of inputs each, such as one veh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from rlmech.core.bounds.balls import Ball
 from rlmech.core.bounds.bends import Lines, Remainder, Slopes, bends, bound_bend
 from rlmech.core.bounds.calls import Operand, call, double, leaf
 from rlmech.core.bounds.groups import Groups
-from rlmech.core.bounds.intervals import Interval, Known, add_interval, each
+from rlmech.core.bounds.intervals import Interval, Known, add_interval
+from rlmech.core.bounds.packing import Packed, Pairs, accumulate, by_sign, each_weight, whole
 from rlmech.core.conditions import conditions
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
@@ -93,6 +95,8 @@ class Region:
         self._bends: dict[tuple[Node, Slopes], Lines | Remainder] = {}
         self._bent: set[Node] = set()
         self._behind_bends: set[Node] = set()
+        self._n_readers = Counter(read for node in self.order for read in dict.fromkeys(node.inputs()))
+        self._moving_groups = None if groups is None else groups.moving([end.high > end.low for end in self.box])
         with torch.no_grad():
             for node in self.order:
                 self._add(node)
@@ -148,34 +152,75 @@ class Region:
         """Pull weights back to the inputs: slopes there, and what the bends and rounding add for each group."""
         known = self.known
         pulled: dict[Node, Operand] = {end: weights}
+        counted: set[Node] = set()
         gap = rounding = weights.new_zeros(len(weights), known.n_rows, 1 if groups is None else groups.count)
         for node in reversed(self.order):
             if node not in pulled or node not in known.intervals:
                 continue
-            weight = pulled.pop(node) if node not in self.graph.inputs else pulled[node]
-            if node in known.rounding:
-                rounding = rounding + self._dots(node, each(torch.abs, weight), known.rounding[node], groups)
+            weight = pulled.pop(node)
             if node in self.graph.inputs:
+                pulled[node] = whole(weight)
                 continue
+            weight = self._packed(node, weight) if self._is_by_entity(node) else whole(weight)
             definition = self.graph.definition_of(node, replaced=self.replaced)
             if definition is not None:
-                _accumulate(pulled, definition, weight)
+                accumulate(pulled, definition, weight)
                 continue
-            if node in self._bent:
-                bound, size = self._bound(node, slopes), each(torch.abs, weight)
+            bound = self._bound(node, slopes) if node in self._bent else None
+            if isinstance(bound, Lines):
                 # w+ high + w- low, of which each half is a product with w and one with |w|
-                middle, radius = bound.middle_and_radius
+                size, (middle, radius) = each_weight(torch.abs, weight), bound.middle_and_radius
                 gap = gap + self._dots(node, weight, middle, groups) + self._dots(node, size, radius, groups)
-                if isinstance(bound, Lines):
-                    steep, spread = (bound.high_slope + bound.low_slope) / 2, (bound.high_slope - bound.low_slope) / 2
-                    _accumulate(pulled, node.args[0], (weight * steep).addcmul_(size, spread))
-                    continue
+                slack = self._rounding_of(node, bound, counted)
+                rounding = rounding if slack is None else rounding + self._dots(node, size, slack, groups)
+                accumulate(pulled, node.args[0], by_sign(weight, size, bound))
+                continue
+            if node in known.rounding and node not in counted:
+                rounding = rounding + self._dots(node, each_weight(torch.abs, weight), known.rounding[node], groups)
+            if bound is not None:
+                middle, radius = bound.middle_and_radius
+                gap = gap + self._dots(node, weight, middle, groups)
+                gap = gap + self._dots(node, each_weight(torch.abs, weight), radius, groups)
                 if bound.level is not None:
                     weight = weight.masked_fill(bound.level, 0.0)
             self._pull(node, weight, pulled)
         zeros = [weights.new_zeros(len(weights), *array.shape) for array in self.arrays]
         found = tuple(pulled.get(node, zero) for node, zero in zip(self.graph.inputs, zeros, strict=True))
         return found, gap, rounding
+
+    def _rounding_of(self, node: Node, bound: Lines, counted: set[Node]) -> Tensor | None:
+        """The rounding of a node that bends, and through its steepest line that of what it alone reads."""
+        known, source = self.known, node.args[0]
+        slack = known.rounding.get(node)
+        if source in known.rounding and self._n_readers.get(source) == 1:
+            steepest = torch.maximum(bound.low_slope.abs(), bound.high_slope.abs())
+            through = steepest * known.rounding[source]
+            slack = through if slack is None else slack + through
+            counted.add(source)
+        return slack
+
+    def _is_by_entity(self, node: Node) -> bool:
+        """Whether a node `[row entity number]` makes each entity of the same entity alone, by lines or a matrix."""
+        if len(node.shape or ()) != 3 or not Layout.of(node).is_identity or not self._reads_first_alone(node):
+            return False
+        return node.op == "linear" or (node in self._bent and isinstance(self._bound(node, "adapted"), Lines))
+
+    def _reads_first_alone(self, node: Node) -> bool:
+        return [read for read in node.inputs() if read in self.known.intervals] == list(node.args[:1])
+
+    def _packed(self, node: Node, weight: Operand) -> Operand:
+        """Weights on the entities that have some, where entities belong to one group each and many have none."""
+        if isinstance(weight, Packed) or (self.groups is not None and self._entity_owners(node) is None):
+            return weight
+        pairs = Pairs.with_weight(weight)
+        return weight if pairs is None else pairs.pack(weight)
+
+    def _entity_owners(self, node: Node) -> Tensor | None:
+        """The group of each entity of a node; None where they have none, or several."""
+        if self.groups is None or not self.groups.apart(node):
+            return None
+        owners = self.groups.owners[node].view(node.sizes[1:])
+        return owners[:, 0] if bool((owners == owners[:, :1]).all()) else None
 
     def _add(self, node: Node) -> None:
         known = self.known
@@ -245,7 +290,10 @@ class Region:
         each_row = layout.show(known.centre[node])[0]
         single = torch.zeros(count, each_row.numel(), dtype=torch.float64, device=each_row.device)
         single[place[moving], moving.nonzero()[:, 0]] = 1
-        single = single.reshape(count, 1, *each_row.shape).expand(-1, known.n_rows, *each_row.shape)
+        asked = moving.expand(known.n_rows, -1)
+        if groups is not None and self._moving_groups is not None:
+            asked = asked & self._moving_groups[:, owners]  # what else moves does so by rounding
+        single = (single[:, None] * asked).reshape(count, known.n_rows, *each_row.shape)
         weights = torch.stack([layout.restore(w) for w in single])
         found, gap, rounding = self._walk(node, torch.cat([weights, -weights]), "adapted", groups)
         total = gap + rounding + self._farthest(found, groups)
@@ -254,7 +302,7 @@ class Region:
         high, low = (layout.restore(part.reshape(known.n_rows, *each_row.shape)) for part in (up, -down))
         at = known.centre[node]
         slack = _SLACK * torch.where(at.isfinite(), at.abs(), 0.0)
-        still = layout.restore((~moving).reshape(1, *each_row.shape).expand(known.n_rows, *each_row.shape))
+        still = layout.restore((~asked).reshape(known.n_rows, *each_row.shape))
         # the bounds cross by rounding only
         low = torch.where(still, ends.low, torch.maximum(at + low - slack, ends.low))
         high = torch.where(still, ends.high, torch.minimum(at + high + slack, ends.high))
@@ -262,6 +310,12 @@ class Region:
 
     def _dots(self, node: Node, weight: Operand, value: Operand, groups: Groups | None) -> Tensor:
         """The sums over a node's numbers of weights times a value, each group's apart: `[bound batch group]`."""
+        if isinstance(weight, Packed):
+            rows = weight.pairs.rows_of(value)[..., None]
+            each_pair = torch.bmm(weight.values.transpose(0, 1), rows)[..., 0].T
+            if groups is None:
+                return weight.pairs.collected(each_pair, None, 1)
+            return weight.pairs.collected(each_pair, self._entity_owners(node), groups.count)
         if isinstance(weight, dict):  # of an operation with several results, the parts that have weights
             parts = [
                 _dot(part.reshape(*part.shape[:2], -1), value[key].reshape(len(value[key]), -1), None, node)
@@ -272,6 +326,11 @@ class Region:
         rows = weight if layout.is_identity else torch.stack([layout.show(one) for one in weight])
         flat = layout.show(value).reshape(self.known.n_rows, -1)
         return _dot(rows.reshape(*rows.shape[:2], flat.shape[1]), flat, groups, node)
+
+    def _factors_pair_up(self, node: Node) -> bool:
+        """Whether a product of matrices has as many of one factor as of the other."""
+        first, second = (self.known.centre[read].shape for read in node.args[:2])
+        return len(first) > 2 and first[:-2] == second[:-2]
 
     def _bound(self, node: Node, slopes: Slopes) -> Lines | Remainder:
         key = (node, slopes)
@@ -286,6 +345,17 @@ class Region:
             by_place[node.args[1]] = by_place.get(node.args[1], 0) + weight
             return
         known = self.known
+        if node.op == "linear" and self._reads_first_alone(node):
+            matrix = known.centre[node.args[1]]
+            accumulate(pulled, node.args[0], each_weight(lambda values: values @ matrix, weight))
+            return
+        if node.op in ("matmul", "bmm") and self._factors_pair_up(node):  # autograd would copy a factor for each bound
+            first, second = (known.centre[read] for read in node.args[:2])
+            if node.args[0] in known.intervals:
+                accumulate(pulled, node.args[0], torch.einsum("w...ij,...kj->w...ik", weight, second))
+            if node.args[1] in known.intervals:
+                accumulate(pulled, node.args[1], torch.einsum("w...ij,...ik->w...kj", weight, first))
+            return
         leaves = {
             read: known.centre[read].detach().clone().requires_grad_()
             for read in dict.fromkeys(node.inputs())
@@ -300,11 +370,7 @@ class Region:
         weights = list(weight.values()) if parts else [weight]
         found = torch.autograd.grad(ends, list(leaves.values()), weights, is_grads_batched=True, materialize_grads=True)
         for read, slope in zip(leaves, found, strict=True):
-            _accumulate(pulled, read, slope)
-
-
-def _accumulate(pulled: dict[Node, Operand], node: Node, weight: Tensor) -> None:
-    pulled[node] = pulled[node] + weight if node in pulled else weight
+            accumulate(pulled, read, slope)
 
 
 def _row_sums(node: Node, values: Float[Tensor, "bound ..."]) -> Float[Tensor, "bound batch"]:

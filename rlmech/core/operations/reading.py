@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from rlmech.core.graph import Node
+from rlmech.core.graph import Graph, Node
 from rlmech.core.operations.record import UNKNOWN, Boundary, Operation
 from rlmech.core.operations.table import known
 
+_16_BITS = (torch.float16, torch.bfloat16)
+_SIZED = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor", "fill"})
+"""Operations that read a number of rows as a size alone, and make all rows alike."""
+_PICKS = frozenset(
+    {"index", "index_put", "index_select", "gather", "scatter", "scatter_add", "take", "embedding", "embedding_bag"}
+)
+"""Operations that may look rows up by their numbers: what they give is a row's own again."""
 Behaviour = Literal["fixed", "affine", "product", "gate", "curve", "unknown"]
 """What an operation is in those of its arguments that move: `fixed` where they do not matter, `product` where it is
 affine in each of several alone, `gate` affine between boundaries, `curve` a smooth function of each number."""
@@ -31,7 +39,7 @@ def record_of(node: Node) -> Operation:
             return UNKNOWN
     if node.op in ("batch_norm", "instance_norm") and node.args[5]:
         return UNKNOWN  # the statistics are the batch's own
-    return record
+    return UNKNOWN if _rounds(node) else record
 
 
 def behaviour(node: Node, moving: Collection[Node]) -> Behaviour:
@@ -104,6 +112,25 @@ def rows_first(node: Node, value: Tensor) -> Tensor:
     return _rows_first(value, node.sizes, node.batch_inner)
 
 
+def row_numbers(graph: Graph) -> frozenset[Node]:
+    """Values that count rows, as `torch.arange(len(x))` does, and what is computed of them until rows are looked up.
+
+    They belong to a batch, not to a row: no row of them may be taken into another batch, where they are made anew.
+    """
+    counted: set[Node] = set()
+    observed: set[Node] = set(graph.inputs)
+    for node in graph.nodes:
+        reads = list(node.inputs())
+        if node.op != "sym_size" and any(read in observed for read in reads):
+            observed.add(node)
+        if any(read in counted for read in reads):
+            if node.op not in _PICKS or node not in observed:
+                counted.add(node)
+        elif node.has_batch and node not in observed and node.op not in _SIZED and known(node.op).moves == "unknown":
+            counted.add(node)
+    return frozenset(counted)
+
+
 def nodes_in(value: object) -> Iterator[Node]:
     """The nodes in an argument, however nested."""
     if isinstance(value, Node):
@@ -116,6 +143,20 @@ def nodes_in(value: object) -> Iterator[Node]:
 def _mixes_rows(source: Node, axes: Sequence[int]) -> bool:
     """Whether one of some axes holds the batch."""
     return any(source.sizes[axis] < 0 for axis in axes)
+
+
+def _rounds(node: Node) -> bool:
+    """Whether it cuts wider numbers to 16 bits, in steps that are no rounding to who works in more of them."""
+    if node.dtype not in _16_BITS or all(read.dtype in _16_BITS for read in node.inputs()):
+        return False
+    stack, seen = list(node.inputs()), set[Node]()
+    while stack:
+        read = stack.pop()
+        if read.op in ("input", "parameter", "constant") and read.dtype in (torch.float32, torch.float64):
+            return True
+        stack.extend(fresh for fresh in read.inputs() if fresh not in seen)
+        seen.update(read.inputs())
+    return False
 
 
 def _distance_sizes(node: Node, *, competing: bool) -> tuple[tuple[int, ...], bool]:

@@ -51,7 +51,7 @@ _add("pad", **_ALL, moves="join", numbers=(3,))
 _add("reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d", **_ALL, moves="join")
 _add("index_select gather index take_along_dim", affine=(0,))
 _add("select_scatter slice_scatter diagonal_scatter", affine=(0, 1))
-_add("scatter scatter_add index_add index_copy", affine=(0, 3))
+_add("scatter scatter_add index_add index_copy", affine=(0, 3), numbers=(3,))
 _add("index_put", affine=(0, 2))
 _add("tril triu diag_embed diff", **_ALL)
 

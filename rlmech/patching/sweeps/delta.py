@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
-from rlmech.core.operations.reading import axes_of, record_of
+from rlmech.core.operations.reading import axes_of, record_of, row_numbers
 from rlmech.patching.sweeps.delta_linear import Chain, Folded, OneChannel, OneElement, Product
 from rlmech.patching.sweeps.delta_steps import Base, Block, Mixed, Plain, Reading, Runs, Softmax, Step, flat, size_of
 from rlmech.patching.sweeps.flow import Flow, spread
@@ -74,6 +74,8 @@ class DeltaPlan:
         self.start, self.ends, self.fold = start, tuple(ends), fold
         self.flow: Flow = spread(graph, start, masks, ends)
         self.changed = set(self.flow.order)
+        if not row_numbers(graph).isdisjoint(read for node in self.flow.order for read in (node, *node.inputs())):
+            raise NoDeltaError("rows are looked up by their numbers")
         self.steps: dict[Node, Step] = {}
         self.replaced = _Reach(start, self._mask(start))
         self.reaches: list[_Reach] = []

@@ -41,7 +41,8 @@ def _is_carried(node: Node, before: list[Node], changed: set[Node]) -> bool:
             first, second = (node.args[place] for place in record_of(node).factors)
             return node.op != "baddbmm" and _is_layer(first, second, changed=changed) and before == [first]
         case "convolution":
-            return before == [node.args[0]] and node.op in {"conv1d", "conv2d", "conv3d"}
+            plain = node.op in {"conv1d", "conv2d", "conv3d"} and not node.args[1].has_batch
+            return plain and before == [node.args[0]]
         case "pool" | "reduction":
             return True
         case _:

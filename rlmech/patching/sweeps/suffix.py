@@ -17,6 +17,7 @@ from torch import Tensor
 from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Graph, Node
 from rlmech.core.layout import Layout
+from rlmech.core.operations.reading import row_numbers
 from rlmech.core.program import Address, Interceptor, Program
 
 
@@ -90,11 +91,15 @@ class SuffixPlan:
 
 
 def prefix_of(graph: Graph, starts: Sequence[Node], ends: Sequence[Node]) -> tuple[Node, ...]:
-    """The nodes with a row per observation before which nothing needs to run again when `starts` are replaced."""
+    """The nodes with a row per observation before which nothing needs to run again when `starts` are replaced.
+
+    What counts rows is left out: a program makes it anew for the rows that it is given.
+    """
     replaced = set(starts)
     wanted = [*ends, *(source for start in starts for source in graph.sources_of(start, replaced=replaced))]
     again = {*replaced, *graph.behind(starts, wanted)}
     read = itertools.chain(wanted, *(graph.sources_of(node, replaced=replaced) for node in again))
     leaves = {"parameter", "constant", "input"}
     kept = {node for node in read if node not in again and node.op not in leaves and node.shape is not None}
-    return tuple(sorted((node for node in kept if node.has_batch), key=lambda node: node.index))
+    own = kept - row_numbers(graph)
+    return tuple(sorted((node for node in own if node.has_batch), key=lambda node: node.index))
