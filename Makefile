@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.docs-installed
 KERNEL := rlmech/simulators/highway/fast/kernel.c
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check docs changelog stub bench bench-peers clean
+.PHONY: demo test check docs thumbnails changelog stub bench bench-peers clean
 
 $(STAMP): pyproject.toml constraints.txt $(KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ docs: $(DOCS_STAMP)
 
 changelog: $(STAMP)
 	$(BIN)/towncrier build --draft --version next
+
+thumbnails: $(STAMP)
+	$(BIN)/python -c "from docs.generate.gallery import draw_thumbnails; draw_thumbnails()"
 
 stub: $(STAMP)
 	$(BIN)/python -c "from rlmech.public_names import stub; open('rlmech/__init__.pyi', 'w').write(stub())"

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from rlmech.errors import ArgumentError, nearest
+import torch
+
+from rlmech.errors import ArgumentError, EngineError, RlmechError, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,8 +85,22 @@ def explain_misuse(function: Callable[P, R]) -> Callable[P, R]:
             except TypeError:
                 raise _misuse(function.__name__, signature, args, kwargs) from None
             raise
+        except RuntimeError as error:
+            if isinstance(error, RlmechError) or not _needs_gradients(error):
+                raise
+            raise EngineError(
+                f"{function.__name__} takes gradients, which torch.inference_mode switches off.",
+                given="a call inside torch.inference_mode(), or weights or observations that were made there",
+                expected="tensors that autograd can follow",
+                fix="call it outside, or under torch.no_grad(); copy.deepcopy(module) outside makes weights anew",
+            ) from error
 
     return call
+
+
+def _needs_gradients(error: RuntimeError) -> bool:
+    """Whether it is about tensors that inference mode keeps from autograd."""
+    return "nference tensor" in str(error) or (torch.is_inference_mode_enabled() and "require grad" in str(error))
 
 
 def _misuse(

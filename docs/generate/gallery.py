@@ -16,6 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+THUMBNAIL = (640, 480)
+"""The largest width and height of a card's picture, in pixels: twice what it is shown in."""
 FOLDER = Path(__file__).resolve().parents[1] / "gallery"
 _PLOT = '<div id="{name}" class="figure" style="height:{height}px"></div>\n<script src="{name}.js"></script>\n'
 _DRAW = "Plotly.newPlot({name!r}, {figure}.data, {figure}.layout, {{responsive: true, displaylogo: false}});"
@@ -23,13 +27,14 @@ _DRAW = "Plotly.newPlot({name!r}, {figure}.data, {figure}.layout, {{responsive: 
 
 @dataclass
 class Page:
-    """A script that was run: its Markdown, and the files that it draws, by name."""
+    """A script that was run: its Markdown, the files that it draws, by name, and its first figure."""
 
     name: str
     title: str
     answer: str
     markdown: str = ""
     files: dict[str, str] = field(default_factory=dict[str, str])
+    figure: Any = None
 
 
 def scripts() -> list[Path]:
@@ -41,6 +46,21 @@ def run_all(workers: int = 2) -> list[Page]:
     """Run every script, each in a process of its own."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         return list(pool.map(run, scripts()))
+
+
+def draw_thumbnails() -> None:
+    """Run every script and keep its first figure as the picture on its card; needs Kaleido and a Chromium."""
+    for script in scripts():
+        page = run(script)
+        if page.figure is not None:
+            _reduced(page.figure.save(FOLDER / f"{page.name}.png"))
+
+
+def _reduced(picture: Path) -> None:
+    """Make a picture as small as a card shows it, in few colours."""
+    with Image.open(picture) as drawn:
+        drawn.thumbnail(THUMBNAIL)
+        drawn.convert("RGB").quantize(64).save(picture, optimize=True)
 
 
 def run(script: Path) -> Page:
@@ -113,6 +133,8 @@ def _show(value: Any, page: Page) -> str:
     import rlmech as rlm
 
     name = f"{page.name}-{len(page.files) + 1}"
+    if page.figure is None and isinstance(value, go.Figure | rlm.plot.SvgFigure):
+        page.figure = value
     if isinstance(value, go.Figure):
         layout: Any = value.layout
         page.files[f"{name}.js"] = _DRAW.format(name=name, figure=f"({value.to_json()})")

@@ -65,6 +65,10 @@ class ActivationCache(Mapping[str, Tensor]):
             )
         return value.clone() if value.is_inference() else value  # those keep no count of in-place changes
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ActivationCache:
+        """The values as they are, apart from the pass that made them, as on a file."""
+        return ActivationCache({name: self[name].detach().clone() for name in self}, axes=dict(self._axes))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 

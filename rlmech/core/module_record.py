@@ -65,6 +65,7 @@ class ModuleRecord:
         self._versions = [value._version for value in self._tensors.values()]  # torch counts changes in place
         self._hooks = _hooks(module)
         self._submodules = _submodules(module)
+        self._weights = _weights(module)
         self._hook_dicts = [
             hooks for child in module.modules() for name in HOOKS if (hooks := _dict(child, name)) is not None
         ]
@@ -82,6 +83,9 @@ class ModuleRecord:
             if children:
                 names = tuple(children)
                 self._watched.append((children, None, operator.itemgetter(*names), _gathered(children, names)))
+            weights = _dict(child, "_parameters")
+            if weights:  # pruning and parametrisations put others in their place
+                self._watched.append((weights, len(weights), _nothing, ()))
         self.is_current: Callable[[], bool] = self._checker()
 
     def _watch(self, path: str, owner: object) -> None:
@@ -130,11 +134,19 @@ class ModuleRecord:
         return ModuleRecord(self._module, ignored=self._ignored)
 
     def check_submodules(self) -> None:
-        """Refuse a module of which a part that was exported is another one now, or none.
+        """Refuse a module of which a part or a weight that was exported is another one now, or none.
 
         Raises:
-            EngineError: That part, named.
+            EngineError: That part or weight, named.
         """
+        gone = sorted(self._weights - _weights(self._module))
+        if gone:
+            raise EngineError(
+                f"The network was changed since it was wrapped: it has no {gone[0]!r} any more.",
+                given=f"weights without {', '.join(gone[:3])}, as pruning and parametrisations leave them",
+                expected="the parameters and buffers that were traced",
+                fix="wrap the network again: HookedPolicy(module, example_obs)",
+            )
         present = _submodules(self._module)
         for path, child in self._submodules.items():
             now = present.get(path)
@@ -258,6 +270,12 @@ def _dict(module: nn.Module, name: str) -> dict[str, object] | None:
     """One of a module's own dicts; those of a scripted module are none."""
     value = vars(module).get(name)
     return value if isinstance(value, dict) else None
+
+
+def _weights(module: nn.Module) -> frozenset[str]:
+    """The names of parameters and buffers."""
+    named = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return frozenset(name for tensors in named for name, _ in tensors)
 
 
 def _submodules(module: nn.Module) -> dict[str, nn.Module]:

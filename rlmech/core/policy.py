@@ -228,6 +228,15 @@ class HookedPolicy(nn.Module, metaclass=_Named):
 
     # ---- running
 
+    def _arrays(self, obs: Observation) -> tuple[Tensor, ...]:
+        """An observation's tensors, checked, in the precision and on the device that the network has now."""
+        if self._wrapped.follow():
+            self._variants.clear()  # made for the old precision and device
+        arrays, device = self._format.coerce(obs, self.module), self._wrapped.device
+        if device is None or device.type == "cpu":
+            return arrays
+        return tuple(array.to(device) for array in arrays)  # coerce passes on what it need not look into
+
     def __call__(self, obs: Observation) -> Float[Tensor, "batch *choice action"]:
         """Action scores of a batch of observations; of several choices `[batch choice action]`.
 
@@ -235,7 +244,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             ObservationError: Wrong structure, shape or dtype, or NaN.
         """
         try:
-            arrays = self._format.coerce(obs, self.module)
+            arrays = self._arrays(obs)
         except ObservationError as error:
             taken, rows = self._variants.taking(obs, error)
             return taken(rows)
@@ -263,7 +272,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             SiteError: A name matches nothing.
         """
         try:
-            arrays = self._format.coerce(obs, self.module)
+            arrays = self._arrays(obs)
         except ObservationError as error:
             taken, rows = self._variants.taking(obs, error)
             return taken.run_with_cache(rows, names)
@@ -354,7 +363,7 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             True
         """
         try:
-            arrays = self._format.coerce(obs, self.module)
+            arrays = self._arrays(obs)
         except ObservationError as error:
             taken, own = self._variants.taking(obs, error)
             return taken.run_rows(own, names, edits=edits, rows=rows)
@@ -671,12 +680,12 @@ class HookedPolicy(nn.Module, metaclass=_Named):
             EngineError: The module does not compute any longer what it did when it was wrapped.
         """
         try:
-            arrays = self._format.coerce(obs, self.module)
+            arrays = self._arrays(obs)
         except ObservationError:
             rows = self._variants.flat_rows(obs)
             if rows is None:
                 raise
-            arrays = self._format.coerce(rows, self.module)
+            arrays = self._arrays(rows)
         if compare:
             self.check_unchanged(arrays)
         return arrays
@@ -717,13 +726,9 @@ class HookedPolicy(nn.Module, metaclass=_Named):
         return self.module.load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[..., object], recurse: bool = True) -> HookedPolicy:  # noqa: FBT001, FBT002  # torch's signature
-        before = next(self.module.parameters(), None)
-        old = None if before is None else (before.dtype, before.device)
         super()._apply(fn, recurse)
-        after = next(self.module.parameters(), None)
-        if old is not None and after is not None:
-            self._wrapped.follow(old, (after.dtype, after.device))
-        self._variants.clear()
+        self._wrapped.follow()
+        self._variants.clear()  # made for the old precision and device
         return self
 
     def __getstate__(self) -> dict[str, object]:

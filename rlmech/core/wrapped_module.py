@@ -7,7 +7,8 @@ mode, calls for the eager engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,8 @@ class WrappedModule:
         self._module, self._scored, self._form = module, scored, form
         self._root = root
         self._output_kind: OutputKind = output_kind
+        self._weight = next(_weights_of(module), None)
+        self._precision = self._precision_now()
         self._mode_dependent = [child for child in module.modules() if depends_on_mode(child)]
         self.engine = self._proven()
         self.record = ModuleRecord(module, ignored=frozenset(before.changes()))
@@ -117,13 +120,19 @@ class WrappedModule:
         rows = tuple(array[:1].detach() for array in arrays) if arrays and len(arrays[0]) else self._form.samples(1)
         self._compare([on_device(rows, self._module)])
 
-    def follow(self, old: tuple[torch.dtype, torch.device], new: tuple[torch.dtype, torch.device]) -> None:
-        """Let formats and graphs follow the parameters.
+    @property
+    def device(self) -> torch.device | None:
+        """Where the weights are; None without any."""
+        return None if self._precision is None else self._precision[1]
 
-        Args:
-            old: Their dtype and device as they were.
-            new: As they are.
-        """
+    def follow(self) -> bool:
+        """Let formats and graphs follow the weights into another precision or onto another device; whether they did."""
+        old, new = self._precision, self._precision_now()
+        if (
+            old is None or new is None or old == new
+        ):  # a weight that was taken away is told where the module is compared
+            return False
+        self._precision = new
         if new[0] != old[0]:
             self._form.retype(new[0])
         if isinstance(self.engine, GraphEngine):
@@ -131,6 +140,14 @@ class WrappedModule:
                 self.engine.retype(old[0], new[0])
             if new[1] != old[1]:
                 self.engine.move(new[1])
+        return True
+
+    def _precision_now(self) -> tuple[torch.dtype, torch.device] | None:
+        if self._weight is None:
+            return None
+        weights, name = self._weight
+        weight = weights.get(name)
+        return None if weight is None else (weight.dtype, weight.device)
 
     def _proven(self) -> Engine:
         engine = self._made()
@@ -183,3 +200,13 @@ class WrappedModule:
                     self._mode_dependent += training
                     return
                 raise self.record.error(found)
+
+
+def _weights_of(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str]]:
+    """The parameters of a module: the dict that holds each, and its name there."""
+    for child in module.modules():
+        weights: object = vars(child).get("_parameters")
+        if not isinstance(weights, dict):  # of a scripted module
+            continue
+        own = cast("dict[str, Tensor | None]", weights)
+        yield from ((own, name) for name, weight in own.items() if weight is not None and weight.is_floating_point())

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import rlmech as rlm
 from rlmech.core.bounds.boxes import box_around
 from rlmech.core.bounds.intervals import Interval
 from rlmech.core.bounds.region import Region
@@ -229,3 +230,25 @@ def test_boxes_come_as_radius_radii_ends_or_names():
     torch.testing.assert_close(by_name.high - by_name.low, 2 * radii.expand_as(obs), atol=1e-12, rtol=0)
     (ends,) = box_around(policy, arrays, (obs - 1, obs + 2))
     torch.testing.assert_close(ends.high - ends.low, torch.full_like(obs, 3.0))
+
+
+def test_values_that_are_overwritten_in_part_or_as_a_whole_are_bounded():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            v = torch.tanh(self.first(x))
+            v[:, 3:6] += v[:, :3]
+            v[:, 0].mul_(2)
+            v[:, 1] = v[:, 2]
+            return self.last(v)
+
+    torch.manual_seed(0)
+    net, obs = InPlace().double(), torch.rand(3, 4, dtype=torch.float64)
+    found = rlm.certify.score_bounds(HookedPolicy(net, obs), obs, box=0.3)
+    moved = obs + 0.3 * (2 * torch.rand(500, 3, 4, dtype=torch.float64) - 1)
+    scores = net(moved.flatten(0, 1)).unflatten(0, (500, 3)).detach().numpy()
+    assert (scores >= found.low.values).all()
+    assert (scores <= found.high.values).all()

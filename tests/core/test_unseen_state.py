@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import types
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 import rlmech as rlm
@@ -268,3 +271,56 @@ def test_torchs_fused_path_is_named_where_it_gives_other_numbers(pool):
         obs[:, :, 0] = 0
         with pytest.raises(ParityError, match="torch's fused path"):
             policy.check_unchanged((obs,))
+
+
+def test_a_policy_follows_its_network_into_another_precision_and_back():
+    torch.manual_seed(0)
+    net = nets.mlp(4, 8, 3)
+    policy, wide = rlm.HookedPolicy(net, OBS[:2]), OBS.double()
+    net.double()
+    torch.testing.assert_close(policy(wide), net(wide))
+    assert rlm.ablation_sweep(policy, wide).effect.dtype == np.float64
+    net.float()
+    torch.testing.assert_close(policy(OBS), net(OBS))
+    assert policy.run_with_cache(OBS)[1]["0.hook_out"].dtype == torch.float32
+
+
+WEIGHTS_GONE = {
+    "pruned": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    "normed": lambda layer: torch.nn.utils.parametrizations.weight_norm(layer),
+}
+
+
+@pytest.mark.parametrize("how", WEIGHTS_GONE)
+def test_a_weight_that_was_taken_away_is_named(how):
+    net = nets.mlp(4, 8, 3)
+    policy = rlm.HookedPolicy(net, OBS[:2])
+    WEIGHTS_GONE[how](net[0])
+    for use in (policy, lambda obs: rlm.ablation_sweep(policy, obs)):
+        with pytest.raises(EngineError, match=r"it has no '0\.weight' any more"):
+            use(OBS)
+
+
+def test_gradients_under_inference_mode_are_refused_in_words_and_scores_are_not():
+    net = nets.mlp(4, 8, 3)
+    policy = rlm.HookedPolicy(net, OBS[:2])
+    with torch.inference_mode():
+        torch.testing.assert_close(policy(OBS).clone(), net(OBS))
+        rlm.ablation_sweep(policy, OBS)
+        with pytest.raises(EngineError, match="inference_mode"):
+            rlm.attribution.local_affine(policy, OBS)
+        made_there = nets.mlp(4, 8, 3)
+    with pytest.raises(EngineError, match="inference_mode"):
+        rlm.attribution.local_affine(rlm.HookedPolicy(made_there, OBS[:2]), OBS)
+
+
+def test_caches_are_copied_and_metrics_sent():
+    policy = rlm.HookedPolicy(nets.mlp(4, 8, 3), OBS[:2])
+    scores, cache = policy.run_with_cache(OBS)
+    assert scores.requires_grad
+    again = copy.deepcopy(cache)
+    assert all(torch.equal(again[name], cache[name]) for name in cache)
+    for metric in (rlm.metrics.action_gap(), rlm.metrics.policy_kl(2.0), rlm.metrics.action_score(1)):
+        sent = pickle.loads(pickle.dumps(metric))
+        found, expected = (rlm.ablation_sweep(policy, OBS, metric=one) for one in (sent, metric))
+        assert found.identical(expected)

@@ -55,6 +55,15 @@ def test_links_of_the_repository_lead_to_files():
     assert broken == []
 
 
+def test_every_card_of_the_gallery_has_a_small_picture(site):
+    folder, _ = site
+    cards = (folder / "gallery" / "index.md").read_text(encoding="utf-8")
+    for script in gallery.scripts():
+        picture = f"{script.stem.partition('_')[2]}.png"
+        assert f'<img src="{picture}"' in cards, f"make thumbnails, for {picture}"
+        assert (folder / "gallery" / picture).stat().st_size < 40_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", gallery.scripts(), ids=lambda path: path.stem)
 def test_a_script_of_the_gallery_runs_and_shows_something(script, tmp_path, monkeypatch):

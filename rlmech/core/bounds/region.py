@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -368,9 +369,11 @@ class Region:
         parts = isinstance(weight, dict)
         ends = [value[key] for key in weight] if parts else [value]
         weights = list(weight.values()) if parts else [weight]
-        found = torch.autograd.grad(ends, list(leaves.values()), weights, is_grads_batched=True, materialize_grads=True)
-        for read, slope in zip(leaves, found, strict=True):
-            accumulate(pulled, read, slope)
+        # not `materialize_grads`: its zeros have no axis for the bounds
+        found = torch.autograd.grad(ends, list(leaves.values()), weights, is_grads_batched=True, allow_unused=True)
+        for read, slope in zip(leaves, cast("tuple[Tensor | None, ...]", found), strict=True):
+            if slope is not None:  # else it is overwritten as a whole
+                accumulate(pulled, read, slope)
 
 
 def _row_sums(node: Node, values: Float[Tensor, "bound ..."]) -> Float[Tensor, "bound batch"]:
