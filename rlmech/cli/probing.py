@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rlmech.episodes.recording import Recording
     from rlmech.spec import PolicySpec
 
+MOST_FOLDS = 5
+
 
 def probes(
     policy: Policy,
@@ -58,6 +60,7 @@ def probes(
         sites=choose_sites(opened, sites or last_hidden(opened), ""),
         step_offset=later,
         method=method,
+        n_folds=min(MOST_FOLDS, len(episodes)),
         seed=seed,
     )
     table = found.table()
