@@ -260,7 +260,6 @@ def test_values_that_are_overwritten_in_part_or_as_a_whole_are_bounded():
         lambda v: (v > 0).to(v.dtype) + v,
         lambda v: (v > 0).float() * v,
         lambda v: v - (v > 0.1).double(),
-        lambda v: (v >= 0).type_as(v) - v,
     ],
 )
 def test_truth_values_that_become_numbers_are_bounded(step):
