@@ -8,10 +8,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import affine, certify, closed_loops, episodes, forward, known_circuits, startup, sweeps, tables
+from benchmarks import (
+    affine,
+    certify,
+    closed_loops,
+    episodes,
+    features,
+    forward,
+    known_circuits,
+    startup,
+    sweeps,
+    tables,
+)
 
-SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "episodes", "closed_loops",
-          "known_circuits")  # fmt: skip
+SUITES = ("forward", "startup", "sweeps", "affine", "certify", "certify_soundness", "features", "episodes",
+          "closed_loops", "known_circuits")  # fmt: skip
 
 
 def main() -> None:
@@ -49,6 +60,7 @@ def main() -> None:
         "affine": lambda: affine.measure(rounds=max(5, arguments.rounds // 4)),
         "certify": certify.measure,
         "certify_soundness": certify.soundness,
+        "features": features.measure,
         "closed_loops": lambda: closed_loops.measure(rounds=few),
         "known_circuits": known_circuits.measure,
     }

@@ -1,7 +1,7 @@
 """Episodes: what recording and intervening cost beside the environment's own stepping, workers, and large recordings.
 
-`driving`: the same episode is stepped bare with the actions known, driven by the policy in a plain loop, recorded, and
-recorded with an edit and every activation kept; CPU time of one thread, interleaved, a seed a round. `sharing`: nine
+`driving`: the same episodes stepped bare with the actions known, driven by the policy in a plain loop, recorded, and
+recorded with an edit and every activation kept; CPU time of one thread, interleaved, 20 seeds a round. `sharing`: nine
 conditions together against one after the other. `workers`: wall time of one process, two, and two of a local Ray
 cluster, once their pools are warm. `store`: a recording of a million steps, opened and filtered in a process of its
 own.
@@ -32,6 +32,7 @@ from rlmech.episodes.shards import Writer
 from rlmech.episodes.simulation import Runner
 
 POLICY, ENV = "zoo:intersection-ego-attention", "intersection-v2"
+BLOCK = 20  # seeds of a call
 N_STEPS, STEPS_AN_EPISODE, EPISODES_A_SHARD = 1_000_000, 10, 500
 
 
@@ -41,54 +42,51 @@ def _edit(policy: rlm.HookedPolicy, head: int) -> rlm.Edit:
 
 
 def driving(*, rounds: int) -> Iterator[dict[str, object]]:
-    """Shares of the environment's own stepping, and what recording adds to a plain loop."""
-    policy = rlm.load(POLICY)
-    drivers = {
-        "recorded": Driver(policy=policy, names="*.hook_pattern"),
-        "edited, all activations kept, recorded": Driver(policy=policy, edits=(_edit(policy, 1),), names=None),
-    }
-    simulators = {name: Runner(rlm.make_env(ENV), {"": driver}) for name, driver in drivers.items()}
-    bare = rlm.make_env(ENV)
-    with tempfile.TemporaryDirectory() as folder:
-        writers: dict[str, Writer] = {}
-        for i, name in enumerate(drivers):
-            manifests.create(Path(folder) / str(i), {})
-            writers[name] = Writer(Path(folder) / str(i))
+    """What `rlm.record` adds, with all that it writes, to a plain loop of the same policy and to bare stepping."""
+    for policy_name, env_id in ((POLICY, ENV), ("zoo:highway-dqn-mlp", "highway-fast-v0")):
+        policy, env, bare = rlm.load(policy_name), rlm.make_env(env_id), rlm.make_env(env_id)
+        calls: dict[str, dict[str, Any]] = {"recorded": {}}
+        if policy.attention:
+            calls["edited, all activations kept, recorded"] = {"names": None, "edits": [_edit(policy, 1)]}
         seconds: dict[str, list[float]] = {}
-        for seed in range(-1, rounds):  # the first round warms up
-            found = _round(policy, bare, simulators, writers, seed % 1000)
-            if seed >= 0:
+        for turn in range(-1, rounds):  # the first round warms up
+            seeds = range((turn + 1) * BLOCK, (turn + 2) * BLOCK)
+            found = {"plain loop": _timed(lambda p=policy, s=seeds, e=bare: _plain_loop(p, e, s))[0]}
+            for name, options in calls.items():
+                found[name], recording = _timed(
+                    lambda p=policy, e=env, s=seeds, o=options: rlm.record(p, e, seeds=s, progress=False, **o)
+                )
+                found[f"bare, {name}"] = _timed(lambda r=recording, e=bare, s=seeds: _bare(r, e, s))[0]
+            if turn >= 0:
                 for name, value in found.items():
                     seconds.setdefault(name, []).append(value)
-    yield _quotient(
-        "recorded / plain loop of the same policy", seconds["recorded"], seconds["plain loop"], aim="<= 1.03"
-    )
-    for name in drivers:
-        yield _quotient(f"bare stepping / {name}", seconds[f"bare, {name}"], seconds[name], aim=">= 0.95")
+        plain = seconds["plain loop"]
+        yield _quotient(f"{env_id}: recorded / plain loop", seconds["recorded"], plain, aim="<= 1.25")
+        for name in calls:
+            yield _quotient(f"{env_id}: bare stepping / {name}", seconds[f"bare, {name}"], seconds[name], aim="")
 
 
-def _round(
-    policy: Any, bare: Any, simulators: dict[str, Runner], writers: dict[str, Writer], seed: int
-) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name in simulators if seed % 2 else reversed(simulators):
-        start = time.thread_time()
-        episode = _one(simulators[name], seed)[""]
-        writers[name].add(episode)
-        found[name] = time.thread_time() - start
-        actions = episode.arrays["action"].tolist()
-        start = time.thread_time()
-        bare.reset(seed=seed)
-        for action in actions:
-            bare.step(action)
-        found[f"bare, {name}"] = time.thread_time() - start
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.thread_time()
-    observation, done = bare.reset(seed=seed)[0], False
-    while not done:
-        observation, _, terminated, truncated, _ = bare.step(int(policy.predict(observation)[0]))
-        done = terminated or truncated
-    found["plain loop"] = time.thread_time() - start
-    return found
+    found = call()
+    return time.thread_time() - start, found
+
+
+def _plain_loop(policy: Any, env: Any, seeds: range) -> None:
+    for seed in seeds:
+        observation, done = env.reset(seed=seed)[0], False
+        while not done:
+            observation, _, terminated, truncated, _ = env.step(int(policy.predict(observation)[0]))
+            done = terminated or truncated
+
+
+def _bare(recording: Any, env: Any, seeds: range) -> None:
+    """The same steps, the actions known."""
+    steps = recording.steps
+    for seed in seeds:
+        env.reset(seed=seed)
+        for action in steps["action"][steps["seed"] == seed].tolist():
+            env.step(action)
 
 
 def _one(runner: Runner, seed: int) -> dict[str, Episodes]:

@@ -299,30 +299,39 @@ def matmul_rate() -> float:
 
 
 def attribution(*, rounds: int) -> Iterator[dict[str, Any]]:
-    """First-order estimates of all jobs, 256 pairs, in forward passes of the same batch."""
+    """Whole calls that work by gradients, 256 pairs, in forward passes of the same batch; `auto` sites."""
     for network in NETWORKS:
         raw, jobs = raw_network(network), jobs_of(network)
         clean, corrupt = observations(network, 256), observations(network, 257)[:256]
         policy = rlm.HookedPolicy(raw, clean[:2])
+        given: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "metric": rlm.metrics.action_gap(BETTER, WORSE)}
         sites = [site_of(network, name, position) for name, position in jobs]
-        metric = rlm.metrics.action_gap(BETTER, WORSE)
 
-        def estimate(own: tuple[Any, ...] = (policy, sites, clean, corrupt, metric)) -> Any:
-            policy, sites, clean, corrupt, metric = own
-            estimator = Estimator.start(
-                policy, sites, clean=clean, corrupt=corrupt, metric=metric, direction="denoise", repairs=()
-            )
+        def estimates(policy: Any = policy, sites: Any = sites, given: Any = given) -> Any:
+            estimator = Estimator.start(policy, sites, direction="denoise", repairs=(), **given)
             return estimator.at_base((), certificate=False)
 
-        calls = {"forward": torch.no_grad()(lambda p=policy, o=corrupt: p(o)), "attribution": estimate}
-        found = ratios(interleave(calls, rounds=rounds), reference="forward")["attribution"]
-        yield {
-            "network": network,
-            "jobs": len(jobs),
-            "forwards": found.median,
-            "forwards_low": found.low,
-            "forwards_high": found.high,
+        calls: dict[str, Callable[[], Any]] = {
+            "forward": torch.no_grad()(lambda p=policy, o=corrupt: p(o)),
+            f"estimates alone, {len(sites)} sites": estimates,
+            "attribution_patching": lambda p=policy, g=given: rlm.attribution_patching(p, **g),
+            "with its certificate": lambda p=policy, g=given: rlm.attribution_patching(p, certificate=True, **g),
+            "region_margins": lambda p=policy, o=corrupt: rlm.attribution.region_margins(p, o),
+            "discover_circuit, EAP-IG, 40 edges": lambda p=policy, g=given: rlm.edges.discover_circuit(
+                p, method="eap-ig", n_edges=40, **g
+            ),
         }
+        aims = dict(zip(list(calls)[2:], (3.5, 12.0, 20.0, 120.0), strict=True))
+        for name, found in ratios(interleave(calls, rounds=rounds), reference="forward").items():
+            if name != "forward":
+                yield {
+                    "network": network,
+                    "call": name,
+                    "forwards": found.median,
+                    "forwards_low": found.low,
+                    "forwards_high": found.high,
+                    "aim": aims.get(name, ""),
+                }
 
 
 def growth(*, rounds: int) -> Iterator[dict[str, Any]]:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from rlmech.attribution.gates import batch_first, conditions_behind
+from rlmech.attribution.gates import Condition, batch_first, conditions_behind
 from rlmech.attribution.repairs import patched_rows
+from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.policy import HookedPolicy
+from rlmech.core.recent import Recent
 from rlmech.core.site import Site
 from rlmech.gradients.at_nodes import MeasuredRun, measure_outputs, output_addresses, row_sums
 from rlmech.gradients.downstream import Continuation
 from rlmech.metrics.measure import BoundMetric
 
+CONDITIONS = 64
+"""Nodes whose conditions are kept for a policy, the last used ones: they are told by the graph alone."""
+_conditions: WeakKeyDictionary[GraphEngine, Recent[object, tuple[Condition, ...]]] = WeakKeyDictionary()
 _ROUNDING = 256
 """Epsilons, relative to the metric's terms, within which a metric counts as linear in the scores."""
 
@@ -64,7 +70,9 @@ def certify(
     """
     address, engine = policy.points[sites[0].name].address, policy.graph_engine
     ends = [end.node for end in output_addresses(policy)]
-    conditions = conditions_behind(engine.graph, exact_until or address.node, ends=ends)
+    start = exact_until or address.node
+    kept_conditions = _conditions.setdefault(engine, Recent(CONDITIONS))
+    conditions = kept_conditions.get((start, tuple(ends)), lambda: conditions_behind(engine.graph, start, ends=ends))
     reads = list(dict.fromkeys(read for condition in conditions for read in condition.reads))
     onwards = Continuation.start(engine, address.node, returned=[*ends, *reads], arrays=arrays)
     slopes = run.gradients(ends)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -17,8 +18,12 @@ from rlmech.core.engine import GraphEngine
 from rlmech.core.graph import Node
 from rlmech.core.layout import Layout
 from rlmech.core.operations.reading import row_numbers
+from rlmech.core.recent import Recent
 
 _LEAVES = {"parameter", "constant", "input"}
+FRONTIERS = 64
+"""Nodes whose frontiers are kept for a policy, the last used ones: they are told by the graph alone."""
+_frontiers: WeakKeyDictionary[GraphEngine, Recent[object, tuple[Node, ...]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +51,8 @@ class Continuation:
         cls, engine: GraphEngine, node: Node, *, returned: Sequence[Node], arrays: tuple[Tensor, ...]
     ) -> Continuation:
         """Compute, once, what the runs read from before the node."""
-        graph = engine.graph
-        behind = graph.behind({node}, returned)
-        inside = {node, *behind}
-        read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
-        read += [end for end in returned if end not in inside]
-        anew = inside | row_numbers(graph)  # those are made anew for the rows of each run
-        frontier = tuple(dict.fromkeys(at for at in read if at not in anew and at.op not in _LEAVES and at.has_batch))
+        key = (node, tuple(returned))
+        frontier = _frontiers.setdefault(engine, Recent(FRONTIERS)).get(key, lambda: _frontier(engine, node, returned))
         with torch.no_grad():
             values = engine.program(returned=frontier)(arrays, (), ()) if frontier else ()
         shown = tuple(Layout.of(at).show(value) for at, value in zip(frontier, values, strict=True))
@@ -71,3 +71,14 @@ class Continuation:
         kept = [Layout.of(at).restore(v) for at, v in zip(self.frontier, values, strict=True)]
         program = self.engine.program(returned=self.returned, given=(self.node, *self.frontier))
         return program(arrays, (value, *kept), ())
+
+
+def _frontier(engine: GraphEngine, node: Node, returned: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes from before a node that are read on the way from it to others."""
+    graph = engine.graph
+    behind = graph.behind({node}, returned)
+    inside = {node, *behind}
+    read = [source for at in behind for source in graph.sources_of(at, replaced={node})]
+    read += [end for end in returned if end not in inside]
+    anew = inside | row_numbers(graph)  # those are made anew for the rows of each run
+    return tuple(dict.fromkeys(at for at in read if at not in anew and at.op not in _LEAVES and at.has_batch))

@@ -89,7 +89,10 @@ def choose_groups(
     Raises:
         SiteError: A name or a selection does not fit the policy, two sites of a group overlap, or nothing is selected.
     """
-    given = sites if isinstance(sites, str | Site) else tuple(_frozen(item) for item in sites)
+    items: tuple[Any, ...] = () if isinstance(sites, str | Site) else tuple(sites)
+    if list in set(map(type, items)):
+        items = tuple(tuple(item) if isinstance(item, list) else item for item in items)
+    given = sites if isinstance(sites, str | Site) else items
     reads = "scores" if metric is None else as_metric(metric).reads
     remembered = _groups.setdefault(policy, Recent(CHOICES))  # the same groups are found again by identity
     return list(remembered.get((given, reads), lambda: _group(policy, given, metric)))
@@ -106,10 +109,6 @@ def _group(policy: HookedPolicy, sites: Any, metric: Metric | MetricFunction | N
             groups.append(tuple(choose_sites(policy, list(item))))
             _refuse_overlap(policy, groups[-1])
     return groups
-
-
-def _frozen(item: object) -> object:
-    return tuple(item) if isinstance(item, list) else item
 
 
 @explain_misuse

@@ -4,7 +4,7 @@
 
 Every fold's sums (X'X, X'Y, Y'Y) are taken once; what a fit and its error on other rows need follows from them, for all
 targets and penalties together. One eigendecomposition [feature feature] per training set: K (K + 1) / 2 of them.
-The same numbers as scikit-learn's `StandardScaler` and `Ridge`, fold by fold.
+The same numbers as scikit-learn's `StandardScaler` and `Ridge`, fold by fold, where spreads are within a thousandfold.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Columns = Float[np.ndarray, "row column"]
 PENALTIES = tuple(10.0**k for k in range(-5, 2))
 """Penalties tried, as shares of the number of training rows, for features of unit spread."""
 
+LEAST_SPREAD = 1e-3
+"""Of the largest spread of a feature, what features are divided by at least."""
 _FLAT = 1e-9
 """Of the largest variance, what a direction has within classes at least."""
 
@@ -94,7 +96,9 @@ class _Trained:
         centred = sums.xx - n * np.outer(self.mean, self.mean)
         spread = np.sqrt(np.maximum(np.diag(centred) / n, 0))
         scale = np.sqrt(np.diag(sums.xx) / n)
-        self.spread = np.where(spread > 1e-9 * np.where(scale > 0, scale, 1), spread, np.inf)  # constant: no say
+        moves = spread > 1e-9 * np.where(scale > 0, scale, 1)
+        # what hardly moves here may move far in other rows: it is not blown up to the size of all else
+        self.spread = np.where(moves, np.maximum(spread, LEAST_SPREAD * spread.max(initial=0)), np.inf)
         gram = centred / np.outer(self.spread, self.spread)
         cross = (sums.xy - n * np.outer(self.mean, self.level)) / self.spread[:, None]
         values, vectors = np.linalg.eigh(gram)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rlmech.errors import ConfigError
-from rlmech.probes.linear import Columns, Fitted, LinearMap, Rows
+from rlmech.probes.linear import LEAST_SPREAD, Columns, Fitted, LinearMap, Rows
 
 PENALTIES = (1e-4, 1e-2, 1.0)
 """Penalties tried, as shares of the number of training rows, for features of unit spread."""
@@ -70,7 +70,8 @@ def _best(x: Rows, truth: np.ndarray, fold: np.ndarray, penalties: Sequence[floa
 def _fit(x: Rows, truth: np.ndarray, penalty: float) -> LinearMap:
     model: Any = _scikit_learn()(C=1 / (penalty * len(x)), class_weight="balanced", max_iter=MOST_STEPS)
     mean, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 1e-9 * np.maximum(np.abs(x).max(0), 1e-300), spread, np.inf)
+    moves = spread > 1e-9 * np.maximum(np.abs(x).max(0), 1e-300)
+    spread = np.where(moves, np.maximum(spread, LEAST_SPREAD * spread.max(initial=0)), np.inf)
     model.fit((x - mean) / spread, truth)
     slope, offset = model.coef_.T / spread[:, None], model.intercept_ - mean @ (model.coef_.T / spread[:, None])
     if slope.shape[1] == 1:  # of two classes scikit-learn gives the second one's log-odds

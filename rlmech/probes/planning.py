@@ -76,7 +76,7 @@ def planning(
         interval. Controls: `trained`, the policy itself; `observation`, this step's; `history`, the last few and random
         ReLU features of them; `decision`, this step's scores and action, so what is done over and over is no plan;
         `untrained`; `shuffled`; `episode_mean`. `says[site, step]` in words: *foreseen* is what is read better than
-        chance, *beyond what was shown* what beats all of observation, history, decision and untrained networks.
+        chance, *better than from every control* what beats observation, history, decision and untrained networks.
         `n_rows[step]`: steps that have one so far ahead.
 
     Raises:
@@ -95,7 +95,7 @@ def planning(
         >>> recording = rlm.record(policy, rlm.make_env("CartPole-v1"), seeds=range(10), progress=False)
         >>> angle = {"angle": lambda r: r.observations[:, 2]}
         >>> found = rlm.probes.planning(policy, recording, target=angle["angle"], horizon=2, sites="0.hook_out")
-        >>> found["score"].dims, "beyond" in str(found["says"].values[0, 0])  # all of it is in the observation
+        >>> found["score"].dims, "every control" in str(found["says"].values[0, 0])  # all of it is in the observation
         (('site', 'step', 'control'), False)
     """
     if method not in get_args(Method) or horizon < 1 or n_history < 1:
@@ -233,7 +233,7 @@ def _words(one: Labels, score: np.ndarray, advantage: np.ndarray) -> str:
         return "not foreseen"
     equal = [name for name in BEATEN if not advantage[at[name], 1] > 0]
     if not equal:
-        return "foreseen, beyond what was shown"
+        return "foreseen, better than from every control"
     named = {
         "observation": "the observation",
         "history": "the last observations",

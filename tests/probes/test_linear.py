@@ -113,3 +113,15 @@ def test_classes_that_have_no_spread_of_their_own_are_told_apart():
         two = truth < 2
         pair = cross_validated(values[two], np.eye(2)[truth[two]], fold=fold[two], target=np.zeros(2, int))
         assert (pair.predicted.argmax(1) == truth[two]).all()
+
+
+def test_what_hardly_moves_in_the_training_rows_does_not_blow_up_elsewhere():
+    """A vehicle's heading that is noise of rounding in most episodes, and turns in one."""
+    x, episode = rows(300, 4)
+    rng = np.random.default_rng(3)
+    y = (x[:, 0] - x[:, 0].mean())[:, None] / x[:, 0].std()
+    rare = 1e-7 * rng.normal(size=(300, 1))
+    rare[episode == 7] = 1.0
+    fold = folds_of(episode, 5, 0)
+    found = cross_validated(np.concatenate([x, rare], axis=1), y, fold=fold, target=np.zeros(1, int))
+    assert float(((found.predicted - y) ** 2).sum() / (y**2).sum()) < 0.1

@@ -293,6 +293,9 @@ EVERY_ANALYSIS: dict[str, Callable[[], Stored]] = {
     "similarity.compare_policies": lambda: similarity.compare_policies(
         perceptron(), perceptron(), vectors(60), n_neighbours=3
     ),
+    "similarity.joint_dictionary": lambda: similarity.joint_dictionary(
+        perceptron(), perceptron(), vectors(60), site="1.hook_out", n_features=8, k=2, n_steps=2
+    ),
     "similarity.stitch": lambda: similarity.stitch(
         perceptron(),
         perceptron(),

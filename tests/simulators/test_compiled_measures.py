@@ -34,7 +34,7 @@ def test_encounters_are_those_that_python_computes(seed: int) -> None:
     from rlmech.simulators.highway.fast.measuring import towards
 
     some = rectangles(seed)
-    found = towards(some, [(math.cos(r.heading), math.sin(r.heading)) for r in some])
+    found = towards([(r.x, r.y, math.cos(r.heading), math.sin(r.heading), r.vx, r.vy, r.length, r.width) for r in some])
     for other, values in zip(some[1:], found[1:], strict=True):
         expected = Encounter.of(some[0], other)
         assert values == (expected.distance, expected.gap, expected.closing_speed, expected.ttc)

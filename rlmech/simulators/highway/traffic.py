@@ -121,11 +121,11 @@ class HighwayWorld(World):
         sources = {id(v): source for source, v in enumerate(seen)}
         places = _places(len(seen), kind.vehicles_count, generator) if rowed else []
         everyone = [ego, *(v for v in [*road.vehicles, *road.objects] if v is not ego)]
-        found = [sources.get(id(v), -1) for v in everyone]
+        found, known = [sources.get(id(v), -1) for v in everyone], self._numbers
         self.entities = reading.table(
             everyone,
             road=road,
-            numbers=[self._number(v) for v in everyone],
+            numbers=[known[i] if (i := id(v)) in known else self._number(v) for v in everyone],
             rows=[places[source] if source >= 0 else -1 for source in found],
             clipped=[source >= 0 and bool(clipped[source]) for source in found],
             plans=self._plans,

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlmech.simulators.highway import fast
 from rlmech.simulators.highway.measures import Encounter, Rectangle
 from rlmech.untyped import Row
@@ -79,35 +81,39 @@ def table(
         plans: What is known of their routes; brought up to date.
     """
     bodies = [_body(v) for v in vehicles]
-    cosines = [(math.cos(body[2]), math.sin(body[2])) for body in bodies]
-    rectangles = [_rectangle(body, *turn) for body, turn in zip(bodies, cosines, strict=True)]
-    measured = _measured(vehicles, rectangles, cosines, road)
+    turns = [(math.cos(body[2]), math.sin(body[2])) for body in bodies]
     rule = hasattr(road, "respect_priorities")
+    to_ego, places, first = _measured(vehicles, bodies, turns, road, rule=rule)
     ego_priority = vehicles[0].lane.priority if vehicles[0].lane else -1
+    network = road.network
     table_rows: list[Row] = []
-    for i, (v, body, rectangle, to_ego, place, in_front) in enumerate(
-        zip(vehicles, bodies, rectangles, *measured, strict=True)
-    ):
-        priority = v.lane.priority if v.lane else -1
-        distance, gap, closing_speed, ttc = to_ego
+    for i, v in enumerate(vehicles):
+        body, (cos, sin), lane = bodies[i], turns[i], v.lane
+        speed, number = body[3], numbers[i]
+        distance, gap, closing_speed, ttc = to_ego[i]
+        if lane is None:
+            priority, where = -1, NO_LANE
+        else:
+            start, end, index = v.lane_index
+            priority, where = lane.priority, (str(start), str(end), int(index), *places[i])
         table_rows.append(
             (
-                numbers[i],
+                number,
                 rows[i],
                 type(v).__name__,
                 *body,
                 bool(v.crashed),
-                rectangle.vx,
-                rectangle.vy,
+                speed * cos,
+                speed * sin,
                 distance,
                 gap,
                 closing_speed,
                 ttc if v.collidable and v.solid else math.nan,
-                *_lane(v, place),
-                *plans.of(numbers[i], v, road.network),
+                *where,
+                *plans.of(number, v, network),
                 *_controls(v),
                 priority,
-                rule and i > 0 and (in_front if priority == ego_priority else bool(priority > ego_priority)),
+                rule and i > 0 and (first[i] if priority == ego_priority else bool(priority > ego_priority)),
                 bool(getattr(v, "is_yielding", False)),
                 clipped[i],
             )
@@ -115,23 +121,30 @@ def table(
     return table_rows
 
 
-Measured = tuple[Sequence[tuple[float, float, float, float]], Sequence[tuple[float, float]], Sequence[bool]]
+Measured = tuple[Sequence[tuple[float, float, float, float]], Sequence[Sequence[float]], Sequence[bool]]
 
 
 def _measured(
     vehicles: Sequence[ControlledVehicle],
-    rectangles: Sequence[Rectangle],
-    cosines: Sequence[tuple[float, float]],
+    bodies: Sequence[tuple[float, ...]],
+    turns: Sequence[tuple[float, float]],
     road: Road,
+    *,
+    rule: bool,
 ) -> Measured:
     """Of each: distance, gap, closing speed and time to collision; coordinates on its lane; goes first among equals."""
-    rule = hasattr(road, "respect_priorities")
     if fast.has_kernel():
         from rlmech.simulators.highway.fast import measuring
 
-        places = measuring.along_and_across(vehicles, road.network)
-        first = measuring.in_front(vehicles) if rule else [False] * len(vehicles)
-        return measuring.towards(rectangles, cosines), places or [_place(v) for v in vehicles], first
+        positions = np.array([body[:2] for body in bodies])
+        places = measuring.along_and_across(vehicles, positions, road.network)
+        first = measuring.in_front(positions, [body[2] for body in bodies]) if rule else [False] * len(vehicles)
+        moving = [
+            (x, y, cos, sin, speed * cos, speed * sin, length, width)
+            for (x, y, _, speed, length, width), (cos, sin) in zip(bodies, turns, strict=True)
+        ]
+        return measuring.towards(moving), places or [_place(v) for v in vehicles], first
+    rectangles = [_rectangle(body, *turn) for body, turn in zip(bodies, turns, strict=True)]
     ego = rectangles[0]
     meetings = [Encounter.of(ego, other) for other in rectangles[1:]]
     to_ego: list[tuple[float, float, float, float]] = [
@@ -158,19 +171,12 @@ def _place(vehicle: Any) -> tuple[float, float]:
     return float(along), float(across)
 
 
-def _lane(vehicle: Any, place: tuple[float, float]) -> tuple[str, str, int, float, float]:
-    if vehicle.lane is None:
-        return NO_LANE
-    start, end, index = vehicle.lane_index
-    return str(start), str(end), int(index), *place
-
-
 def _controls(vehicle: ControlledVehicle) -> tuple[int, float]:
     """Lanes to the right that it steers for, and the speed that it tracks."""
     target: Any = getattr(vehicle, "target_lane_index", None)
     here = vehicle.lane_index
-    change = int(target[2]) - int(here[2]) if target and here and target[:2] == here[:2] else 0
-    return change, float(getattr(vehicle, "target_speed", math.nan))
+    steers = target is not here and target and here and target[:2] == here[:2]
+    return int(target[2]) - int(here[2]) if steers else 0, float(getattr(vehicle, "target_speed", math.nan))
 
 
 def _in_front(vehicle: ControlledVehicle, ego: ControlledVehicle) -> bool:
