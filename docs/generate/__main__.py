@@ -29,6 +29,7 @@ NAV: dict[str, list[str]] = {
         "cluster.md",
         "speed.md",
     ],
+    "Atlas": ["atlas.md"],
     "Experiments": [],
     "Reference": ["reference/index.md", "reference/rlmech.md"],
     "Errors": ["errors/index.md"],

@@ -6,16 +6,23 @@ nothing. How much of the order of units is noise is told by the order's own spli
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from rlmech.arguments import explain_misuse
 from rlmech.atlas.agents import Agent, random_episodes
 from rlmech.atlas.measures import rank_correlation, share_of_way, split_half
 from rlmech.atlas.sizes import Sizes
-from rlmech.atlas.states import Inside, States, unit_of
+from rlmech.atlas.states import Inside, States, states_of, unit_of
 from rlmech.atlas.units import change_of_units
 from rlmech.core.edit import Edit
 from rlmech.core.interventions import mean_ablation, resample_ablation, zero_ablation
+from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
 from rlmech.episodes import compare_rollouts, record
 from rlmech.nets.untrained import untrained
@@ -58,6 +65,38 @@ def loop_row(agent: Agent, states: States, sizes: Sizes) -> JsonObject:
         for i, site in enumerate(inside.units)
     ]
     return row | {"units": units}
+
+
+@explain_misuse
+def drive_units(policy: HookedPolicy, env: gym.Env, *, sizes: Sizes | None = None) -> pd.Series:
+    """Set each hidden unit to its mean through episodes: which costs most, which helps, and is it so on new seeds?
+
+    Args:
+        policy: A policy that sees one array of numbers and has no memory.
+        env: Its environment.
+        sizes: How many states and seeds; None for those of the published tables.
+
+    Returns:
+        What a row of the atlas's closed loops holds: `worst` and `best`, units chosen by their mean return on the first
+        seeds, and of each, on seeds that chose nothing, `worst_share` (of the way from the policy down to one that acts
+        at random) with `_low` and `_high`, 95 % over seeds; `gain` of the best one in the return's unit; `n_large` and
+        `n_half`, units that cost more than a tenth and half of the way where they were chosen; `flips_and_loss`,
+        Spearman's correlation over units of offline change and loss, beside `reliability`, that of the loss's own
+        halves. `units` is a list with each unit's numbers.
+
+    Raises:
+        EnvironmentFitError: The environment is not one for this policy.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> policy, sizes = rlm.HookedPolicy(net, torch.rand(2, 4)), rlm.atlas.Sizes.quick()
+        >>> int(rlm.atlas.drive_units(policy, rlm.make_env("CartPole-v1"), sizes=sizes)["n_units"])
+        3
+    """
+    chosen = replace(sizes or Sizes(), return_seeds=0)
+    agent = Agent(name="", algorithm="", path=Path(), policy=policy, env=env)
+    return pd.Series(loop_row(agent, states_of(agent, chosen), chosen))
 
 
 def unit_losses(agent: Agent, inside: Inside, sizes: Sizes) -> tuple[np.ndarray, float]:

@@ -23,7 +23,7 @@ QUESTIONS: tuple[tuple[int, str, str, str, str], ...] = (
     (3, "first order against exact, first hidden layer, clean into corrupt", "methods", "first_order_denoise_1", "D16"),
     (3, "first order against exact, last hidden layer, clean into corrupt", "methods", "first_order_denoise_2", "D16"),
     (3, "first order against exact, first hidden layer, corrupt into clean", "methods", "first_order_noise_1", "D16"),
-    (4, "share of unit and state with |tanh| > 0.99, first layer", "units", "saturated_1", "all"),
+    (4, "share of unit and state with tanh beyond ±0.99, first layer", "units", "saturated_1", "all"),
     (4, "the same, second layer", "units", "saturated_2", "all"),
     (5, "share of ReLU units that are dead, first layer", "units", "dead_1", "all"),
     (5, "the same, second layer", "units", "dead_2", "all"),
@@ -53,6 +53,7 @@ QUESTIONS: tuple[tuple[int, str, str, str, str], ...] = (
     (14, "share in which three ablations name one unit", "units", "ablations_agree", "D16"),
     (14, "mean Spearman between three ablations", "units", "ablations_correlate", "D16"),
     (15, "distance to the next border in steps, median state", "methods", "border", "all"),
+    (15, "the same, of states in which something moves", "methods", "border_moving", "all"),
     (15, "linear regions of the states", "methods", "n_regions", "all"),
     (16, "greedy actions flipped by noise of 1 %", "methods", "noise_flips", "D16"),
     (17, "mirrored action in the mirrored state", "methods", "mirror", "D16"),
@@ -67,6 +68,25 @@ QUESTIONS: tuple[tuple[int, str, str, str, str], ...] = (
 """Question, what is asked, table, column and group of policies."""
 
 
+_CORRELATIONS = (
+    *("first_order_denoise_1", "first_order_denoise_2", "first_order_noise_1", "ablations_correlate"),
+    *("flips_and_loss", "reliability", "mirror_correlation"),
+)
+_SHARES = (
+    *("silent", "silent_moving", "kept_share", "saturated_1", "saturated_2", "dead_1", "dead_2", "revived_1"),
+    *("revived_2", "linear_accuracy", "agreement", "chance", "cka", "noise_flips", "mirror"),
+)
+_COUNTS = ("kept", "rank_2", "rank_21", "border", "border_moving", "n_regions", "n_raising", "n_ignored")
+RANGES: dict[str, tuple[float, float]] = (
+    dict.fromkeys(_CORRELATIONS, (-1.0, 1.0))
+    | dict.fromkeys(_SHARES, (0.0, 1.0))
+    | dict.fromkeys(_COUNTS, (0.0, np.inf))
+    | dict.fromkeys(("dimension_last", "dimension_obs"), (1.0, np.inf))
+)
+"""What a column can be at all: an interval reaches no further."""
+YES_OR_NO = ("most_flips_is_worst", "ablations_agree", "best_helps")
+
+
 @explain_misuse
 def answers(out: str | Path) -> pd.DataFrame:
     """The twenty answers of an atlas, over all policies of a question's group and by algorithm.
@@ -77,7 +97,8 @@ def answers(out: str | Path) -> pd.DataFrame:
     Returns:
         A row an answer: `question`, `asked`, `group` (D16: a2c, ppo, trpo, dqn on the four classic tasks, those at
         hand), `algorithm` (`all`, or one), `mean` with `low` and `high` (95 %, bootstrap over policies; none of fewer
-        than four), `n` policies, and `untrained`, the same mean of networks with fresh weights.
+        than four; within what the number can be), `n` policies, and `untrained`, the same mean of networks with fresh
+        weights; of the first question `pooled` too, over all units of the group together.
 
     Raises:
         ConfigError: There is no atlas in the folder.
@@ -138,11 +159,14 @@ def of_group(tables: Mapping[str, pd.DataFrame], table: str, group: str) -> pd.D
 def _mean(rows: pd.DataFrame, column: str) -> JsonObject:
     values = rows[column].dropna().to_numpy(dtype=float)
     told: JsonObject = {"mean": None, "low": None, "high": None, "n": len(values), "untrained": None}
+    if column == "silent" and len(values):  # a share of all units of the group, as it is asked
+        told["pooled"] = float((rows[column] * rows["n_units"]).sum() / rows["n_units"].sum())
     if len(values):
         told["mean"] = float(values.mean())
         if len(values) >= FEWEST:
-            found = bootstrap_mean(values[None])
-            told |= {"low": float(found.low[0]), "high": float(found.high[0])}
+            found = bootstrap_mean(values[None], shares="shares" if column in YES_OR_NO else None)
+            least, most = RANGES.get(column, (-np.inf, np.inf))
+            told |= {"low": max(least, float(found.low[0])), "high": min(most, float(found.high[0]))}
     twin = f"{column}_untrained"
     if twin in rows and rows[twin].notna().any():
         told["untrained"] = float(np.nanmean(rows[twin].to_numpy(dtype=float)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rlmech.arguments import explain_misuse
 from rlmech.atlas.agents import Agent
 from rlmech.atlas.sizes import Sizes
 from rlmech.core.cache import ActivationCache
@@ -93,13 +94,30 @@ class Inside:
         """Those of a policy."""
         layers = [name for name in acting_layers(policy) if policy.hook_dict[name].axes == ("batch", "neuron")]
         kinds = [str(policy.points[name].address.node.op) for name in layers]
-        units = [site for name in layers for site in policy.sites(name, over="neuron")]
+        units = hidden_units(policy)
         cache = policy.run_with_cache(raw, layers or "hook_obs")[1]
         return cls(layers=layers, kinds=kinds, units=units, cache=cache)
 
     def values(self, layer: int) -> Float[np.ndarray, "row unit"]:
         """What the units of a layer did."""
         return self.cache[self.layers[layer]].detach().double().numpy()
+
+
+@explain_misuse
+def hidden_units(policy: HookedPolicy) -> list[Site]:
+    """Every unit of the hidden layers that the scores are computed from, after its activation; a critic's are not.
+
+    Args:
+        policy: The policy.
+
+    Example:
+        >>> import torch, rlmech as rlm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> rlm.atlas.hidden_units(rlm.HookedPolicy(net, torch.rand(2, 4)))[:2]
+        [Site('1.hook_out', neuron=0), Site('1.hook_out', neuron=1)]
+    """
+    layers = [name for name in acting_layers(policy) if policy.hook_dict[name].axes == ("batch", "neuron")]
+    return [site for name in layers for site in policy.sites(name, over="neuron")]
 
 
 def unit_of(site: Site) -> int:

@@ -212,8 +212,10 @@ def write_tables(out: str | Path) -> dict[str, pd.DataFrame]:
     tables = {name: pd.DataFrame(rows) for name, rows in found.items()} | {"neurons": pd.DataFrame([*neurons.values()])}
     for name, table in tables.items():
         if len(table):
-            table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-            table.to_parquet(out / f"{name}.parquet", index=False)
+            with moved_into_place(out / f"{name}.csv") as partial:
+                table.to_csv(partial, index=False, float_format="%.6g")
+            with moved_into_place(out / f"{name}.parquet") as partial:
+                table.to_parquet(partial, index=False)
     return tables
 
 
