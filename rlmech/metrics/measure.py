@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import cloudpickle
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -113,10 +112,6 @@ class Metric:
     differentiable: bool = True
     reads: Reads = "scores"
 
-    def __reduce__(self) -> tuple[Callable[..., Metric], tuple[bytes]]:
-        """With the functions that it is made of, which pickle alone cannot take along."""
-        return _unpacked, (cloudpickle.dumps((self.name, self.unit, self.prepare, self.differentiable, self.reads)),)
-
     @classmethod
     def of(cls, function: MetricFunction, *, name: str | None = None, unit: str = "") -> Metric:
         """Make a metric of a plain function `fn(scores [batch action], context) -> [batch]`.
@@ -141,11 +136,6 @@ class Metric:
 
         label = name or getattr(function, "__name__", "metric")
         return cls(name=label, unit=unit, prepare=prepare, reads="both")  # the context gives it the value too
-
-
-def _unpacked(packed: bytes) -> Metric:
-    name, unit, prepare, differentiable, reads = cloudpickle.loads(packed)
-    return Metric(name=name, unit=unit, prepare=prepare, differentiable=differentiable, reads=reads)
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@
 from rlmech.probes.concepts import Concept, concept_direction, concept_sensitivity
 from rlmech.probes.erasure import erase_targets
 from rlmech.probes.fit import fit_probe
+from rlmech.probes.foresight import planning
 from rlmech.probes.probe import Probe, Probes
-from rlmech.probes.steps_ahead import planning
 from rlmech.probes.targets import Labels, entities, of_entity, within
 from rlmech.probes.use import is_used
 

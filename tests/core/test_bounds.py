@@ -252,3 +252,33 @@ def test_values_that_are_overwritten_in_part_or_as_a_whole_are_bounded():
     scores = net(moved.flatten(0, 1)).unflatten(0, (500, 3)).detach().numpy()
     assert (scores >= found.low.values).all()
     assert (scores <= found.high.values).all()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda v: (v > 0).to(v.dtype) + v,
+        lambda v: (v > 0).float() * v,
+        lambda v: v - (v > 0.1).double(),
+    ],
+)
+def test_truth_values_that_become_numbers_are_bounded(step):
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x):
+            return self.last(step(self.first(x)).to(self.last.weight.dtype))
+
+    net, obs = Steps(), torch.rand(3, 4) - 0.5
+    policy = HookedPolicy(net, obs)
+    moved = obs + 0.2 * (2 * torch.rand(500, 3, 4) - 1)
+    scores = net(moved.flatten(0, 1)).unflatten(0, (500, 3)).detach().numpy()
+    for method in ("linear", "interval"):
+        found = rlm.certify.score_bounds(policy, obs, box=0.2, method=method)
+        assert (scores >= found.low.values).all()
+        assert (scores <= found.high.values).all()

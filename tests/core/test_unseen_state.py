@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import types
 
 import numpy as np
@@ -314,13 +313,9 @@ def test_gradients_under_inference_mode_are_refused_in_words_and_scores_are_not(
         rlm.attribution.local_affine(rlm.HookedPolicy(made_there, OBS[:2]), OBS)
 
 
-def test_caches_are_copied_and_metrics_sent():
+def test_a_cache_that_gradients_go_through_is_copied():
     policy = rlm.HookedPolicy(nets.mlp(4, 8, 3), OBS[:2])
     scores, cache = policy.run_with_cache(OBS)
     assert scores.requires_grad
     again = copy.deepcopy(cache)
     assert all(torch.equal(again[name], cache[name]) for name in cache)
-    for metric in (rlm.metrics.action_gap(), rlm.metrics.policy_kl(2.0), rlm.metrics.action_score(1)):
-        sent = pickle.loads(pickle.dumps(metric))
-        found, expected = (rlm.ablation_sweep(policy, OBS, metric=one) for one in (sent, metric))
-        assert found.identical(expected)

@@ -43,7 +43,7 @@ def apply(node: Node, args: Sequence[Operand], kwargs: Settings, *, n_rows: int)
     if node.op in _SIZED and node.shape is not None:  # the sizes known, for the arguments hold no batch size
         return args[0].reshape([-size * n_rows if size < 0 else size for size in node.sizes])
     if node.op in _CONVERSIONS and node.dtype is not None and node.dtype.is_floating_point:
-        return double(args[0] if torch.is_tensor(args[0]) else torch.as_tensor(args[0]))
+        return torch.as_tensor(args[0]).double()  # truth values and whole numbers too
     function: Operand = node.call
     return double(function(*args, **kwargs))
 

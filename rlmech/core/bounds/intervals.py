@@ -271,7 +271,12 @@ def _of_masks(node: Node, known: Known) -> Interval:
     if node.op in ("logical_not", "bitwise_not"):
         mask = known.intervals[node.args[0]]
         return Interval(~mask.high, ~mask.low)
-    if node.op in _LOGICAL or record.keeps_elements or record.moves == "join" or node.op in ("to", "_to_copy"):
+    if (
+        node.op in _LOGICAL
+        or record.keeps_elements
+        or record.moves == "join"
+        or node.op in ("to", "_to_copy", "type_as")
+    ):
         return _at_ends(node, known)
     raise unbounded(node)
 

@@ -364,11 +364,11 @@ class Region:
         }
         with torch.enable_grad():
             value = call(node, known.centre | leaves, n_rows=known.n_rows)
-        if not leaves:
+        weighted = [(value[key], own) for key, own in weight.items()] if isinstance(weight, dict) else [(value, weight)]
+        weighted = [(end, own) for end, own in weighted if end.requires_grad]
+        if not leaves or not weighted:
             return
-        parts = isinstance(weight, dict)
-        ends = [value[key] for key in weight] if parts else [value]
-        weights = list(weight.values()) if parts else [weight]
+        ends, weights = [end for end, _ in weighted], [own for _, own in weighted]
         # not `materialize_grads`: its zeros have no axis for the bounds
         found = torch.autograd.grad(ends, list(leaves.values()), weights, is_grads_batched=True, allow_unused=True)
         for read, slope in zip(leaves, cast("tuple[Tensor | None, ...]", found), strict=True):
