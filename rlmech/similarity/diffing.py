@@ -79,6 +79,7 @@ def joint_dictionary(
 
     Example:
         >>> import torch, rlmech as rlm
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> policy = rlm.HookedPolicy(net, torch.rand(2, 4))
         >>> found = rlm.similarity.joint_dictionary(
