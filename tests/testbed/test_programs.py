@@ -91,7 +91,7 @@ def test_pairs_have_different_answers():
 def test_the_heads_of_a_program_are_found_and_the_idle_one_with_them():
     assert {path: block.n_heads for path, block in opened("sort").policy.attention.items()} == {
         "blocks.0.attention": 3,
-        "blocks.1.attention": 1,
+        "blocks.2.attention": 1,
     }
 
 
