@@ -100,7 +100,7 @@ def draw(
     axis["colorbar"] |= {"lenmode": "pixels", "len": max(min(inner, 260), 100), "y": 1.0, "yanchor": "top"}
     figure.update_layout(
         template=TEMPLATE,
-        title_text=title,
+        title={"text": title, "yref": "container", "y": 1.0, "yanchor": "top", "pad": {"t": 12}},  # above the legend
         height=max(inner, 100) + top + bottom,
         margin={"t": top, "b": bottom, "l": 70, "r": 20},
         coloraxis=axis,
