@@ -64,13 +64,13 @@ def case(request):
 
 
 def jobs_on(policy, name, generator):
-    """Whole points, positions along each axis and along pairs of axes, a few of each at random."""
+    """Whole points, two positions along each axis and one along each pair of axes, at random."""
     point = policy.hook_dict[name]
     axes = point.axes[1:]
     jobs = [(rlm.Site(name),)]
     for over in [(axis,) for axis in axes] + list(itertools.combinations(axes, 2)):
         sites = policy.sites(name, over=over)
-        chosen = generator.permutation(len(sites))[:2]
+        chosen = generator.permutation(len(sites))[: 3 - len(over)]
         jobs += [(sites[i],) for i in chosen]
     if axes and point.size(axes[-1]) > 2:
         jobs.append((rlm.Site(name, **{axes[-1]: (0, 2)}),))
