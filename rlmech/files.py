@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rlmech.errors import ConfigError, MissingFileError
 from rlmech.untyped import JsonObject
 
 SEAL = "sha256"
@@ -30,6 +31,38 @@ _DEEPEST = 100  # of nested JSON; files of ours stay under 20, and Python gives 
 
 class DamagedError(Exception):
     """A file that is not as it was written; whoever reads it says so in words of its own."""
+
+
+@contextmanager
+def reading(path: Path, *, what: str, writer: str, expected: str) -> Generator[None]:
+    """Say in words what is wrong with a file that is read inside the block.
+
+    Args:
+        path: The file.
+        what: What it should hold, e.g. `circuit`.
+        writer: What writes such files, e.g. `Circuit.save`.
+        expected: What it should be.
+
+    Raises:
+        MissingFileError: There is no such file.
+        ConfigError: It is damaged, or holds something else.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"There is no {what} at {path}.",
+            given=str(path),
+            expected=f"a file that {writer} wrote",
+            fix=f"look at the path, or save one: {what}.save(path)",
+        ) from error
+    except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no {what}.",
+            given=str(error)[:200],
+            expected=expected,
+            fix=f"give a file that {writer} wrote",
+        ) from error
 
 
 @contextmanager

@@ -49,12 +49,12 @@ def certify(
     import numpy as np
 
     import rlmech as rlm
+    from rlmech.core.many_rows import rows_of
 
     opened = open_policy(policy, config=config, extractor=extractor, vecnormalize=vecnormalize, env_config=env_config)
     chosen = select_steps(rlm.Recording.load(recording), when, spec=opened.spec)
     rows = np.unique(np.linspace(0, len(chosen.steps) - 1, states).astype(int))
-    seen = chosen.observations
-    observations = {key: value[rows] for key, value in seen.items()} if isinstance(seen, dict) else seen[rows]
+    observations = rows_of(chosen.observations, rows)
     move = _move(features, entities, norm)
     with status("bounding", enabled=not as_json):
         result = rlm.certify.certified_radius(

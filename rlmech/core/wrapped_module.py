@@ -128,10 +128,8 @@ class WrappedModule:
     def follow(self) -> bool:
         """Let formats and graphs follow the weights into another precision or onto another device; whether they did."""
         old, new = self._precision, self._precision_now()
-        if (
-            old is None or new is None or old == new
-        ):  # a weight that was taken away is told where the module is compared
-            return False
+        if old is None or new is None or old == new:
+            return False  # a weight that was taken away is told where the module is compared
         self._precision = new
         if new[0] != old[0]:
             self._form.retype(new[0])

@@ -23,8 +23,8 @@ from rlmech.edges.circuit_evaluation import evaluate_edges
 from rlmech.edges.components import ComponentGraph, Edge, component_graph
 from rlmech.edges.edge_runs import EdgeRuns
 from rlmech.edges.references import ABLATIONS, CONSISTENT, CircuitAblation, reference_values
-from rlmech.errors import ConfigError, MissingFileError
-from rlmech.files import DamagedError, read_sealed_json, write_sealed_json
+from rlmech.errors import ConfigError
+from rlmech.files import read_sealed_json, reading, write_sealed_json
 from rlmech.metrics.measure import Metric, MetricFunction
 from rlmech.patching.results import bind_pairs, sweep_attrs, unknown_choice
 from rlmech.results import storable
@@ -226,7 +226,12 @@ class Circuit:
             ConfigError: It is no circuit, or damaged.
         """
         path = Path(path)
-        try:
+        with reading(
+            path,
+            what="circuit",
+            writer="Circuit.save",
+            expected=f"JSON of the format {FORMAT!r}, bit for bit as it was written",
+        ):
             content = read_sealed_json(path)
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}")
@@ -237,20 +242,6 @@ class Circuit:
             dataset = xr.Dataset.from_dict(content["dataset"])
             candidates = tuple((int(a), int(b)) for a, b in content["candidates"])
             kept = tuple(int(number) for number in content["kept"])
-        except FileNotFoundError as error:
-            raise MissingFileError(
-                f"There is no circuit at {path}.",
-                given=str(path),
-                expected="a file that Circuit.save wrote",
-                fix="look at the path, or save one: circuit.save(path)",
-            ) from error
-        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} is no circuit.",
-                given=str(error)[:200],
-                expected=f"JSON of the format {FORMAT!r}, bit for bit as it was written",
-                fix="give a file that Circuit.save wrote",
-            ) from error
         return cls(units=units, candidates=candidates, kept=kept, dataset=dataset)
 
 

@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 def along_episodes(
     recording: Recording, baseline: Recording, seeds: list[int], policy: HookedPolicy | None
 ) -> pd.DataFrame:
-    """What happened along each seed's episode, beside the baseline's."""
-    theirs, ours, steps = _actions(baseline), _actions(recording), recording.steps
+    """A row a seed: where edits were at work, how often the policy agrees, when another action came first.
+
+    Args:
+        recording: The condition's episodes.
+        baseline: The baseline's.
+        seeds: Whose rows are wanted, in order.
+        policy: The baseline's, asked in the condition's states; None where the condition's own, unedited, is it.
+    """
+    in_baseline, actions_of, steps = _actions(baseline), _actions(recording), recording.steps
     agrees = ~steps["action_changed"] if policy is None else _agrees(recording, policy)
     crashed = steps["crashed"] if "crashed" in steps else np.zeros(len(steps), bool)
     columns = [np.asarray(column).astype(bool) for column in (steps["edited"], agrees, crashed)]
-    ends = np.cumsum([len(actions) for actions in ours.values()])[:-1]
+    ends = np.cumsum([len(actions) for actions in actions_of.values()])[:-1]
     rows: dict[int, dict[str, float]] = {}
-    for seed, *own in zip(ours, *(np.split(column, ends) for column in columns), strict=True):
+    for seed, *own in zip(actions_of, *(np.split(column, ends) for column in columns), strict=True):
         edited, agreeing, crash = own
         onset = _first(edited)
-        divergence = _first_difference(ours[seed], theirs[seed]) if seed in theirs else np.nan
+        divergence = _first_difference(actions_of[seed], in_baseline[seed]) if seed in in_baseline else np.nan
         ended = _first(crash) - onset
         rows[seed] = {
             "edited": edited.mean(),
@@ -54,9 +61,9 @@ def _actions(recording: Recording) -> dict[int, Shaped[np.ndarray, "step ..."]]:
     return dict(zip(order, np.split(actions, starts[1:]), strict=True))
 
 
-def _first_difference(ours: Shaped[np.ndarray, "ours ..."], theirs: Shaped[np.ndarray, "theirs ..."]) -> float:
-    n = min(len(ours), len(theirs))
-    differ = np.flatnonzero((ours[:n] != theirs[:n]).reshape(n, -1).any(1))
+def _first_difference(one: Shaped[np.ndarray, "one ..."], other: Shaped[np.ndarray, "other ..."]) -> float:
+    n = min(len(one), len(other))
+    differ = np.flatnonzero((one[:n] != other[:n]).reshape(n, -1).any(1))
     return float(differ[0]) if len(differ) else np.nan
 
 

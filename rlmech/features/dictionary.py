@@ -26,9 +26,9 @@ from rlmech.core.many_rows import values_at
 from rlmech.core.observation import Observation
 from rlmech.core.policy import HookedPolicy
 from rlmech.core.site import Site
-from rlmech.errors import ConfigError, MissingFileError, SiteError
+from rlmech.errors import ConfigError, SiteError
 from rlmech.features.layout import VectorLayout
-from rlmech.files import DamagedError, read_sealed, write_sealed
+from rlmech.files import read_sealed, reading, write_sealed
 from rlmech.untyped import JsonObject
 
 LearnedKind = Literal["topk", "batch_topk", "jump_relu"]
@@ -182,7 +182,12 @@ class Dictionary:
             ConfigError: It is no dictionary, or damaged.
         """
         path = Path(path)
-        try:
+        with reading(
+            path,
+            what="dictionary",
+            writer="Dictionary.save",
+            expected=f"a file of the format {FORMAT!r}, bit for bit as it was written",
+        ):
             tensors, said = read_sealed(path)
             if said["format"] != FORMAT or not set(tensors) <= set(_PARTS):
                 raise ValueError(f"format {said['format']!r}")
@@ -190,20 +195,6 @@ class Dictionary:
             layout, into = (part and VectorLayout.from_description(part) for part in (given["layout"], given["into"]))
             rest: JsonObject = {name: given[name] for name in ("kind", "k", "n_fitted", "seed")} | tensors
             return cls(layout=layout, into=into, **rest)
-        except FileNotFoundError as error:
-            raise MissingFileError(
-                f"There is no dictionary at {path}.",
-                given=str(path),
-                expected="a file that Dictionary.save wrote",
-                fix="look at the path, or save one: dictionary.save(path)",
-            ) from error
-        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} is no dictionary.",
-                given=str(error)[:200],
-                expected=f"a file of the format {FORMAT!r}, bit for bit as it was written",
-                fix="give a file that Dictionary.save wrote",
-            ) from error
 
     def _parts(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in _PARTS}
